@@ -1,0 +1,1 @@
+"""Aligning a causal language model: configuration, data, loop, checkpoint."""

@@ -1,0 +1,150 @@
+"""One function per kind of argument check: builds the message, raises; imports only torch.
+
+Every message reads: function: argument must be what was expected, got what came; the way out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def values_may_be_read(tensor: Tensor) -> bool:
+    """Reading a CUDA tensor's values stalls the host, so it is done only when asked for."""
+    if torch.compiler.is_compiling():
+        return False
+    return tensor.device.type == "cpu" or os.environ.get("CROSSALIGN_CHECK") == "1"
+
+
+def check_tensor(function: str, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_dims(function: str, name: str, tensor: Tensor, expected: str) -> None:
+    """expected: the shape in words, such as "(N, D)"; its commas tell the number of dimensions."""
+    dims = len([part for part in expected.strip("()").split(",") if part.strip()])
+    if tensor.dim() != dims:
+        raise ValueError(
+            f"{function}: {name} must have shape {expected}, got {tuple(tensor.shape)} "
+            f"({tensor.dim()} dimensions)"
+        )
+
+
+def check_size(function: str, name: str, tensor: Tensor, dim: int, expected: int, why: str) -> None:
+    if tensor.shape[dim] != expected:
+        raise ValueError(
+            f"{function}: {name} must have size {expected} in dimension {dim} ({why}), "
+            f"got shape {tuple(tensor.shape)}"
+        )
+
+
+def check_floating(function: str, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOATING_DTYPES:
+        raise ValueError(
+            f"{function}: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}"
+        )
+
+
+def check_integer(function: str, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{function}: {name} must hold integers, got {tensor.dtype}")
+
+
+def check_same_dtype(function: str, name: str, tensor: Tensor, other: str, like: Tensor) -> None:
+    if tensor.dtype != like.dtype:
+        raise ValueError(
+            f"{function}: {name} must have the dtype of {other} ({like.dtype}), got {tensor.dtype}"
+        )
+
+
+def check_same_device(function: str, name: str, tensor: Tensor, other: str, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(
+            f"{function}: {name} must be on the device of {other} ({like.device}), "
+            f"got {tensor.device}"
+        )
+
+
+def check_option(function: str, name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        options = ", ".join(repr(option) for option in allowed)
+        raise ValueError(f"{function}: {name} must be one of {options}, got {value!r}")
+
+
+def check_positive_finite(function: str, name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{function}: {name} must be a finite number above 0, got {value}")
+
+
+def check_weights(function: str, name: str, weights: Tensor) -> None:
+    """Weights must be finite and not negative; read only where that does not stall the host."""
+    if not values_may_be_read(weights) or not weights.is_floating_point():
+        if values_may_be_read(weights) and weights.numel() and bool((weights < 0).any()):
+            raise ValueError(f"{function}: {name} must not be negative, got {weights.min().item()}")
+        return
+    bad = ~(torch.isfinite(weights) & (weights >= 0))
+    if bool(bad.any()):
+        raise ValueError(
+            f"{function}: {name} must be finite and not negative, "
+            f"got {weights[bad].flatten()[0].item()}"
+        )
+
+
+def check_in_range(function: str, name: str, index: Tensor, size: int, what: str) -> None:
+    """Indices in [0, size); read only where that does not stall the host."""
+    if not values_may_be_read(index) or index.numel() == 0:
+        return
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"{function}: {name} must index {what} (0 to {size - 1}), got values from {low} to "
+            f"{high}"
+        )
+
+
+def choose_backend(function: str, backend: str, tensor: Tensor) -> str:
+    """ "auto" -> "triton" on CUDA (but for float64), else "torch"; a named backend must fit.
+
+    Raises:
+        ValueError: backend is unknown, or is "triton" where Triton cannot run this tensor.
+    """
+    check_option(function, "backend", backend, ("auto", "triton", "torch"))
+    if backend == "torch":
+        return "torch"
+    reason = _why_triton_cannot_run(tensor)
+    if backend == "triton" and reason:
+        raise ValueError(f'{function}: backend="triton" cannot run here: {reason}')
+    if backend == "triton":
+        return "triton"
+    on_gpu = tensor.device.type == "cuda" and tensor.dtype != torch.float64
+    return "triton" if on_gpu and not reason else "torch"
+
+
+def _why_triton_cannot_run(tensor: Tensor) -> str:
+    import importlib.util
+
+    if importlib.util.find_spec("triton") is None:
+        return (
+            'the triton package is not installed; use backend="torch" or install crossalign[triton]'
+        )
+    if tensor.device.type == "cuda":
+        return ""
+    if tensor.device.type != "cpu":
+        return f'device {tensor.device} is not supported; use backend="torch"'
+    from crossalign.kernels.launch import INTERPRETED
+
+    if INTERPRETED:
+        return ""
+    return (
+        'the tensors are on the CPU; use backend="torch", or set TRITON_INTERPRET=1 before the '
+        "first call to run the kernels in Triton's interpreter (slow, for tests)"
+    )

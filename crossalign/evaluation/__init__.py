@@ -1,0 +1,1 @@
+"""Measuring whether languages came together."""

@@ -1,0 +1,44 @@
+"""What every kernel launch needs: interpreter flag, device guard, accumulator dtype, dot operands."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Triton decides at decoration time whether a kernel is interpreted, so this is fixed on import of
+# the kernels, like the kernels themselves.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def dot_operand(tile):
+    """An operand of tl.dot: unchanged on a GPU, float32 for 16-bit tiles under the interpreter.
+
+    The interpreter multiplies the raw bit patterns of bfloat16 (triton-lang/triton#11584).
+    """
+    if _INTERPRETED and tile.dtype.primitive_bitwidth == 16:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+def accumulator_dtype(dtype: torch.dtype) -> tl.dtype:
+    """float64 accumulates in float64, everything else in float32."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def device_guard(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Makes the tensor's GPU the current one, so that a launch on a second GPU lands there."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def compute_capability(tensor: Tensor) -> int:
+    """10 * major + minor of the tensor's GPU; 0 on the CPU (interpreter)."""
+    if not tensor.is_cuda:
+        return 0
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
