@@ -1,3 +1,3 @@
-"""crossalign: fused contrastive kernels and a training loop that align a language model's languages."""
+"""crossalign: fused contrastive kernels and a training loop that align a model's languages."""
 
 __version__ = "0.1.0"

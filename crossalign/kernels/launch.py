@@ -1,8 +1,9 @@
-"""What every kernel launch needs: interpreter flag, device guard, accumulator dtype, dot operands."""
+"""What every kernel launch needs: interpreter flag, device guard, accumulator, dot operands."""
 
 from __future__ import annotations
 
 import contextlib
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -42,3 +43,17 @@ def compute_capability(tensor: Tensor) -> int:
         return 0
     major, minor = torch.cuda.get_device_capability(tensor.device)
     return 10 * major + minor
+
+
+class CompileCase(NamedTuple):
+    """One shipped kernel configuration, so that it can be compiled where no GPU is.
+
+    signature maps every kernel parameter to a Triton type ("*bf16", "i64", "fp32", "constexpr").
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constexprs: dict[str, object]
+    num_warps: int
+    num_stages: int
