@@ -1,0 +1,129 @@
+"""Text files: a bad one is named with its line and the reason; a written one is whole."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+class DataError(ValueError):
+    """A data file that cannot be used: the message names the file, the line and the reason."""
+
+
+def read_lines(path: Path) -> list[str]:
+    r"""The lines of a UTF-8 file, unpacked if its name ends in .gz.
+
+    Lines end at "\n" alone, so that U+2028 and its kin stay inside a sentence; one "\r" before the
+    "\n" and a byte order mark at the start are dropped.
+
+    Raises:
+        DataError: the file is missing, empty, cut off or not UTF-8.
+    """
+    content = _read_bytes(path)
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not valid UTF-8 ({error.reason})") from None
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        raise DataError(f"{path}: the file is empty")
+    return [line.removesuffix("\r") for line in lines]
+
+
+def read_json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) for each line of a JSON-lines file.
+
+    Raises:
+        DataError: as read_lines, and for a line that is not a JSON object.
+    """
+    for number, line in enumerate(read_lines(path), start=1):
+        value = _parse_json(line, f"{path}:{number}")
+        if not isinstance(value, dict):
+            raise DataError(f"{path}:{number}: not a JSON object but {type(value).__name__}")
+        yield number, value
+
+
+def read_json_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(position from 1, object) for each element of a file that is one JSON list of objects."""
+    values = _parse_json("\n".join(read_lines(path)), str(path))
+    if not isinstance(values, list):
+        raise DataError(f"{path}: not a JSON list but {type(values).__name__}")
+    for position, value in enumerate(values, start=1):
+        if not isinstance(value, dict):
+            raise DataError(f"{path}: element {position} is not a JSON object")
+        yield position, value
+
+
+def text_field(record: dict[str, Any], key: str, where: str) -> str:
+    """record[key], which must be text with at least one visible character."""
+    if key not in record:
+        raise DataError(f'{where}: the key "{key}" is missing')
+    return checked_text(record[key], f'"{key}"', where)
+
+
+def checked_text(value: Any, name: str, where: str) -> str:
+    """value, if it is text that a UTF-8 file can hold and not only white space."""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {name} must be text, got {type(value).__name__}")
+    if not value.strip():
+        raise DataError(f"{where}: {name} is empty")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{where}: {name} holds half of a surrogate pair")
+    return value
+
+
+def write_json_lines(path: Path, records: Iterable[Any]) -> None:
+    """One JSON object a line; the file appears whole or not at all."""
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_whole(path, "".join(lines))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes beside path and renames, so that no reader and no failure sees half a file."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """mkstemp makes private files; the finished file gets the mode that open() would give it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if path.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a whole gzip file: {error}") from None
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON: {error.msg} (column {error.colno})") from None
+    except RecursionError:
+        raise DataError(f"{where}: not usable JSON: nested too deeply") from None
