@@ -1,0 +1,227 @@
+"""fused_contrastive_loss(), ContrastiveLoss and ContrastiveStats: docstring, checks, the loss."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossalign.argument_checks import choose_backend, values_may_be_read
+from crossalign.contrastive_arguments import check_arguments, check_options
+from crossalign.contrastive_ops import contrastive_sums
+from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive_terms import (
+    constant_shift,
+    contrastive_stats,
+    pair_terms,
+    reduce_terms,
+    scale_tensor,
+)
+
+
+def fused_contrastive_loss(
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.05,
+    symmetric: bool = False,
+    normalize: bool = True,
+    ids: Tensor | None = None,
+    negative_ids: Tensor | None = None,
+    same_id: str = "mask",
+    negative_owner: Tensor | None = None,
+    hard_negative_weight: float = 0.0,
+    share_negatives: bool = True,
+    weights: Tensor | None = None,
+    reduction: str = "mean",
+    group: Any = None,
+    gather: str = "auto",
+    backend: str = "auto",
+    return_stats: bool = False,
+) -> Any:
+    """InfoNCE over in-batch and extra negatives, without ever holding the N x M logits.
+
+    With s = 1 / temperature, x^ = x / max(||x||, 1e-12) if normalize else x, K = [key; negatives]
+    (M = N + H rows): z[i, j] = s <q^_i, K^_j> + b[i, j]; row term r_i = logsumexp_j z[i, j] - mean
+    of z[i, j] over i's positives; column term c_i likewise over the queries of key i; l_i = r_i, or
+    (r_i + c_i) / 2 when symmetric.
+
+    Args:
+        query: (N, D) float32, bfloat16, float16, or float64 (torch backend); CPU or CUDA.
+        key: (N, D), dtype and device of query; key[i] is the positive of query[i].
+        negatives: (H, D) further keys, negatives of every query.
+        temperature: > 0, dimensionless; a 0-d tensor gets a gradient.
+        symmetric: the mean of query -> key and key -> query, from one pass over the logits.
+        normalize: cosine similarity if True, plain dot product if False.
+        ids: (N,) integers; pairs of equal id mean the same thing.
+        negative_ids: (H,) integers, likewise for the negatives.
+        same_id: "mask": a key of equal id is no negative; "positive": it is a further positive.
+        negative_owner: (H,) integers; the query whose own hard negative each row is.
+        hard_negative_weight: added to the logit of a query's own hard negatives.
+        share_negatives: False: a hard negative counts for its owner only.
+        weights: (N,) non-negative weights w of the pairs.
+        reduction: "mean": sum w l / sum w; "sum": sum w l; "none": (N,) w l.
+        group: torch.distributed process group over whose ranks the batch is spread; None: this
+            process alone.
+        gather: with a group, how the keys meet: "auto", "all_gather" or "ring".
+        backend: "auto": Triton on CUDA, PyTorch elsewhere and for float64; "triton"; "torch".
+        return_stats: also return ContrastiveStats of the batch, computed in the same pass.
+
+    Returns:
+        The loss, float32 (float64 for float64 inputs), () or (N,); with return_stats also the
+        stats. Gradients flow to query, key, negatives and a tensor temperature, in their dtypes.
+
+    Raises:
+        TypeError: an argument is not a tensor, or ids or owners are not integers.
+        ValueError: shapes, dtypes, devices, values or options do not fit; the message names them.
+            Values of CUDA tensors are read only when CROSSALIGN_CHECK=1, since that stalls.
+
+    Cost: 2 N M D forward, 6 N M D backward multiply-adds; extra memory O((N + M) D) plus a bounded
+    workspace. Deterministic: same inputs and device, same bits. Differentiating twice raises.
+    Source: Oord et al. 2018 (InfoNCE); reference.contrastive_loss is the specification.
+    """
+    check_options(reduction, same_id, gather, backend)
+    check_arguments(
+        query,
+        key,
+        negatives,
+        temperature=temperature,
+        ids=ids,
+        negative_ids=negative_ids,
+        negative_owner=negative_owner,
+        hard_negative_weight=hard_negative_weight,
+        share_negatives=share_negatives,
+        weights=weights,
+        allow_empty=group is not None,
+    )
+    use_triton = choose_backend("fused_contrastive_loss", backend, query) == "triton"
+    columns = key if negatives is None else torch.cat([key, negatives])
+    column_ids = ids
+    if ids is not None and negative_ids is not None:
+        column_ids = torch.cat([ids.long(), negative_ids.long()])
+    problem = ContrastiveProblem(
+        scale=scale_tensor(temperature, query),
+        query_ids=None if ids is None else ids.long(),
+        column_ids=None if column_ids is None else column_ids.long(),
+        negative_owner=None if negative_owner is None else negative_owner.long(),
+        num_keys=key.shape[0],
+        label_offset=0,
+        hard_negative_weight=float(hard_negative_weight),
+        share_negatives=bool(share_negatives),
+        multi_positive=same_id == "positive" and ids is not None,
+        symmetric=bool(symmetric),
+        normalize=bool(normalize),
+        shift=constant_shift(temperature, hard_negative_weight, normalize),
+    )
+    sums = contrastive_sums(query, columns, problem, with_stats=return_stats, use_triton=use_triton)
+    _warn_without_negatives(sums, columns.shape[0])
+    loss = reduce_terms(pair_terms(sums, symmetric), weights, reduction)
+    if return_stats:
+        return loss, contrastive_stats(sums, problem.scale)
+    return loss
+
+
+def _warn_without_negatives(sums: ContrastiveSums, num_columns: int) -> None:
+    rest = sums.row_rest
+    if num_columns == 1 or (values_may_be_read(rest) and bool((rest == -math.inf).all())):
+        warnings.warn(
+            "fused_contrastive_loss: no query has a negative, so the loss is constantly zero; use "
+            "a larger batch, pass negatives, or check ids and share_negatives",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+class ContrastiveLoss(nn.Module):
+    """fused_contrastive_loss as a module; with learn_temperature it owns its logit scale.
+
+    Args:
+        temperature: > 0, dimensionless; the start value when it is learned.
+        learn_temperature: own the parameter `logit_scale` = log(1 / temperature), used as
+            exp(min(logit_scale, log(max_logit_scale))).
+        max_logit_scale: upper bound of 1 / temperature when learned.
+        options: the keyword options of fused_contrastive_loss that are no tensors.
+
+    Raises:
+        TypeError: an option is not one of fused_contrastive_loss.
+        ValueError: as fused_contrastive_loss; max_logit_scale not above 0.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.05,
+        *,
+        learn_temperature: bool = False,
+        max_logit_scale: float = 100.0,
+        symmetric: bool = False,
+        normalize: bool = True,
+        same_id: str = "mask",
+        hard_negative_weight: float = 0.0,
+        share_negatives: bool = True,
+        reduction: str = "mean",
+        group: Any = None,
+        gather: str = "auto",
+        backend: str = "auto",
+        return_stats: bool = False,
+    ) -> None:
+        super().__init__()
+        check_options(reduction, same_id, gather, backend, function="ContrastiveLoss")
+        for name, value in (("temperature", temperature), ("max_logit_scale", max_logit_scale)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(
+                    f"ContrastiveLoss: {name} must be a finite number above 0, got {value}"
+                )
+        self.temperature = float(temperature)
+        self.max_logit_scale = float(max_logit_scale)
+        self.logit_scale: nn.Parameter | None = None
+        if learn_temperature:
+            self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.options = {
+            "symmetric": symmetric,
+            "normalize": normalize,
+            "same_id": same_id,
+            "hard_negative_weight": hard_negative_weight,
+            "share_negatives": share_negatives,
+            "reduction": reduction,
+            "group": group,
+            "gather": gather,
+            "backend": backend,
+            "return_stats": return_stats,
+        }
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        negatives: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        negative_ids: Tensor | None = None,
+        negative_owner: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Any:
+        """The loss (and stats) of one batch; arguments as in fused_contrastive_loss."""
+        temperature: float | Tensor = self.temperature
+        if self.logit_scale is not None:
+            temperature = (-self.logit_scale.clamp(max=math.log(self.max_logit_scale))).exp()
+        return fused_contrastive_loss(
+            query,
+            key,
+            negatives,
+            temperature=temperature,
+            ids=ids,
+            negative_ids=negative_ids,
+            negative_owner=negative_owner,
+            weights=weights,
+            **self.options,
+        )
+
+    def extra_repr(self) -> str:
+        return ", ".join(
+            [f"temperature={self.temperature}", f"learn_temperature={self.logit_scale is not None}"]
+            + [f"{name}={value!r}" for name, value in self.options.items()]
+        )

@@ -1,0 +1,163 @@
+"""The registered contrastive ops: forward sums and their backward, fakes, autograd.
+
+`crossalign::contrastive_fwd` maps embeddings to a few numbers per row and column (see
+contrastive_problem); the loss on top of them is ordinary autograd on vectors, so any weighting,
+reduction or combination across devices differentiates by itself. `crossalign::contrastive_bwd` is
+an op too: differentiating it again raises.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossalign import torch_backend
+from crossalign.contrastive_problem import (
+    ContrastiveGrads,
+    ContrastiveProblem,
+    ContrastiveSums,
+    accumulator,
+)
+
+_PROBLEM_SCHEMA = (
+    "Tensor scale, Tensor? query_ids, Tensor? column_ids, Tensor? negative_owner, "
+    "SymInt num_keys, SymInt label_offset, float hard_negative_weight, bool share_negatives, "
+    "bool multi_positive, bool symmetric, bool normalize, float? shift"
+)
+_SUMS_SCHEMA = ", ".join(f"Tensor {name}" for name in ContrastiveSums._fields)
+_GRADS_SCHEMA = ", ".join(f"Tensor grad_{name}" for name in ContrastiveGrads._fields)
+
+torch.library.define(
+    "crossalign::contrastive_fwd",
+    f"(Tensor query, Tensor columns, {_PROBLEM_SCHEMA}, Tensor? known_own, bool with_stats, "
+    f"bool use_triton) -> ({', '.join(['Tensor'] * len(ContrastiveSums._fields))})",
+)
+torch.library.define(
+    "crossalign::contrastive_bwd",
+    f"(Tensor query, Tensor columns, {_PROBLEM_SCHEMA}, {_SUMS_SCHEMA}, {_GRADS_SCHEMA}, "
+    "bool need_scale_grad, bool use_triton) -> (Tensor, Tensor, Tensor)",
+)
+_NUM_PROBLEM = len(ContrastiveProblem._fields)
+_NUM_SUMS = len(ContrastiveSums._fields)
+
+
+def contrastive_sums(
+    query: Tensor,
+    columns: Tensor,
+    problem: ContrastiveProblem,
+    *,
+    known_own: Tensor | None = None,
+    with_stats: bool = False,
+    use_triton: bool = False,
+) -> ContrastiveSums:
+    """Differentiable in query, columns and problem.scale; inputs are taken as checked."""
+    outputs = torch.ops.crossalign.contrastive_fwd(
+        query, columns, *problem, known_own, with_stats, use_triton
+    )
+    return ContrastiveSums(*outputs)
+
+
+@torch.library.impl("crossalign::contrastive_fwd", "CompositeExplicitAutograd")
+def _contrastive_fwd(query: Tensor, columns: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
+    known_own, with_stats, use_triton = arguments[_NUM_PROBLEM:]
+    # Autocast reaches into composite ops and would turn float32 products into bfloat16 ones.
+    with torch.autocast(query.device.type, enabled=False):
+        if use_triton:
+            from crossalign.kernels.contrastive_forward import contrastive_fwd
+
+            return contrastive_fwd(query, columns, problem, known_own, with_stats)
+        return torch_backend.contrastive_fwd(query, columns, problem, known_own, with_stats)
+
+
+@torch.library.impl("crossalign::contrastive_bwd", "CompositeExplicitAutograd")
+def _contrastive_bwd(
+    query: Tensor, columns: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
+    sums = ContrastiveSums(*arguments[_NUM_PROBLEM : _NUM_PROBLEM + _NUM_SUMS])
+    grads = ContrastiveGrads(*arguments[_NUM_PROBLEM + _NUM_SUMS : -2])
+    need_scale_grad, use_triton = arguments[-2:]
+    with torch.autocast(query.device.type, enabled=False):
+        if use_triton:
+            from crossalign.kernels.contrastive_backward import contrastive_bwd
+
+            return contrastive_bwd(query, columns, problem, sums, grads, need_scale_grad)
+        return torch_backend.contrastive_bwd(query, columns, problem, sums, grads)
+
+
+def _contrastive_fwd_fake(query: Tensor, columns: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
+    with_stats = arguments[_NUM_PROBLEM + 1]
+    num_queries, num_keys, num_columns = query.shape[0], problem.num_keys, columns.shape[0]
+    symmetric, multi = problem.symmetric, problem.multi_positive
+
+    def empty(size: Any, dtype: torch.dtype | None = None) -> Tensor:
+        return query.new_empty(size, dtype=dtype or accumulator(query.dtype))
+
+    return ContrastiveSums(
+        own=empty(num_queries),
+        row_rest=empty(num_queries),
+        column_rest=empty(num_keys if symmetric else 0),
+        row_positive_sum=empty(num_queries if multi else 0),
+        row_positive_count=empty(num_queries if multi else 0),
+        column_positive_sum=empty(num_keys if multi and symmetric else 0),
+        column_positive_count=empty(num_keys if multi and symmetric else 0),
+        num_above=empty(num_queries if with_stats else 0, torch.int32),
+        num_tied=empty(num_queries if with_stats else 0, torch.int32),
+        query_inverse_norm=empty(num_queries if problem.normalize else 0),
+        column_inverse_norm=empty(num_columns if problem.normalize else 0),
+    )
+
+
+def _contrastive_bwd_fake(
+    query: Tensor, columns: Tensor, scale: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(columns), torch.empty_like(scale)
+
+
+torch.library.register_fake("crossalign::contrastive_fwd", _contrastive_fwd_fake)
+torch.library.register_fake("crossalign::contrastive_bwd", _contrastive_bwd_fake)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    query, columns, *arguments = inputs
+    problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
+    sums = ContrastiveSums(*output)
+    ctx.options = problem._replace(scale=None, query_ids=None, column_ids=None, negative_owner=None)  # type: ignore[arg-type]
+    ctx.use_triton = arguments[-1]
+    ctx.save_for_backward(query, columns, *problem[:4], *output)
+    ctx.mark_non_differentiable(
+        sums.row_positive_count,
+        sums.column_positive_count,
+        sums.num_above,
+        sums.num_tied,
+        sums.query_inverse_norm,
+        sums.column_inverse_norm,
+    )
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+    query, columns, *saved = ctx.saved_tensors
+    problem = ctx.options._replace(
+        scale=saved[0], query_ids=saved[1], column_ids=saved[2], negative_owner=saved[3]
+    )
+    sums = ContrastiveSums(*saved[4:])
+    by_name = dict(zip(ContrastiveSums._fields, upstream, strict=True))
+    grads = []
+    for name in ContrastiveGrads._fields:
+        grad, like = by_name[name], getattr(sums, name)
+        grads.append(torch.zeros_like(like) if grad is None else grad.contiguous())
+    grad_query, grad_columns, grad_scale = torch.ops.crossalign.contrastive_bwd(
+        query, columns, *problem, *sums, *grads, ctx.needs_input_grad[2], ctx.use_triton
+    )
+    no_gradient = (None,) * (_NUM_PROBLEM - 1 + 3)
+    return (grad_query, grad_columns, grad_scale if ctx.needs_input_grad[2] else None, *no_gradient)
+
+
+torch.library.register_autograd(
+    "crossalign::contrastive_fwd", _backward, setup_context=_save_for_backward
+)

@@ -1,0 +1,77 @@
+"""What one contrastive forward pass is given and what it yields: the words all backends share.
+
+Shapes: N queries, M columns (the keys, then the extra negatives), D features.
+
+Row i's own column is i + label_offset. A row's "rest" is every column but its own that is not
+excluded; a column's "rest" is every row but its own. With own[i] the own logit and row_rest[i] the
+logsumexp over the rest, the row term is
+
+    logsumexp_j z[i, j] - z[i, own] = softplus(row_rest[i] - own[i])
+
+which keeps its relative precision when the positive's probability p tends to 1: the term, p - 1 and
+both gradients are formed without subtracting nearly equal numbers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NORM_FLOOR = 1e-12  # x / max(||x||, NORM_FLOOR), as torch.nn.functional.normalize does
+
+
+class ContrastiveProblem(NamedTuple):
+    """Everything that shapes the logits, queries and columns apart."""
+
+    scale: Tensor  # () accumulator dtype: 1 / temperature
+    query_ids: Tensor | None  # (N,) int64
+    column_ids: Tensor | None  # (num_keys or M,) int64; further columns have no id
+    negative_owner: Tensor | None  # (M - num_keys,) int64: the row that owns each negative
+    num_keys: int  # columns below it are keys and have a column term
+    label_offset: int  # row i's own column is i + label_offset, if that is a key
+    hard_negative_weight: float
+    share_negatives: bool
+    multi_positive: bool  # equal ids: False: excluded; True: further positives
+    symmetric: bool
+    normalize: bool
+    shift: float | None  # an upper bound of every logit, when a constant may replace the maximum
+
+
+class ContrastiveSums(NamedTuple):
+    """One pass over the logits; what was not asked for has size 0."""
+
+    own: Tensor  # (N,) logit of the own column; 0 where that is not among the columns
+    row_rest: Tensor  # (N,) logsumexp over the rest of the row; -inf if there is none
+    column_rest: Tensor  # (num_keys,) likewise for the columns, if symmetric
+    row_positive_sum: Tensor  # (N,) sum of the logits of further positives, if multi_positive
+    row_positive_count: Tensor  # (N,) how many they are
+    column_positive_sum: Tensor  # (num_keys,) likewise, if symmetric too
+    column_positive_count: Tensor  # (num_keys,)
+    num_above: Tensor  # (N,) int32 rest columns (no positives) above the own logit, if with_stats
+    num_tied: Tensor  # (N,) int32 equal to it
+    query_inverse_norm: Tensor  # (N,), if normalize
+    column_inverse_norm: Tensor  # (M,), if normalize
+
+
+class ContrastiveGrads(NamedTuple):
+    """Upstream gradients of the sums, the shapes of theirs; zeros where nothing flows."""
+
+    own: Tensor
+    row_rest: Tensor
+    column_rest: Tensor
+    row_positive_sum: Tensor
+    column_positive_sum: Tensor
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and losses: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def label_range(problem: ContrastiveProblem, first_row: int, last_row: int) -> tuple[int, int, int]:
+    """Rows of [first_row, last_row) whose own column is here: (first row, its column, how many)."""
+    start = max(first_row, -problem.label_offset)
+    stop = min(last_row, problem.num_keys - problem.label_offset)
+    return start, start + problem.label_offset, max(0, stop - start)

@@ -1,0 +1,88 @@
+"""From the sums of a pass to the loss and its statistics: arithmetic on vectors, one per pair."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossalign.contrastive_problem import ContrastiveSums, accumulator
+
+# exp(z - shift) of a logit within +-bound of 0 spans exp(-2 bound); below this it stays a normal
+# float32, so a constant can replace the running maximum.
+LARGEST_CONSTANT_SHIFT = 40.0
+# Above it softplus(x) - x < exp(-50): nothing is lost in float64 either.
+SOFTPLUS_THRESHOLD = 50.0
+
+
+class ContrastiveStats(NamedTuple):
+    """What one pass tells about a batch: 0-d float32 tensors without gradient."""
+
+    accuracy: Tensor  # share of queries whose own key has strictly the highest logit
+    mean_reciprocal_rank: Tensor  # rank: 1 + keys with a logit strictly above the own key's
+    positive_similarity: Tensor  # mean similarity, before scaling, of each query and its own key
+    logsumexp: Tensor  # mean over the rows
+
+
+def scale_tensor(temperature: float | Tensor, query: Tensor) -> Tensor:
+    """() 1 / temperature on the query's device, in the accumulator dtype."""
+    dtype = accumulator(query.dtype)
+    if isinstance(temperature, Tensor):
+        return temperature.to(device=query.device, dtype=dtype).reciprocal()
+    return torch.full((), 1.0 / temperature, device=query.device, dtype=dtype)
+
+
+def constant_shift(
+    temperature: float | Tensor, hard_negative_weight: float, normalize: bool
+) -> float | None:
+    """An upper bound of every logit where one is known and small enough, else None."""
+    if not normalize or isinstance(temperature, Tensor):
+        return None
+    bound = 1.0 / temperature + abs(hard_negative_weight)
+    return bound if bound < LARGEST_CONSTANT_SHIFT else None
+
+
+def pair_terms(sums: ContrastiveSums, symmetric: bool) -> Tensor:
+    """(N,) l_i of every pair: its row term, or the mean of its row and its column term."""
+    terms = _term(sums.own, sums.row_rest, sums.row_positive_sum, sums.row_positive_count)
+    if not symmetric:
+        return terms
+    columns = _term(
+        sums.own, sums.column_rest, sums.column_positive_sum, sums.column_positive_count
+    )
+    return (terms + columns) / 2
+
+
+def _term(own: Tensor, rest: Tensor, positive_sum: Tensor, positive_count: Tensor) -> Tensor:
+    """logsumexp over own and rest, minus the mean logit of the positives; all (N,)."""
+    term = F.softplus(rest - own, threshold=SOFTPLUS_THRESHOLD)
+    if positive_sum.shape != own.shape:
+        return term
+    return term - (positive_sum - positive_count * own) / (1 + positive_count)
+
+
+def reduce_terms(terms: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    """(N,) terms -> the weighted mean or sum, or the weighted terms."""
+    if weights is None:
+        if reduction == "none":
+            return terms
+        return terms.sum() if reduction == "sum" else terms.mean()
+    weights = weights.to(terms.dtype)
+    weighted = weights * terms
+    if reduction == "none":
+        return weighted
+    return weighted.sum() if reduction == "sum" else weighted.sum() / weights.sum()
+
+
+def contrastive_stats(sums: ContrastiveSums, scale: Tensor) -> ContrastiveStats:
+    """The batch's statistics from the sums of one pass."""
+    own, rest = sums.own.detach(), sums.row_rest.detach()
+    is_first = (sums.num_above + sums.num_tied) == 0
+    return ContrastiveStats(
+        accuracy=is_first.float().mean(),
+        mean_reciprocal_rank=(1 + sums.num_above).float().reciprocal().mean(),
+        positive_similarity=(own.mean() / scale.detach()).float(),
+        logsumexp=torch.logaddexp(own, rest).mean().float(),
+    )
