@@ -1,0 +1,46 @@
+# `make demo` and `make test` work from a bare clone: the first call makes .venv and installs into it
+# the versions pinned in constraints.txt, later calls find that done.
+#   PYTHON=python3.12    which interpreter makes .venv (3.11 or newer)
+#   WORKERS=2            test processes
+#   DEMO_ARGS, TEST_ARGS more arguments for `crossalign demo` and pytest
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint resources benchmark-cpu clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-train
+	$(BIN)/crossalign demo --output runs/demo $(DEMO_ARGS)
+
+# One thread per worker: two workers with two threads each only wait for one another.
+test: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not cuda" $(TEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The registers, stack and shared memory of every shipped kernel, compiled here without a GPU.
+resources: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.kernel_resources --write
+
+# Timings on this CPU, one process so that nothing else runs beside them.
+benchmark-cpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/benchmarks_cpu --benchmark-enable $(TEST_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .benchmarks
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	@touch $@
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; install Python 3.11 or newer, or name yours: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: crossalign needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

@@ -1,0 +1,209 @@
+"""How many registers, how much stack and shared memory does every shipped kernel take?
+
+Compiles each kernel in each shipped configuration for three architectures; needs no GPU. Reads the
+machine code with the cuobjdump that Triton brings along.
+
+    python -m benchmarks.kernel_resources            # prints the table
+    python -m benchmarks.kernel_resources --write    # and commits it to benchmarks/results/
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import json
+import multiprocessing
+import os
+import pkgutil
+import re
+import subprocess
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crossalign.kernels.launch import CompileCase
+
+TABLE = Path(__file__).parent / "results" / "kernel_resources.md"
+# Bytes of shared memory that one block may have (CUDA C++ programming guide).
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+# A kernel that spills waits for local memory inside its loop; none that is shipped may.
+STACK_BUDGET_BYTES = 0
+SPILL_BUDGET = 0
+
+TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|IMMA|DMMA|QGMMA|UTC\w*MMA)\b")
+COPIES = {"UTMALDG": "TMA", "LDGSTS": "cp.async"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel in one configuration on one architecture; sizes in bytes."""
+
+    case: str
+    arch: int
+    num_warps: int
+    num_stages: int
+    registers: int
+    stack: int
+    spill_instructions: int
+    shared: int
+    tensor_core: str
+    copies: str
+
+
+def kernel_modules() -> list[str]:
+    import crossalign.kernels
+
+    return sorted(
+        f"crossalign.kernels.{module.name}"
+        for module in pkgutil.iter_modules(crossalign.kernels.__path__)
+    )
+
+
+def kernels_in_source(module: str) -> set[str]:
+    """Names of the kernels that a module defines: its @triton.jit functions named _..._kernel."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text())
+    return {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        and node.name.endswith("_kernel")
+        and any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+    }
+
+
+def compile_cases(module: str) -> list[CompileCase]:
+    return getattr(importlib.import_module(module), "compile_cases", list)()
+
+
+def divisible_by_16(case: CompileCase) -> dict[tuple[int], list[list[object]]]:
+    """What the launcher specialises on at common sizes: aligned pointers, sizes, strides."""
+    parameters = {parameter.name: parameter for parameter in case.kernel.params}
+    return {
+        (index,): [["tt.divisibility", 16]]
+        for index, (name, kind) in enumerate(case.signature.items())
+        if kind.startswith(("*", "i32", "i64"))
+        and not parameters[name].do_not_specialize
+        and not parameters[name].do_not_specialize_on_alignment
+    }
+
+
+def measure(module: str, index: int, arch: int) -> Row:
+    """Compiles one case in this process, which must not have Triton's interpreter switched on."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    case = compile_cases(module)[index]
+    source = ASTSource(
+        fn=case.kernel,
+        signature=case.signature,
+        constexprs=case.constexprs,
+        attrs=divisible_by_16(case),
+    )
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = _cuobjdump("--dump-resource-usage", cubin.name)
+        sass = _cuobjdump("--dump-sass", cubin.name)
+    return Row(
+        case=case.name,
+        arch=arch,
+        num_warps=case.num_warps,
+        num_stages=case.num_stages,
+        registers=int(_only(r"REG:(\d+)", usage)),
+        stack=int(_only(r"STACK:(\d+)", usage)),
+        spill_instructions=len(re.findall(r"\b(?:STL|LDL)\b", sass)),
+        shared=int(compiled.metadata.shared),
+        tensor_core=" ".join(sorted(set(TENSOR_CORE.findall(sass)))) or "-",
+        copies=" ".join(name for code, name in COPIES.items() if code in sass) or "-",
+    )
+
+
+def measure_all(jobs: int, archs: list[int]) -> list[Row]:
+    """Every case on every architecture, each worker with an interpreter-free environment."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    tasks = [
+        (module, index, arch)
+        for module in kernel_modules()
+        for index in range(len(compile_cases(module)))
+        for arch in archs
+    ]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+        return list(pool.map(measure, *zip(*tasks, strict=True))) if tasks else []
+
+
+def versions() -> str:
+    """The compiler decides the numbers, so the table says which compiler."""
+    import triton
+
+    release = re.findall(r"V([\d.]+)", _nvidia_tool("ptxas", "--version"))[0]
+    blackwell = re.findall(r"V([\d.]+)", _nvidia_tool("ptxas-blackwell", "--version"))[0]
+    return f"triton {triton.__version__}, ptxas {release} (sm_100: {blackwell})"
+
+
+def render(rows: list[Row], compilers: str) -> str:
+    lines = [
+        "# Resources of every shipped kernel configuration",
+        "",
+        f"Compiled with {compilers}; regenerate with `make resources`.",
+        "Registers are per thread; stack is bytes per thread, shared memory bytes per block; spills",
+        "count the instructions that move registers to or from local memory.",
+        "",
+        "| kernel configuration | arch | warps | stages | registers | stack | spills | shared |"
+        " tensor cores | copies |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.case} | sm_{row.arch} | {row.num_warps} | {row.num_stages} | {row.registers} "
+            f"| {row.stack} | {row.spill_instructions} | {row.shared} | {row.tensor_core} "
+            f"| {row.copies} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cuobjdump(option: str, path: str) -> str:
+    return _nvidia_tool("cuobjdump", option, path)
+
+
+def _nvidia_tool(name: str, *arguments: str) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _only(pattern: str, text: str) -> str:
+    found = re.findall(pattern, text)
+    if len(found) != 1:
+        raise RuntimeError(f"expected one match of {pattern!r} in the output of cuobjdump: {text}")
+    return found[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help=f"replace {TABLE.name} in results/")
+    parser.add_argument("--json", type=Path, help="also write the rows, as one JSON list")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT))
+    arguments = parser.parse_args()
+    rows = measure_all(arguments.jobs, arguments.arch)
+    table = render(rows, versions())
+    print(table, end="")
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows]))
+    if arguments.write:
+        TABLE.write_text(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The public names, their arguments in order, and their defaults."""
+
+from __future__ import annotations
+
+import inspect
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import crossalign
+
+REQUIRED = inspect.Parameter.empty
+
+
+class Contract(NamedTuple):
+    """Arguments that may be given by position, and those by keyword alone, with their defaults."""
+
+    positional: dict[str, object]
+    keyword: dict[str, object]
+
+
+LOSS_OPTIONS = {
+    "symmetric": False,
+    "normalize": True,
+    "same_id": "mask",
+    "hard_negative_weight": 0.0,
+    "share_negatives": True,
+    "reduction": "mean",
+    "group": None,
+    "gather": "auto",
+    "backend": "auto",
+    "return_stats": False,
+}
+
+CONTRACTS = {
+    "fused_contrastive_loss": Contract(
+        {"query": REQUIRED, "key": REQUIRED, "negatives": None},
+        LOSS_OPTIONS
+        | {
+            "temperature": 0.05,
+            "ids": None,
+            "negative_ids": None,
+            "negative_owner": None,
+            "weights": None,
+        },
+    ),
+    "ContrastiveLoss": Contract(
+        {"temperature": 0.05},
+        LOSS_OPTIONS | {"learn_temperature": False, "max_logit_scale": 100.0},
+    ),
+    "GradientCache": Contract(
+        {"encode": REQUIRED, "loss": REQUIRED, "chunk_size": REQUIRED},
+        {},
+    ),
+    "masked_mean_pool": Contract(
+        {"hidden": REQUIRED, "mask": REQUIRED}, {"normalize": False, "backend": "auto"}
+    ),
+    "last_token_pool": Contract({"hidden": REQUIRED, "mask": REQUIRED}, {"normalize": False}),
+    "masked_max_pool": Contract({"hidden": REQUIRED, "mask": REQUIRED}, {"normalize": False}),
+    "mean_pool_varlen": Contract(
+        {"hidden": REQUIRED, "cu_seqlens": REQUIRED}, {"normalize": False, "backend": "auto"}
+    ),
+    "pool": Contract({"hidden": REQUIRED, "mask": REQUIRED, "mode": "mean"}, {"normalize": False}),
+    "gather_negatives": Contract({"x": REQUIRED, "group": None}, {"backend": "auto"}),
+    "extension_available": Contract({}, {}),
+    "build_info": Contract({}, {}),
+    "hidden_states_at": Contract({"model": REQUIRED, "layer": REQUIRED}, {}),
+    "encode": Contract(
+        {"model": REQUIRED, "tokenizer": REQUIRED, "sentences": REQUIRED},
+        {
+            "layer": 1,
+            "pooling": "mean",
+            "batch_size": 64,
+            "normalize": True,
+            "device": None,
+            "progress": False,
+        },
+    ),
+    "AlignmentModel": Contract(
+        {"model": REQUIRED},
+        {
+            "layer": 1,
+            "pooling": "mean",
+            "temperature": 0.05,
+            "contrastive_weight": 1.0,
+            "lm_weight": 1.5,
+            "symmetric": False,
+            "hard_negative_weight": 0.0,
+            "group": None,
+        },
+    ),
+    "build_items": Contract({"mode": REQUIRED}, {"seed": 0}),
+}
+
+METHODS = {
+    ("ContrastiveLoss", "forward"): Contract(
+        {"query": REQUIRED, "key": REQUIRED, "negatives": None},
+        {"ids": None, "negative_ids": None, "negative_owner": None, "weights": None},
+    ),
+    ("GradientCache", "backward"): Contract(
+        {"query_inputs": REQUIRED, "key_inputs": REQUIRED, "negative_inputs": None}, {}
+    ),
+    ("AlignmentModel", "forward"): Contract(
+        {"source": REQUIRED, "target": REQUIRED, "negatives": None, "lm": None}, {"ids": None}
+    ),
+}
+
+RESULTS = {
+    "ContrastiveStats": ["accuracy", "mean_reciprocal_rank", "positive_similarity", "logsumexp"],
+    "AlignmentOutput": ["loss", "contrastive_loss", "lm_loss", "stats"],
+}
+
+
+def assert_keeps(contract: Contract, function: object, is_method: bool = False) -> None:
+    """Nothing promised is missing or renamed; anything more has a default."""
+    parameters = list(inspect.signature(function).parameters.values())[is_method:]
+    given = {parameter.name: parameter for parameter in parameters}
+    for position, (name, default) in enumerate(contract.positional.items()):
+        assert parameters[position].name == name
+        assert parameters[position].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        assert parameters[position].default == default, name
+    for name, default in contract.keyword.items():
+        assert given[name].kind in (
+            inspect.Parameter.KEYWORD_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        )
+        assert given[name].default == default, name
+    for name in given.keys() - contract.positional.keys() - contract.keyword.keys():
+        is_open = given[name].kind in (
+            inspect.Parameter.VAR_KEYWORD,
+            inspect.Parameter.VAR_POSITIONAL,
+        )
+        assert is_open or given[name].default is not REQUIRED, f"{name} must have a default"
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_arguments_and_defaults(name: str) -> None:
+    assert_keeps(CONTRACTS[name], getattr(crossalign, name))
+
+
+@pytest.mark.parametrize(("owner", "name"), METHODS)
+def test_arguments_of_methods(owner: str, name: str) -> None:
+    function = getattr(getattr(crossalign, owner), name)
+    assert_keeps(METHODS[owner, name], function, is_method=True)
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_fields_of_results(name: str) -> None:
+    assert list(getattr(crossalign, name)._fields) == RESULTS[name]
+
+
+def test_all_lists_exactly_the_public_names() -> None:
+    assert set(crossalign.__all__) == {*CONTRACTS, *RESULTS, "__version__"}
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_public_names_are_documented(name: str) -> None:
+    public = getattr(crossalign, name)
+    assert inspect.getdoc(public), name
+    assert public.__module__.startswith("crossalign."), name
+
+
+def test_the_modules_of_the_public_classes_are_torch_modules() -> None:
+    assert issubclass(crossalign.ContrastiveLoss, torch.nn.Module)
+    assert issubclass(crossalign.AlignmentModel, torch.nn.Module)
+
+
+def test_build_info_reports_the_promised_entries() -> None:
+    info = crossalign.build_info()
+    assert info["version"] == crossalign.__version__
+    assert isinstance(crossalign.extension_available(), bool)
