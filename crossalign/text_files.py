@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def read_json_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield position, value
 
 
-def text_field(record: dict[str, Any], key: str, where: str) -> str:
+def text_field(record: Mapping[str, Any], key: str, where: str) -> str:
     """record[key], which must be text with at least one visible character."""
     if key not in record:
         raise DataError(f'{where}: the key "{key}" is missing')

@@ -24,6 +24,13 @@ class Pair(NamedTuple):
     target_language: str = ""
     negative: str = ""
 
+    def in_languages(self, source: str, target: str) -> Pair:
+        """The pair with these languages where it names none itself."""
+        return self._replace(
+            source_language=self.source_language or source,
+            target_language=self.target_language or target,
+        )
+
 
 def read_pairs(paths: Sequence[Path], languages: Sequence[str] = ()) -> list[Pair]:
     r"""The pairs of one TSV or JSON-lines file, or of two parallel text files; .gz of each.
@@ -52,13 +59,7 @@ def read_pairs(paths: Sequence[Path], languages: Sequence[str] = ()) -> list[Pai
     else:
         pairs = _read_tsv(paths[0])
     source, target = languages or ("", "")
-    return [
-        pair._replace(
-            source_language=pair.source_language or source,
-            target_language=pair.target_language or target,
-        )
-        for pair in pairs
-    ]
+    return [pair.in_languages(source, target) for pair in pairs]
 
 
 def pair_ids(pairs: Sequence[Pair]) -> list[int]:

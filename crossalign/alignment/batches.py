@@ -1,0 +1,178 @@
+"""The batches of a run: an endless shuffled stream per kind of text, cut into padded tensors.
+
+Which items stand in a step depends on the seed and the step alone, so a run continues anywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from crossalign.alignment.data_builders import TrainingItem, build_items
+from crossalign.alignment.lm_items import IGNORED, LabelledTokens, label_answers
+from crossalign.alignment.pairs import Pair, pair_ids
+from crossalign.alignment.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("crossalign")
+
+Inputs = dict[str, Tensor]
+
+
+class StepBatch(NamedTuple):
+    """What one step reads. B pairs, T tokens, G texts.
+
+    source, target, negatives: input_ids and attention_mask (B, T); negatives None if pairs have
+    none. lm: input_ids, attention_mask, labels (G, T); None without an answer token in it.
+    """
+
+    source: Inputs
+    target: Inputs
+    negatives: Inputs | None
+    lm: Inputs | None
+    ids: Tensor  # (B,) int64: pairs of equal id mean the same
+    num_pairs: int
+    num_tokens: int  # in all texts of the step, without padding
+
+
+class ShuffledStream:
+    """0 to count - 1 again and again, each time in a new order that the seed decides."""
+
+    def __init__(self, count: int, seed: str) -> None:
+        self.count = count
+        self.seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def take(self, start: int, length: int) -> list[int]:
+        """Elements start to start + length of the stream; nothing is dropped between passes."""
+        taken: list[int] = []
+        while len(taken) < length:
+            epoch, offset = divmod(start + len(taken), self.count)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, list(range(self.count))
+                random.Random(f"{self.seed} {epoch}").shuffle(self._order)
+            taken += self._order[offset : offset + length - len(taken)]
+        return taken
+
+
+class Batches:
+    """The batch of any step of a run.
+
+    Fewer pairs (or texts) than a batch should hold make every batch hold all of them.
+
+    Raises:
+        ValueError: fewer than two pairs, no texts, or negatives for only some of the pairs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Sequence[Pair],
+        lm_items: Sequence[TrainingItem] | None,
+        config: TrainingConfig,
+    ) -> None:
+        if len(pairs) < 2:
+            raise ValueError(f"align: pairs must hold at least two pairs, got {len(pairs)}")
+        if lm_items is not None and not lm_items:
+            raise ValueError("align: lm_items must hold at least one item, or be None")
+        if len({bool(pair.negative) for pair in pairs}) > 1:
+            raise ValueError("align: either all pairs must have a negative, or none")
+        self.tokenizer = tokenizer
+        self.pairs = pairs
+        self.ids = torch.tensor(pair_ids(pairs))
+        self.max_length = _longest(model, config.max_length)
+        self.pair_stream = ShuffledStream(len(pairs), f"pairs {config.seed}")
+        self.batch_size = _at_most(config.batch_size, len(pairs), "batch_size", "pairs")
+        self.lm_items: Sequence[TrainingItem] = ()
+        if config.lm_weight > 0:
+            if lm_items is None:
+                lm_items = build_items("translation", pairs, repeats=1, seed=config.seed)
+            self.lm_items = lm_items
+            self.lm_stream = ShuffledStream(len(lm_items), f"texts {config.seed}")
+            wanted = config.lm_batch_size or self.batch_size
+            self.lm_batch_size = _at_most(wanted, len(lm_items), "lm_batch_size", "texts")
+
+    def at(self, step: int, device: torch.device) -> StepBatch:
+        """The batch of a step, counted from 0."""
+        chosen = self.pair_stream.take(step * self.batch_size, self.batch_size)
+        pairs = [self.pairs[index] for index in chosen]
+        source = self._sentences([pair.source for pair in pairs])
+        target = self._sentences([pair.target for pair in pairs])
+        has_negatives = bool(pairs[0].negative)
+        negatives = self._sentences([pair.negative for pair in pairs]) if has_negatives else None
+        lm = self._texts(step) if self.lm_items else None
+        parts = [part for part in (source, target, negatives, lm) if part is not None]
+        return StepBatch(
+            source=_to(source, device),
+            target=_to(target, device),
+            negatives=_to(negatives, device) if negatives else None,
+            lm=_to(lm, device) if lm else None,
+            ids=self.ids[chosen].to(device),
+            num_pairs=len(pairs),
+            num_tokens=sum(int(part["attention_mask"].sum()) for part in parts),
+        )
+
+    def _sentences(self, sentences: list[str]) -> Inputs:
+        encoded = self.tokenizer(
+            sentences, truncation=True, max_length=self.max_length, return_attention_mask=False
+        )
+        return _padded([LabelledTokens(ids, []) for ids in encoded["input_ids"]])
+
+    def _texts(self, step: int) -> Inputs | None:
+        chosen = self.lm_stream.take(step * self.lm_batch_size, self.lm_batch_size)
+        items = [self.lm_items[index] for index in chosen]
+        rows = label_answers(self.tokenizer, items, self.max_length)
+        # The first token of a row is predicted by nothing, so its label carries no loss.
+        lost = sum(all(label == IGNORED for label in row.labels[1:]) for row in rows)
+        if lost:
+            logger.warning(
+                "step %d: %d of %d texts have no answer within max_length=%d; raise max_length",
+                *(step + 1, lost, len(rows), self.max_length),
+            )
+        if lost == len(rows):
+            return None
+        texts = _padded(rows)
+        labels = [torch.tensor(row.labels) for row in rows]
+        texts["labels"] = nn.utils.rnn.pad_sequence(labels, True, IGNORED)
+        return texts
+
+
+def _padded(rows: Sequence[LabelledTokens]) -> Inputs:
+    """input_ids and attention_mask (B, T), padded on the right, T at least 1.
+
+    Any id of the vocabulary will do as padding: masked positions are not read.
+    """
+    width = max(1, *(len(row.input_ids) for row in rows))
+    lengths = torch.tensor([len(row.input_ids) for row in rows])
+    mask = (torch.arange(width) < lengths[:, None]).long()
+    input_ids = torch.zeros_like(mask)
+    input_ids[mask.bool()] = torch.tensor([token for row in rows for token in row.input_ids])
+    return {"input_ids": input_ids, "attention_mask": mask}
+
+
+def _to(inputs: Inputs, device: torch.device) -> Inputs:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+
+
+def _longest(model: nn.Module, max_length: int) -> int:
+    """max_length, or the number of the model's positions if that is smaller."""
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return min(max_length, positions) if positions else max_length
+
+
+def _at_most(wanted: int, available: int, name: str, things: str) -> int:
+    if wanted > available:
+        logger.warning(
+            "%s is %d, but there are %d %s: every batch holds all of them",
+            *(name, wanted, available, things),
+        )
+    return min(wanted, available)
