@@ -155,8 +155,8 @@ def render(rows: list[Row], compilers: str) -> str:
         "# Resources of every shipped kernel configuration",
         "",
         f"Compiled with {compilers}; regenerate with `make resources`.",
-        "Registers are per thread; stack is bytes per thread, shared memory bytes per block; spills",
-        "count the instructions that move registers to or from local memory.",
+        "Registers and stack bytes are per thread, shared memory bytes per block; spills count the",
+        "instructions that move registers to or from local memory.",
         "",
         "| kernel configuration | arch | warps | stages | registers | stack | spills | shared |"
         " tensor cores | copies |",

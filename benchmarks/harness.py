@@ -1,0 +1,305 @@
+"""The only timing and memory code of the benchmarks: check, then measure, then write one row.
+
+Times are medians with 20th and 80th percentile, after a warm-up by time, cold cache on a GPU.
+Memory is the peak above the inputs: on a GPU what PyTorch's allocator reports; on a CPU the
+process's resident high-water mark, which the Linux kernel keeps and which is reset before each
+measured call. It misses nothing (no sampling), and freed heap pages are handed back first, so two
+runs agree within a few MiB.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.accuracy import Verdict
+from benchmarks.provenance import clock_state, provenance, result_path
+
+PASSES = ("forward", "backward", "both")
+MIB = 2**20
+GRAPH_BELOW_MS = 0.1  # shorter calls are also timed inside a captured graph, without launch gaps
+MIN_REPEATS, MAX_REPEATS = 3, 200
+
+
+class Work(NamedTuple):
+    """The least that one pass must do: floating-point operations, and bytes read and written."""
+
+    flops: float
+    bytes: float
+
+
+class Trial(NamedTuple):
+    """One set of inputs: the call to measure, and the tensors whose gradients it forms."""
+
+    forward: Callable[[], Tensor]
+    leaves: Sequence[Tensor]
+
+
+class Harness:
+    """One run on one device: its ceilings, its time budget and its result file."""
+
+    def __init__(
+        self,
+        subject: str,
+        device: str,
+        output: Path | None = None,
+        *,
+        seconds: float = 1.0,
+        budget_seconds: float = float("inf"),
+    ) -> None:
+        self.device = torch.device(device)
+        self.seconds = seconds
+        self.deadline = time.monotonic() + budget_seconds
+        self.run = {"subject": subject, **provenance(self.device)}
+        self.path = output or result_path(subject, self.run)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("")
+        self.failed: list[str] = []
+        self._ceilings: dict[torch.dtype, dict[str, float]] = {}
+
+    def measure(
+        self,
+        case: dict[str, Any],
+        implementation: str,
+        trials: Sequence[Trial],
+        dtype: torch.dtype,
+        work: dict[str, Work],
+        check: Callable[[], Verdict],
+        *,
+        once: bool = False,
+    ) -> None:
+        """Rows for the passes in work; a wrong implementation gets its verdict instead of a time.
+
+        once: each pass is timed once, without warm-up: for steps that take many seconds.
+        """
+        row = {**case, "implementation": implementation, "dtype": str(dtype).split(".")[-1]}
+        if time.monotonic() > self.deadline:
+            self._write(row, status="not measured: out of the time budget")
+            return
+        try:
+            verdict = check()
+            row |= {"error": verdict.error, "error_allowed": verdict.allowed}
+            if not verdict.error <= verdict.allowed:
+                self._write(row, status="wrong: not timed")
+                return
+            for name, least in work.items():
+                self._measure_pass(row | {"pass": name}, trials, dtype, least, once)
+        except Exception as problem:  # a failure is a row, not the end of the run
+            self._write(row, status=_describe(problem))
+        finally:
+            for trial in trials:
+                _clear(trial.leaves)
+            self._release()
+
+    def ceilings(self, dtype: torch.dtype) -> dict[str, float]:
+        """What this device reaches in this run: a large matrix product, a large copy."""
+        if dtype not in self._ceilings:
+            size = 2048 if self.device.type == "cpu" else 8192
+            a, b = (torch.randn(size, size, device=self.device, dtype=dtype) for _ in "ab")
+            product_ms = statistics.median(self._times(lambda: a @ b, _nothing))
+            source = torch.empty(size * size * 32, dtype=torch.uint8, device=self.device).random_()
+            target = torch.empty_like(source)
+            copy_ms = statistics.median(self._times(lambda: target.copy_(source), _nothing))
+            self._ceilings[dtype] = {
+                "matrix_tflops": 2 * size**3 / product_ms / 1e9,
+                "copy_gbps": 2 * source.numel() / copy_ms / 1e6,
+            }
+            del a, b, source, target
+            self._release()
+        return self._ceilings[dtype]
+
+    def _measure_pass(
+        self,
+        row: dict[str, Any],
+        trials: Sequence[Trial],
+        dtype: torch.dtype,
+        work: Work,
+        once: bool,
+    ) -> None:
+        prepare, call = _runner(row["pass"], trials[0])
+        ceilings = self.ceilings(dtype)
+        times = self._times(call, prepare, repeats=1 if once else None)
+        _clear(trials[0].leaves)
+        peak_mib = self._peak_mib(prepare, call)
+        median = statistics.median(times)
+        tflops, gbps = work.flops / median / 1e9, work.bytes / median / 1e6
+        floor_ms = max(
+            work.flops / ceilings["matrix_tflops"] / 1e9, work.bytes / ceilings["copy_gbps"] / 1e6
+        )
+        numbers = {
+            "median_ms": median,
+            "p20_ms": _percentile(times, 0.2),
+            "p80_ms": _percentile(times, 0.8),
+            "repeats": len(times),
+            "peak_mib": peak_mib,
+            "tflops": tflops,
+            "gbps": gbps,
+            "floor_ms": floor_ms,
+            "share_of_ceiling": floor_ms / median,
+            **ceilings,
+        }
+        short = self.device.type == "cuda" and median < GRAPH_BELOW_MS
+        if short and row["pass"] != "backward":
+            numbers["graph_median_ms"] = self._graph_ms(row["pass"], trials)
+        self._write(row, status="ok", **numbers, **clock_state(self.device))
+
+    def _times(
+        self, call: Callable[[], Any], prepare: Callable[[], None], repeats: int | None = None
+    ) -> list[float]:
+        """Milliseconds of each repeat; prepare() runs before each and is not timed."""
+        clock = self._cuda_ms if self.device.type == "cuda" else _host_ms
+        if repeats is None:
+            warm_until = time.monotonic() + self.seconds / 4
+            single_ms = clock(call, prepare, 1)[0]
+            while time.monotonic() < warm_until:
+                single_ms = clock(call, prepare, 1)[0]
+            wanted = int(self.seconds * 1000 / max(single_ms, 1e-3))
+            repeats = min(max(wanted, MIN_REPEATS), MAX_REPEATS)
+        return clock(call, prepare, repeats)
+
+    def _cuda_ms(
+        self, call: Callable[[], Any], prepare: Callable[[], None], repeats: int
+    ) -> list[float]:
+        """Device events; a buffer larger than the L2 cache is overwritten before each call."""
+        flush = torch.empty(256 * MIB, dtype=torch.uint8, device=self.device)
+        events = [[torch.cuda.Event(enable_timing=True) for _ in "se"] for _ in range(repeats)]
+        for start, end in events:
+            prepare()
+            flush.zero_()
+            start.record()
+            call()
+            end.record()
+        torch.cuda.synchronize(self.device)
+        return [start.elapsed_time(end) for start, end in events]
+
+    def _graph_ms(self, name: str, trials: Sequence[Trial]) -> float:
+        """One call inside a captured graph that rotates over the input sets: a cold cache."""
+        runners = [_runner(name, trial) for trial in trials]
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for prepare, call in runners * 3:
+                prepare()
+                call()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        for prepare, _ in runners:
+            prepare()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _, call in runners:
+                call()
+        return statistics.median(self._times(graph.replay, _nothing)) / len(trials)
+
+    def _peak_mib(self, prepare: Callable[[], None], call: Callable[[], Any]) -> float | None:
+        """Peak of one call above what is held before its preparation, gradients included."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            held = torch.cuda.memory_allocated(self.device)
+            prepare()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            call()
+            torch.cuda.synchronize(self.device)
+            return (torch.cuda.max_memory_allocated(self.device) - held) / MIB
+        return peak_resident_mib(prepare, call)
+
+    def _release(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _write(self, row: dict[str, Any], *, status: str, **numbers: Any) -> None:
+        """Appended at once, so that a run that is cut off keeps what it measured."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({**row, "status": status, **numbers, "run": self.run}) + "\n")
+        label = " ".join(str(value) for value in row.values() if not isinstance(value, float))
+        time_text = f"{numbers['median_ms']:10.3f} ms" if "median_ms" in numbers else status
+        print(f"{label:78} {time_text}", flush=True)
+        ours = row["implementation"].startswith("crossalign")
+        if ours and status.startswith(("wrong", "failed")):
+            self.failed.append(f"{label}: {status}")
+
+
+def peak_resident_mib(prepare: Callable[[], None], call: Callable[[], Any]) -> float | None:
+    """Peak resident memory of call() above what is held before prepare(); None outside Linux."""
+    reset = Path("/proc/self/clear_refs")
+    if not os.access(reset, os.W_OK):
+        return None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or memory freed earlier would count as held
+    held = _process_status_mib("VmRSS")
+    prepare()
+    reset.write_text("5")  # 5: start the high-water mark anew
+    result = call()
+    peak = _process_status_mib("VmHWM")
+    del result
+    return peak - held
+
+
+def _runner(name: str, trial: Trial) -> tuple[Callable[[], None], Callable[[], Any]]:
+    """(prepare, call) of one pass; backward() gets its graph from prepare()."""
+    outputs: list[Tensor] = []
+
+    def clear() -> None:
+        _clear(trial.leaves)
+
+    def clear_and_run_forward() -> None:
+        clear()
+        outputs.append(trial.forward())
+
+    def backward(output: Tensor) -> None:
+        output.backward(torch.ones_like(output))
+
+    if name == "forward":
+        return clear, trial.forward
+    if name == "backward":
+        return clear_and_run_forward, lambda: backward(outputs.pop())
+    return clear, lambda: backward(trial.forward())
+
+
+def _host_ms(call: Callable[[], Any], prepare: Callable[[], None], repeats: int) -> list[float]:
+    times = []
+    for _ in range(repeats):
+        prepare()
+        start = time.perf_counter()
+        result = call()
+        times.append((time.perf_counter() - start) * 1000)
+        del result
+    return times
+
+
+def _clear(leaves: Sequence[Tensor]) -> None:
+    for leaf in leaves:
+        leaf.grad = None
+
+
+def _nothing() -> None:
+    pass
+
+
+def _percentile(values: list[float], share: float) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).quantile(share))
+
+
+def _process_status_mib(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def _describe(problem: Exception) -> str:
+    text = str(problem)
+    if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return "out of memory"
+    first_line = (text.splitlines() or [""])[0]
+    return f"failed: {type(problem).__name__}: {first_line[:200]}"
