@@ -1,0 +1,295 @@
+"""Mean next-token cross-entropy straight from hidden states: no (tokens x vocabulary) logits.
+
+logits[n, v] = cap * tanh(scale * (<h_n, W_v> + bias_v) / cap), or scale * (...) without a cap
+loss = mean_n logsumexp_v logits[n, v] - logits[n, label_n]
+
+The vocabulary is walked in blocks: forward for the log-sum-exp, backward for p - 1[v = label].
+Each row of the weight's gradient belongs to one block, so one product forms it and it is written
+once. Chunks of tokens would spare one of four products, but each chunk would read and write the
+whole (V, C) gradient, and multilingual models have V = 250,000.
+
+Shapes: B sentences, T tokens, C hidden size, V vocabulary, N positions whose label counts.
+Accumulation is float32 (float64 for float64), logits included, whatever the dtype of the inputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from crossalign.argument_checks import (
+    check_dims,
+    check_floating,
+    check_in_range,
+    check_integer,
+    check_same_device,
+    check_same_dtype,
+    check_size,
+    check_tensor,
+)
+
+IGNORED_LABEL = -100
+# float32 logits held at a time: 256 MiB, and never more than an eighth of the vocabulary.
+_LOGITS_PER_BLOCK = 2**26
+
+
+class OutputHead(NamedTuple):
+    """What turns a final hidden state into logits: cap * tanh(scale * (W h + bias) / cap)."""
+
+    weight: Tensor  # (V, C)
+    bias: Tensor | None  # (V,)
+    scale: float
+    softcap: float | None
+
+
+def language_model_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Mean next-token cross-entropy over the labels that are not -100.
+
+    Position t is scored against labels[:, t + 1], as Hugging Face models do.
+
+    Args:
+        hidden: (B, T, C) states after the final norm. Only positions whose label counts are read.
+        weight: (V, C) output embedding; dtype of hidden, unless autocast is on: then the products
+            take the autocast dtype, as the model's own head would.
+        labels: (B, T) integers, -100 = ignored. On the CPU they spare a wait for the GPU.
+        bias: (V,) of the output embedding.
+        scale: multiplies the logits.
+        softcap: bounds the logits to (-softcap, softcap).
+        group: average over the tokens of all its ranks: each rank returns
+            world size * (its own sum) / (count of all), whose mean is the loss of the whole batch.
+
+    Returns:
+        () float32 (float64 for float64). Without any label that counts: 0, with zero gradients.
+
+    Raises:
+        TypeError: an argument is not a tensor, or labels are not integers.
+        ValueError: shapes, dtypes or devices do not fit, or a label lies outside the vocabulary.
+
+    Cost: forward one, backward three products of N * V * C; holds blocks of N x (at most V / 8)
+        float32 logits. Deterministic. create_graph=True raises.
+    """
+    _check_arguments(hidden, weight, labels, bias)
+    targets = labels[:, 1:].reshape(-1)
+    counted = (targets != IGNORED_LABEL).nonzero().squeeze(1)  # one wait, if labels are on the GPU
+    targets = targets[counted].long()
+    check_in_range("language_model_loss", "labels", targets, weight.shape[0], "the vocabulary")
+    flat = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    flat = flat.index_select(0, counted.to(hidden.device, non_blocking=True))
+    dtype = _product_dtype(hidden)
+    targets = targets.to(hidden.device, non_blocking=True)
+    total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        flat.to(dtype), weight, bias, targets, scale, softcap
+    )
+    count = counted.numel()
+    if group is None:
+        return total / max(count, 1)
+    all_counts = torch.tensor(count, dtype=total.dtype, device=hidden.device)
+    dist.all_reduce(all_counts, group=group)
+    return total * (dist.get_world_size(group) / all_counts.clamp(min=1))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum over n of the cross-entropy of row n; the block walk described at the top of the file."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,  # (N, C), dtype of the products
+        weight: Tensor,  # (V, C)
+        bias: Tensor | None,  # (V,)
+        targets: Tensor,  # (N,) int64
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        accumulator = _accumulator_dtype(hidden.dtype)
+        # The log-sum-exp as (max, sum): their sum would round away digits of a probability near 1.
+        row_max = hidden.new_full((hidden.shape[0],), -torch.inf, dtype=accumulator)
+        row_sum, own_logit = torch.zeros_like(row_max), torch.zeros_like(row_max)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start, end in _vocabulary_blocks(hidden.shape[0], weight.shape[0]):
+                logits = _block_logits(hidden, weight, bias, start, end, scale, softcap)
+                column, is_here = _target_columns(targets, start, end)
+                picked = logits.gather(1, column[:, None]).squeeze(1)
+                own_logit = torch.where(is_here, picked, own_logit)
+                higher = torch.maximum(row_max, logits.amax(dim=1))
+                block_sum = logits.sub_(higher[:, None]).exp_().sum(dim=1)
+                row_sum = row_sum * (row_max - higher).exp() + block_sum
+                row_max = higher
+        ctx.save_for_backward(hidden, weight, bias, targets, row_max, row_sum)
+        ctx.scale, ctx.softcap = scale, softcap
+        return (row_max - own_logit + row_sum.log()).sum()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "language_model_loss: create_graph must be False, got True; the gradient of the "
+                "gradient is not supported"
+            )
+        hidden, weight, bias, targets, row_max, row_sum = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.zeros_like(hidden, dtype=row_max.dtype)
+        # Every row is written below; without positions no product runs, and the gradient is zero.
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if needs_bias else None
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        factor = upstream * ctx.scale
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start, end in _vocabulary_blocks(hidden.shape[0], weight.shape[0]):
+                logits = _block_logits(hidden, weight, bias, start, end, ctx.scale, ctx.softcap)
+                grad = (logits - row_max[:, None]).exp_().div_(row_sum[:, None])
+                column, is_here = _target_columns(targets, start, end)
+                grad[rows, column] -= is_here.to(grad.dtype)
+                if ctx.softcap is not None:
+                    grad *= 1 - (logits / ctx.softcap).square_()
+                if grad_bias is not None:
+                    grad_bias[start:end] = grad.sum(dim=0) * factor
+                if grad_weight is not None:
+                    grad_weight[start:end] = _product(grad.T, hidden, hidden.dtype) * factor
+                if needs_hidden:
+                    grad_hidden += _product(grad, weight[start:end], hidden.dtype)
+        grad_hidden = (grad_hidden * factor).to(hidden.dtype)
+        return grad_hidden if needs_hidden else None, grad_weight, grad_bias, None, None, None
+
+
+def output_head(model: Any) -> OutputHead:
+    """The output embedding of a causal LM with the scale and the soft cap its config names.
+
+    Raises:
+        ValueError: the model has no output embedding, or it is no plain linear layer.
+    """
+    head = model.get_output_embeddings()
+    if not (isinstance(head, nn.Linear) and head.weight.is_floating_point()):
+        raise ValueError(
+            f"lm: the output embedding of {type(model).__name__} must be a torch.nn.Linear with a "
+            f"floating-point weight, got {type(head).__name__}; leave it out of adapters and of "
+            "quantisation"
+        )
+    config = model.config.get_text_config(decoder=True)
+    scale = 1.0
+    for name in ("logit_scale", "lm_head_multiplier"):
+        scale *= getattr(config, name, None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return OutputHead(head.weight, head.bias, scale, softcap)
+
+
+@torch.no_grad()
+def check_output_head(model: Any, input_ids: Tensor) -> None:
+    """Compares output_head with the logits that the model itself computes for two tokens.
+
+    Raises:
+        ValueError: they differ, so that the loss would not be the model's own.
+    """
+    devices = [input_ids.device] if input_ids.is_cuda else []
+    with torch.random.fork_rng(devices):
+        output = model(
+            input_ids=input_ids[:1, :2],
+            attention_mask=torch.ones_like(input_ids[:1, :2]),
+            use_cache=False,
+            output_hidden_states=True,
+        )
+    head = output_head(model)
+    hidden = output.hidden_states[-1].flatten(0, 1).to(_product_dtype(output.hidden_states[-1]))
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = _block_logits(hidden, *head[:2], 0, head.weight.shape[0], *head[2:])
+    expected = output.logits.flatten(0, 1).to(logits.dtype)
+    # Wide enough for logits rounded to bfloat16; a missing multiplier or cap is far outside.
+    if not torch.allclose(logits, expected, rtol=0.0, atol=0.02 * float(expected.abs().max())):
+        raise ValueError(
+            f"lm: the logits of {type(model).__name__} must be those of its output embedding times "
+            "config.logit_scale, divided by config.logits_scaling and bounded by "
+            "config.final_logit_softcapping, but they differ; compute its loss from the model's "
+            "own logits instead"
+        )
+
+
+def _check_arguments(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> None:
+    function = "language_model_loss"
+    for name, value in (("hidden", hidden), ("weight", weight), ("labels", labels)):
+        check_tensor(function, name, value)
+    check_dims(function, "hidden", hidden, "(B, T, C)")
+    check_dims(function, "weight", weight, "(V, C)")
+    check_dims(function, "labels", labels, "(B, T)")
+    check_floating(function, "hidden", hidden)
+    check_integer(function, "labels", labels)
+    for dim, axis in enumerate("BT"):
+        check_size(function, "labels", labels, dim, hidden.shape[dim], f"{axis} of hidden")
+    check_size(function, "weight", weight, 1, hidden.shape[2], "C of hidden")
+    parameters = [("weight", weight)]
+    if bias is not None:
+        check_tensor(function, "bias", bias)
+        check_dims(function, "bias", bias, "(V,)")
+        check_size(function, "bias", bias, 0, weight.shape[0], "V of weight")
+        parameters.append(("bias", bias))
+    for name, parameter in parameters:
+        check_same_device(function, name, parameter, "hidden", hidden)
+        if not torch.is_autocast_enabled(hidden.device.type):
+            check_same_dtype(function, name, parameter, "hidden", hidden)
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype in which a linear layer would multiply here: autocast leaves float64 alone."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
+
+
+def _accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _vocabulary_blocks(positions: int, vocabulary: int) -> list[tuple[int, int]]:
+    """[start, end) of each block; a multiple of 8 wide, which matrix units want. None for N = 0."""
+    if positions == 0:
+        return []
+    width = min(-(-vocabulary // 8), max(1, _LOGITS_PER_BLOCK // positions))
+    width = -(-width // 8) * 8
+    return [(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
+
+
+def _block_logits(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    start: int,
+    end: int,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """(N, end - start) logits in the accumulator dtype."""
+    logits = _product(hidden, weight[start:end].T, hidden.dtype)
+    if bias is not None:
+        logits += bias[start:end].to(logits.dtype)
+    if scale != 1.0:
+        logits *= scale
+    if softcap is not None:
+        logits = logits.div_(softcap).tanh_().mul_(softcap)
+    return logits
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b in the accumulator dtype; a GPU takes the operands as `dtype`, for its matrix units."""
+    accumulator = _accumulator_dtype(dtype)
+    if a.is_cuda and dtype != accumulator:
+        return torch.mm(a.to(dtype), b.to(dtype), out_dtype=accumulator)
+    return a.to(accumulator) @ b.to(accumulator)
+
+
+def _target_columns(targets: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
+    """Each target's column in the block (clamped into it), and whether it really lies there."""
+    is_here = (targets >= start) & (targets < end)
+    return (targets - start).clamp(0, end - start - 1), is_here
