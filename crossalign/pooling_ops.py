@@ -1,0 +1,230 @@
+"""The registered mean-pooling ops: forward, backward, fakes, autograd, and their PyTorch version.
+
+Shapes: B sentences, T tokens, C features. Each forward op gives pooled (B, C), unit (the unit
+vectors in the accumulator dtype if normalize, else no row) and scale (B,) = 1 / (weight sum *
+norm), 0 without tokens; the backward needs those and no hidden state. The backward is an op too:
+differentiating it again raises.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from crossalign.contrastive_problem import accumulator
+
+NORM_EPS = 1e-12
+# Elements that the PyTorch version converts at a time, so that hidden is never copied whole.
+CHUNK_ELEMENTS = 2**22
+
+torch.library.define(
+    "crossalign::masked_mean_pool_fwd",
+    "(Tensor hidden, Tensor mask, bool normalize, bool use_triton) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "crossalign::masked_mean_pool_bwd",
+    "(Tensor grad_pooled, Tensor mask, Tensor? unit, Tensor scale, bool use_triton) -> Tensor",
+)
+torch.library.define(
+    "crossalign::mean_pool_varlen_fwd",
+    "(Tensor hidden, Tensor cu_seqlens, bool normalize, bool use_triton) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "crossalign::mean_pool_varlen_bwd",
+    "(Tensor grad_pooled, Tensor cu_seqlens, Tensor? unit, Tensor scale, SymInt num_tokens, "
+    "bool use_triton) -> Tensor",
+)
+
+
+@torch.library.impl("crossalign::masked_mean_pool_fwd", "CompositeExplicitAutograd")
+def _masked_mean_pool_fwd(
+    hidden: Tensor, mask: Tensor, normalize: bool, use_triton: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if use_triton:
+        from crossalign.kernels.masked_mean_pool import masked_mean_pool_fwd
+
+        return masked_mean_pool_fwd(hidden, mask, normalize)
+    weights = mask.to(accumulator(hidden.dtype))
+    sums = hidden.new_zeros(hidden.shape[0], hidden.shape[2], dtype=weights.dtype)
+    for tokens in _chunks(hidden.shape[1], sums.numel()):
+        tile, weight = hidden[:, tokens].to(weights.dtype), weights[:, tokens, None]
+        sums += torch.where(weight != 0, weight * tile, 0).sum(dim=1)
+    return _finish(sums, weights.sum(dim=1), normalize, hidden.dtype)
+
+
+@torch.library.impl("crossalign::masked_mean_pool_bwd", "CompositeExplicitAutograd")
+def _masked_mean_pool_bwd(
+    grad_pooled: Tensor, mask: Tensor, unit: Tensor | None, scale: Tensor, use_triton: bool
+) -> Tensor:
+    if use_triton:
+        from crossalign.kernels.masked_mean_pool_backward import masked_mean_pool_bwd
+
+        return masked_mean_pool_bwd(grad_pooled, mask, unit, scale)
+    rows = _gradient_rows(grad_pooled, unit, scale)
+    weights = mask.to(scale.dtype)
+    grad_hidden = grad_pooled.new_empty(*mask.shape, grad_pooled.shape[1])
+    for tokens in _chunks(mask.shape[1], rows.numel()):
+        weight = weights[:, tokens, None]
+        grad_hidden[:, tokens] = torch.where(weight != 0, weight * rows[:, None], 0)
+    return grad_hidden
+
+
+@torch.library.impl("crossalign::mean_pool_varlen_fwd", "CompositeExplicitAutograd")
+def _mean_pool_varlen_fwd(
+    hidden: Tensor, cu_seqlens: Tensor, normalize: bool, use_triton: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if use_triton:
+        from crossalign.kernels.masked_mean_pool import mean_pool_varlen_fwd
+
+        return mean_pool_varlen_fwd(hidden, cu_seqlens, normalize)
+    lengths = cu_seqlens.diff().to(accumulator(hidden.dtype))
+    sums = hidden.new_zeros(lengths.shape[0], hidden.shape[1], dtype=lengths.dtype)
+    if sums.numel() and hidden.numel():
+        for features in _chunks(hidden.shape[1], hidden.shape[0]):
+            tile = hidden[:, features].to(sums.dtype)
+            # unsafe: its own check of the offsets would wait for the device.
+            sums[:, features] = torch.segment_reduce(
+                tile, "sum", offsets=cu_seqlens, axis=0, unsafe=True
+            )
+    return _finish(sums, lengths, normalize, hidden.dtype)
+
+
+@torch.library.impl("crossalign::mean_pool_varlen_bwd", "CompositeExplicitAutograd")
+def _mean_pool_varlen_bwd(
+    grad_pooled: Tensor,
+    cu_seqlens: Tensor,
+    unit: Tensor | None,
+    scale: Tensor,
+    num_tokens: int,
+    use_triton: bool,
+) -> Tensor:
+    if use_triton:
+        from crossalign.kernels.masked_mean_pool_backward import mean_pool_varlen_bwd
+
+        return mean_pool_varlen_bwd(grad_pooled, cu_seqlens, unit, scale, num_tokens)
+    rows = _gradient_rows(grad_pooled, unit, scale).to(grad_pooled.dtype)
+    rows = torch.nn.functional.pad(rows, (0, 0, 0, 1))  # for tokens after the last sentence
+    token = torch.arange(num_tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    return rows[torch.bucketize(token, cu_seqlens[1:].contiguous(), right=True)]
+
+
+def _chunks(size: int, elements_each: int) -> list[slice]:
+    step = max(1, CHUNK_ELEMENTS // max(1, elements_each))
+    return [slice(start, start + step) for start in range(0, size, step)]
+
+
+def _finish(
+    sums: Tensor, weight_sum: Tensor, normalize: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, C) sums, (B,) -> pooled, unit, scale."""
+    divisor = torch.where(weight_sum != 0, weight_sum, 1)
+    mean = sums / divisor[:, None]
+    scale = torch.where(weight_sum != 0, 1 / divisor, 0)
+    if not normalize:
+        return mean.to(dtype), mean.new_empty(0, mean.shape[1]), scale
+    norm = torch.linalg.vector_norm(mean, dim=1)
+    at_least_eps = norm.clamp_min(NORM_EPS)
+    scale = torch.where(norm == 0, 0, scale / at_least_eps)
+    pooled = mean / at_least_eps[:, None]
+    # Below the floor the norm is a constant: nothing to project out of the gradient.
+    unit = torch.where((norm < NORM_EPS)[:, None], 0, pooled)
+    return pooled.to(dtype), unit, scale
+
+
+def _gradient_rows(grad_pooled: Tensor, unit: Tensor | None, scale: Tensor) -> Tensor:
+    """(B, C) gradient of each sentence's weighted sum, in the accumulator dtype."""
+    grad = grad_pooled.to(scale.dtype)
+    if unit is not None:
+        grad = grad - unit * (grad * unit).sum(dim=1, keepdim=True)
+    return grad * scale[:, None]
+
+
+def _fwd_fake(hidden: Tensor, num_sentences: int, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    width, dtype = hidden.shape[-1], accumulator(hidden.dtype)
+    return (
+        hidden.new_empty(num_sentences, width),
+        hidden.new_empty(num_sentences if normalize else 0, width, dtype=dtype),
+        hidden.new_empty(num_sentences, dtype=dtype),
+    )
+
+
+def _masked_mean_pool_fwd_fake(
+    hidden: Tensor, mask: Tensor, normalize: bool, use_triton: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fwd_fake(hidden, hidden.shape[0], normalize)
+
+
+def _mean_pool_varlen_fwd_fake(
+    hidden: Tensor, cu_seqlens: Tensor, normalize: bool, use_triton: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fwd_fake(hidden, cu_seqlens.shape[0] - 1, normalize)
+
+
+def _masked_mean_pool_bwd_fake(
+    grad_pooled: Tensor, mask: Tensor, unit: Tensor | None, scale: Tensor, use_triton: bool
+) -> Tensor:
+    return grad_pooled.new_empty(*mask.shape, grad_pooled.shape[1])
+
+
+def _mean_pool_varlen_bwd_fake(
+    grad_pooled: Tensor,
+    cu_seqlens: Tensor,
+    unit: Tensor | None,
+    scale: Tensor,
+    num_tokens: int,
+    use_triton: bool,
+) -> Tensor:
+    return grad_pooled.new_empty(num_tokens, grad_pooled.shape[1])
+
+
+torch.library.register_fake("crossalign::masked_mean_pool_fwd", _masked_mean_pool_fwd_fake)
+torch.library.register_fake("crossalign::masked_mean_pool_bwd", _masked_mean_pool_bwd_fake)
+torch.library.register_fake("crossalign::mean_pool_varlen_fwd", _mean_pool_varlen_fwd_fake)
+torch.library.register_fake("crossalign::mean_pool_varlen_bwd", _mean_pool_varlen_bwd_fake)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, mask_or_cu_seqlens, normalize, use_triton = inputs
+    _, unit, scale = output
+    ctx.num_tokens, ctx.use_triton = hidden.shape[0], use_triton
+    ctx.save_for_backward(mask_or_cu_seqlens, unit if normalize else None, scale)
+    ctx.mark_non_differentiable(unit, scale)
+    ctx.set_materialize_grads(False)
+
+
+def _masked_mean_pool_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    if grad is None:
+        return None, None, None, None
+    grad_hidden = torch.ops.crossalign.masked_mean_pool_bwd(
+        grad, *ctx.saved_tensors, ctx.use_triton
+    )
+    return grad_hidden, None, None, None
+
+
+def _mean_pool_varlen_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    if grad is None:
+        return None, None, None, None
+    grad_hidden = torch.ops.crossalign.mean_pool_varlen_bwd(
+        grad, *ctx.saved_tensors, ctx.num_tokens, ctx.use_triton
+    )
+    return grad_hidden, None, None, None
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise RuntimeError(
+        "crossalign mean pooling cannot be differentiated twice; "
+        "for second derivatives write the mean in plain PyTorch"
+    )
+
+
+for _name, _backward in (
+    ("masked_mean_pool", _masked_mean_pool_backward),
+    ("mean_pool_varlen", _mean_pool_varlen_backward),
+):
+    torch.library.register_autograd(
+        f"crossalign::{_name}_fwd", _backward, setup_context=_save_for_backward
+    )
+    torch.library.register_autograd(f"crossalign::{_name}_bwd", _refuse_second_derivative)
