@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,10 +62,17 @@ def plain(tensors: list[Tensor], labels: Tensor, options: dict[str, float]) -> T
     return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
 
-def with_gradients(function, tensors, labels, options) -> list[Tensor]:
+def with_gradients(
+    function: Callable[..., Tensor],
+    tensors: list[Tensor],
+    labels: Tensor,
+    options: dict[str, float],
+    upstream: float = 3.0,
+) -> list[Tensor]:
+    """The loss, then the gradient of upstream * loss for each tensor."""
     tensors = [tensor.detach().requires_grad_() for tensor in tensors]
     loss = function(tensors, labels, options)
-    return [loss.detach(), *torch.autograd.grad(3.0 * loss, tensors)]
+    return [loss.detach(), *torch.autograd.grad(upstream * loss, tensors)]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -214,8 +222,7 @@ def test_two_runs_agree_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_output_head_reproduces_the_loss_of_the_model(name: str) -> None:
-    overrides = {"final_logit_softcapping": 2.0} if name == "gemma3" else {}
-    model = tiny_model(name, **overrides)
+    model = tiny_model(name)
     batch = tiny_batch()
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     output = model(**batch, labels=labels, output_hidden_states=True)
@@ -282,32 +289,37 @@ def test_bad_inputs_are_named() -> None:
             language_model_loss(*arguments, **options)
 
 
-def _rank_loss(rank: int, folder: str, unequal: list[int]) -> None:
-    """One rank's share of the batch; saves its loss and gradients."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+# Rows of the batch that rank 0 takes, and whether rank 1 has labels that count.
+SHARES = [(1, True), (3, False)]
+
+
+def _shared_batch(own_rows: int, rank_1_has_labels: bool) -> tuple[list[Tensor], Tensor]:
     torch.manual_seed(0)
     tensors, labels, _ = make_inputs("bias", shape=(5, 6, 4, 30))
-    labels[unequal[0] :] = -100 if unequal[1] == 0 else labels[unequal[0] :]
-    rows = slice(0, unequal[0]) if rank == 0 else slice(unequal[0], None)
-    hidden, weight, bias = tensors
-    loss = language_model_loss(
-        hidden[rows], weight, labels[rows], bias=bias, group=dist.group.WORLD
-    )
-    gradients = torch.autograd.grad(loss, tensors)
-    torch.save((loss.detach(), gradients), f"{folder}/rank{rank}.pt")
+    if not rank_1_has_labels:
+        labels[own_rows:] = -100
+    return tensors, labels
+
+
+def _save_losses_of_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    results = []
+    for own_rows, rank_1_has_labels in SHARES:
+        tensors, labels = _shared_batch(own_rows, rank_1_has_labels)
+        rows = slice(0, own_rows) if rank == 0 else slice(own_rows, None)
+        loss = language_model_loss(
+            tensors[0][rows], tensors[1], labels[rows], bias=tensors[2], group=dist.group.WORLD
+        )
+        results.append([loss.detach(), *torch.autograd.grad(loss, tensors)])
+    torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("unequal", [[1, 1], [3, 0]], ids=["unequal", "a rank without labels"])
-def test_group_averages_over_the_tokens_of_all_ranks(tmp_path, unequal: list[int]) -> None:
-    mp.spawn(_rank_loss, (str(tmp_path), unequal), nprocs=2)
+def test_group_averages_over_the_tokens_of_all_ranks(tmp_path: Path) -> None:
+    mp.spawn(_save_losses_of_rank, (str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
-    torch.manual_seed(0)
-    tensors, labels, options = make_inputs("bias", shape=(5, 6, 4, 30))
-    if unequal[1] == 0:
-        labels[unequal[0] :] = -100
-    loss = plain(tensors, labels, options)
-    whole = (loss.detach(), torch.autograd.grad(loss, tensors))
-    torch.testing.assert_close((ranks[0][0] + ranks[1][0]) / 2, whole[0])
-    for first, second, expected in zip(ranks[0][1], ranks[1][1], whole[1], strict=True):
-        torch.testing.assert_close((first + second) / 2, expected)
+    for share, first, second in zip(SHARES, *ranks, strict=True):
+        tensors, labels = _shared_batch(*share)
+        whole = with_gradients(plain, tensors, labels, {}, upstream=1.0)
+        for a, b, expected in zip(first, second, whole, strict=True):
+            torch.testing.assert_close((a + b) / 2, expected)

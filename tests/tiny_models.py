@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    Cohere2Config,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GPT2Config,
-    GPTNeoConfig,
-    GraniteConfig,
-    LlamaConfig,
-    MistralConfig,
-    OPTConfig,
-    PhiConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    XGLMConfig,
-)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 97
 LAYERS = 3
 HIDDEN = 32
 
-# The names that the Llama family shares.
+_COMMON = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2}
+# What the Llama family names alike.
 _LLAMA_LIKE = {
     "hidden_size": HIDDEN,
     "intermediate_size": 48,
@@ -38,63 +22,67 @@ _LLAMA_LIKE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
-    "vocab_size": VOCAB_SIZE,
     "pad_token_id": 0,
 }
-_GPT2_LIKE = {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "vocab_size": VOCAB_SIZE}
+_WINDOWED = {**_LLAMA_LIKE, "sliding_window": 4}
 
-CONFIGS = {
-    "gpt2": lambda: GPT2Config(**_GPT2_LIKE, n_positions=64),
-    "gpt_neo": lambda: GPTNeoConfig(
-        hidden_size=HIDDEN,
-        num_layers=LAYERS,
-        num_heads=4,
-        attention_types=[[["global", "local", "global"], 1]],
-        window_size=4,
-        max_position_embeddings=64,
-        vocab_size=VOCAB_SIZE,
+# name -> config class of transformers, its arguments
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2Config", {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": 64}),
+    "gpt_neo": (
+        "GPTNeoConfig",
+        {
+            "hidden_size": HIDDEN,
+            "num_layers": LAYERS,
+            "num_heads": 4,
+            "attention_types": [[["global", "local", "global"], 1]],
+            "window_size": 4,
+            "max_position_embeddings": 64,
+        },
     ),
-    "xglm": lambda: XGLMConfig(
-        d_model=HIDDEN,
-        num_layers=LAYERS,
-        ffn_dim=48,
-        attention_heads=4,
-        max_position_embeddings=64,
-        vocab_size=VOCAB_SIZE,
+    "xglm": (
+        "XGLMConfig",
+        {
+            "d_model": HIDDEN,
+            "num_layers": LAYERS,
+            "ffn_dim": 48,
+            "attention_heads": 4,
+            "max_position_embeddings": 64,
+        },
     ),
-    "bloom": lambda: BloomConfig(
-        hidden_size=HIDDEN, n_layer=LAYERS, n_head=4, vocab_size=VOCAB_SIZE
-    ),
-    "llama": lambda: LlamaConfig(**_LLAMA_LIKE),
-    "mistral": lambda: MistralConfig(**_LLAMA_LIKE, sliding_window=4),
-    "qwen3": lambda: Qwen3Config(**_LLAMA_LIKE, head_dim=8),
-    "gemma": lambda: GemmaConfig(**_LLAMA_LIKE, head_dim=8),
-    # Soft-capped logits, sliding windows, multiplied or divided logits, a biased head, projections.
-    "gemma2": lambda: Gemma2Config(**_LLAMA_LIKE, head_dim=8, sliding_window=4),
-    "gemma3": lambda: Gemma3TextConfig(**_LLAMA_LIKE, head_dim=8, sliding_window=4),
-    "cohere2": lambda: Cohere2Config(**_LLAMA_LIKE, sliding_window=4),
-    "granite": lambda: GraniteConfig(**_LLAMA_LIKE, logits_scaling=8.0),
-    "phi": lambda: PhiConfig(**{**_LLAMA_LIKE, "num_key_value_heads": 4}),
-    "opt": lambda: OPTConfig(
-        hidden_size=HIDDEN,
-        word_embed_proj_dim=16,
-        do_layer_norm_before=False,
-        num_hidden_layers=LAYERS,
-        ffn_dim=48,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        vocab_size=VOCAB_SIZE,
+    "bloom": ("BloomConfig", {"hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": 4}),
+    "llama": ("LlamaConfig", _LLAMA_LIKE),
+    "mistral": ("MistralConfig", _WINDOWED),
+    "qwen3": ("Qwen3Config", {**_LLAMA_LIKE, "head_dim": 8}),
+    "gemma": ("GemmaConfig", {**_LLAMA_LIKE, "head_dim": 8}),
+    # Soft-capped, multiplied and divided logits, a head with a bias, a projection after the norm.
+    "gemma2": ("Gemma2Config", {**_WINDOWED, "head_dim": 8, "final_logit_softcapping": 2.0}),
+    "cohere2": ("Cohere2Config", {**_WINDOWED, "logit_scale": 0.25}),
+    "granite": ("GraniteConfig", {**_LLAMA_LIKE, "logits_scaling": 8.0}),
+    "phi": ("PhiConfig", {**_LLAMA_LIKE, "num_key_value_heads": 4}),
+    "opt": (
+        "OPTConfig",
+        {
+            "hidden_size": HIDDEN,
+            "word_embed_proj_dim": 16,
+            "do_layer_norm_before": False,
+            "num_hidden_layers": LAYERS,
+            "ffn_dim": 48,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+        },
     ),
 }
 
 
 def tiny_model(name: str, **overrides: Any) -> PreTrainedModel:
     """A random model in eval mode, its weights spread enough that no two layers look alike."""
-    config = CONFIGS[name]()
-    for key, value in overrides.items():
-        setattr(config, key, value)
+    import transformers
+
+    config_class, arguments = CONFIGS[name]
+    config = getattr(transformers, config_class)(**{**_COMMON, **arguments, **overrides})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -116,6 +104,9 @@ def tiny_batch(
 
 def tiny_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
     """One token per word "w3" ... "w96"; 0 = unknown. No padding token unless asked for."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
     vocabulary |= {f"w{index}": index for index in range(3, VOCAB_SIZE)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
