@@ -9,10 +9,9 @@ runs agree within a few MiB.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
-import os
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,10 +23,12 @@ from torch import Tensor
 
 from benchmarks.accuracy import Verdict
 from benchmarks.provenance import clock_state, provenance, result_path
+from benchmarks.resident_memory import peak_resident_mib
 
 PASSES = ("forward", "backward", "both")
 MIB = 2**20
 GRAPH_BELOW_MS = 0.1  # shorter calls are also timed inside a captured graph, without launch gaps
+CACHE_BYTES, MAX_ROTATIONS = 128 * MIB, 32  # twice the L2 cache of an H200
 MIN_REPEATS, MAX_REPEATS = 3, 200
 
 
@@ -84,7 +85,7 @@ class Harness:
         """
         row = {**case, "implementation": implementation, "dtype": str(dtype).split(".")[-1]}
         if time.monotonic() > self.deadline:
-            self._write(row, status="not measured: out of the time budget")
+            self.skip(case, implementation, dtype, "out of the time budget")
             return
         try:
             verdict = check()
@@ -100,6 +101,24 @@ class Harness:
             for trial in trials:
                 _clear(trial.leaves)
             self._release()
+
+    def skip(
+        self, case: dict[str, Any], implementation: str, dtype: torch.dtype, reason: str
+    ) -> None:
+        """A row that says why there is no number."""
+        row = {**case, "implementation": implementation, "dtype": str(dtype).split(".")[-1]}
+        self._write(row, status=f"not measured: {reason}")
+
+    def rotations(self, bytes_per_set: float) -> int:
+        """How many input sets overflow the cache of a GPU, for calls timed inside a graph."""
+        if self.device.type == "cpu":
+            return 1
+        return min(MAX_ROTATIONS, math.ceil(CACHE_BYTES / bytes_per_set))
+
+    def close(self) -> str | None:
+        """What to exit with: None, or which of our own implementations failed."""
+        print(f"wrote {self.path}")
+        return "\n".join(self.failed) or None
 
     def ceilings(self, dtype: torch.dtype) -> dict[str, float]:
         """What this device reaches in this run: a large matrix product, a large copy."""
@@ -229,22 +248,6 @@ class Harness:
             self.failed.append(f"{label}: {status}")
 
 
-def peak_resident_mib(prepare: Callable[[], None], call: Callable[[], Any]) -> float | None:
-    """Peak resident memory of call() above what is held before prepare(); None outside Linux."""
-    reset = Path("/proc/self/clear_refs")
-    if not os.access(reset, os.W_OK):
-        return None
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # or memory freed earlier would count as held
-    held = _process_status_mib("VmRSS")
-    prepare()
-    reset.write_text("5")  # 5: start the high-water mark anew
-    result = call()
-    peak = _process_status_mib("VmHWM")
-    del result
-    return peak - held
-
-
 def _runner(name: str, trial: Trial) -> tuple[Callable[[], None], Callable[[], Any]]:
     """(prepare, call) of one pass; backward() gets its graph from prepare()."""
     outputs: list[Tensor] = []
@@ -288,13 +291,6 @@ def _nothing() -> None:
 
 def _percentile(values: list[float], share: float) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(share))
-
-
-def _process_status_mib(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
 def _describe(problem: Exception) -> str:
