@@ -1,0 +1,314 @@
+"""Row and column log-sum-exp of the contrastive logits from one pass, without the logits.
+
+    row_rest[i] = logsumexp_{j != own(i)} z[i, j]        column_rest[j] = logsumexp_{i != own(j)}
+
+Each program owns a group of row blocks and a split of the columns and walks its tiles in a fixed
+order: row sums stay in registers, column sums in the group's own line of a (groups, K) workspace.
+Nothing is shared between programs, so there are no atomics and the same input gives the same bits.
+A constant upper bound replaces the running maximum where one is known (one exp2 per logit serves
+both directions); otherwise both sums follow an online maximum.
+
+Reads 2 (N + M) D elements per tile row or column from L2, 2 N M D multiply-adds, writes O(N + M).
+Accumulates in float32 (float64 for float64). Source: the online softmax of Milakov and
+Gimelshein 2018; the one-pass symmetric form is our own.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums, accumulator
+from crossalign.kernels.contrastive_logits import (
+    BATCH_SIZES,
+    LN_2,
+    LOG2_E,
+    apply_owners,
+    equal_ids,
+    holds_own_or_edge,
+    own_mask,
+    scaled_tile,
+    similarity_tile,
+)
+from crossalign.kernels.contrastive_tiles import (
+    TileOperands,
+    contrastive_tiles,
+    plan_programs,
+    program_slots,
+)
+from crossalign.kernels.launch import device_guard
+
+
+@triton.jit
+def _add_to(ptrs, values, mask):
+    """Adds to this program's own line of column sums.
+
+    Other threads of the program wrote the line's last values; the barriers inside the reduction
+    that forms `values` stand between their stores and this load.
+    """
+    before = tl.load(ptrs, mask=mask, other=0)
+    tl.store(ptrs, before + values, mask=mask)
+
+
+@triton.jit
+def _log_add(before, logits, AXIS: tl.constexpr):
+    """log2(2^before + sum along AXIS of 2^logits): the online log-sum-exp, one number per line."""
+    largest = tl.maximum(before, tl.max(logits, AXIS))
+    # Where everything is excluded the largest is -inf, and -inf - -inf would be NaN.
+    largest = tl.where(largest == float("-inf"), 0.0, largest)
+    total = tl.sum(tl.exp2(logits - tl.expand_dims(largest, AXIS)), AXIS)
+    total += tl.exp2(before - largest)
+    is_empty = total == 0
+    return tl.where(is_empty, float("-inf"), largest + tl.log2(tl.where(is_empty, 1.0, total)))
+
+
+@triton.jit(do_not_specialize=BATCH_SIZES)
+def _own_logits_kernel(
+    query,  # (N, D) descriptor, or pointer
+    columns,  # (M, D) descriptor, or pointer
+    scale_ptr,  # ()
+    query_inverse_norm_ptr,  # (N,)
+    column_inverse_norm_ptr,  # (M,)
+    own_ptr,  # (N,) out
+    stride_qn,
+    stride_cm,
+    num_queries,
+    num_columns,
+    num_keys,
+    num_features,
+    label_offset,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ACC_DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    USE_DESCRIPTORS: tl.constexpr,
+):
+    """own[i] = z[i, i + label_offset], by the same tile products as the pass over all columns: a
+    key equal to the own one then ties with it to the last bit."""
+    first_row = tl.program_id(0) * BLOCK_N
+    first_column = first_row + label_offset
+    similarity = similarity_tile(
+        query, columns, stride_qn, stride_cm, num_queries, num_columns, first_row, first_column,
+        num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION, USE_DESCRIPTORS,
+    )  # fmt: skip
+    offs_n = first_row + tl.arange(0, BLOCK_N)
+    offs_m = first_column + tl.arange(0, BLOCK_M)
+    logits = scaled_tile(
+        similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr, offs_n, offs_m,
+        num_queries, num_columns, NORMALIZE,
+    )  # fmt: skip
+    own = tl.sum(tl.where(own_mask(offs_n, offs_m, label_offset, num_keys), logits, 0.0), 1)
+    tl.store(own_ptr + offs_n, own * LN_2, mask=offs_n < num_queries)
+
+
+@triton.jit(do_not_specialize=BATCH_SIZES)
+def _contrastive_fwd_kernel(
+    query,  # (N, D) descriptor, or pointer
+    columns,  # (M, D) descriptor, or pointer
+    scale_ptr,  # ()
+    query_inverse_norm_ptr,  # (N,)
+    column_inverse_norm_ptr,  # (M,)
+    query_ids_ptr,  # (N,)
+    column_ids_ptr,  # (num_ids,)
+    negative_owner_ptr,  # (M - K,)
+    own_ptr,  # (N,)
+    row_partial_ptr,  # (splits, N) out: sum of exp2, or its log2
+    column_partial_ptr,  # (groups, K) in and out, likewise
+    row_positive_ptr,  # (2, splits, N) out: sums of logits, counts
+    column_positive_ptr,  # (2, groups, K) in and out
+    row_counts_ptr,  # (2, splits, N) out: above, tied
+    stride_qn,
+    stride_cm,
+    num_queries,
+    num_columns,
+    num_keys,
+    num_ids,
+    num_features,
+    label_offset,
+    num_groups,
+    blocks_per_group,
+    blocks_per_split,
+    shift,
+    hard_negative_weight,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ACC_DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    USE_DESCRIPTORS: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    CONSTANT_SHIFT: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+    MULTI_POSITIVE: tl.constexpr,
+    HAS_OWNERS: tl.constexpr,
+    SHARE_NEGATIVES: tl.constexpr,
+    WITH_STATS: tl.constexpr,
+):
+    """Adds every tile of this program's rectangle (a row group times a column split) to its lines
+    of the partial sums. One loop over tiles, so that the next tile's loads overlap this one's
+    exponentials."""
+    group = tl.program_id(0) % num_groups
+    split = tl.program_id(0) // num_groups
+    num_splits = tl.num_programs(0) // num_groups
+    no_sum = 0.0 if CONSTANT_SHIFT else float("-inf")
+    row_sum = tl.full((BLOCK_N,), no_sum, ACC_DTYPE)
+    positive_sum = tl.zeros((BLOCK_N,), ACC_DTYPE)
+    positive_count = tl.zeros((BLOCK_N,), ACC_DTYPE)
+    num_above = tl.zeros((BLOCK_N,), tl.int32)
+    num_tied = tl.zeros((BLOCK_N,), tl.int32)
+    for tile in tl.range(0, blocks_per_group * blocks_per_split, flatten=True):
+        first_row = (group * blocks_per_group + tile // blocks_per_split) * BLOCK_N
+        first_column = (split * blocks_per_split + tile % blocks_per_split) * BLOCK_M
+        similarity = similarity_tile(
+            query, columns, stride_qn, stride_cm, num_queries, num_columns, first_row,
+            first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION,
+            USE_DESCRIPTORS,
+        )  # fmt: skip
+        offs_n = first_row + tl.arange(0, BLOCK_N)
+        offs_m = first_column + tl.arange(0, BLOCK_M)
+        in_range_n = offs_n < num_queries
+        is_key = offs_m < num_keys
+        # Row sums live in registers along a row block and start anew with the next one. They are
+        # stored after every tile, the last store being the whole: no load, so nothing to wait for.
+        is_first = tile % blocks_per_split == 0
+        row_offs = split.to(tl.int64) * num_queries + offs_n
+        row_size = num_splits.to(tl.int64) * num_queries
+        column_offs = group.to(tl.int64) * num_keys + offs_m
+        logits = scaled_tile(
+            similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr, offs_n,
+            offs_m, num_queries, num_columns, NORMALIZE,
+        )  # fmt: skip
+        if HAS_OWNERS and first_column + BLOCK_M > num_keys:
+            logits = apply_owners(
+                logits, negative_owner_ptr, offs_n, offs_m, num_keys, num_columns,
+                hard_negative_weight, SHARE_NEGATIVES,
+            )  # fmt: skip
+        if holds_own_or_edge(
+            first_row, first_column, label_offset, num_queries, num_columns, BLOCK_N, BLOCK_M
+        ):
+            inside = in_range_n[:, None] & (offs_m < num_columns)[None, :]
+            is_own = own_mask(offs_n, offs_m, label_offset, num_keys)
+            logits = tl.where(inside & ~is_own, logits, float("-inf"))
+        if HAS_IDS:
+            is_equal = equal_ids(
+                query_ids_ptr, column_ids_ptr, offs_n, offs_m, num_queries, num_ids
+            )
+            if MULTI_POSITIVE:
+                is_equal = is_equal & (logits > float("-inf"))
+                counts = is_equal.to(ACC_DTYPE)
+                sums = tl.where(is_equal, logits * LN_2, 0.0)
+                positive_sum = tl.where(is_first, 0.0, positive_sum) + tl.sum(sums, 1)
+                positive_count = tl.where(is_first, 0.0, positive_count) + tl.sum(counts, 1)
+                tl.store(row_positive_ptr + row_offs, positive_sum, mask=in_range_n)
+                tl.store(row_positive_ptr + row_size + row_offs, positive_count, mask=in_range_n)
+                if SYMMETRIC:
+                    size = num_groups.to(tl.int64) * num_keys
+                    _add_to(column_positive_ptr + column_offs, tl.sum(sums, 0), is_key)
+                    _add_to(column_positive_ptr + size + column_offs, tl.sum(counts, 0), is_key)
+            else:
+                logits = tl.where(is_equal, float("-inf"), logits)
+        if WITH_STATS:
+            rival = tl.load(own_ptr + offs_n, mask=in_range_n, other=0.0)[:, None]
+            # Compared in natural units, rounded as own was.
+            is_above = logits * LN_2 > rival
+            is_tied = logits * LN_2 == rival
+            if MULTI_POSITIVE:
+                is_above = is_above & ~is_equal
+                is_tied = is_tied & ~is_equal
+            num_above = tl.where(is_first, 0, num_above) + tl.sum(is_above.to(tl.int32), 1)
+            num_tied = tl.where(is_first, 0, num_tied) + tl.sum(is_tied.to(tl.int32), 1)
+            tl.store(row_counts_ptr + row_offs, num_above, mask=in_range_n)
+            tl.store(row_counts_ptr + row_size + row_offs, num_tied, mask=in_range_n)
+        row_sum = tl.where(is_first, no_sum, row_sum)
+        if CONSTANT_SHIFT:
+            exponentials = tl.exp2(logits - shift * LOG2_E)
+            row_sum += tl.sum(exponentials, 1)
+            if SYMMETRIC:
+                _add_to(column_partial_ptr + column_offs, tl.sum(exponentials, 0), is_key)
+        else:
+            row_sum = _log_add(row_sum, logits, 1)
+            if SYMMETRIC:
+                line = column_partial_ptr + column_offs
+                column_sum = tl.load(line, mask=is_key, other=float("-inf"))
+                tl.store(line, _log_add(column_sum, logits, 0), mask=is_key)
+        tl.store(row_partial_ptr + row_offs, row_sum, mask=in_range_n)
+
+
+def contrastive_fwd(
+    query: Tensor,
+    columns: Tensor,
+    problem: ContrastiveProblem,
+    known_own: Tensor | None,
+    with_stats: bool,
+) -> ContrastiveSums:
+    """query: (N, D), columns: (M, D); known_own: (N,) own logits where they are not among these."""
+    num_queries, num_columns, num_keys = query.shape[0], columns.shape[0], problem.num_keys
+    dtype = accumulator(query.dtype)
+    symmetric, multi = problem.symmetric, problem.multi_positive
+    tiles = contrastive_tiles(query, problem, with_stats)
+    plan = plan_programs(
+        triton.cdiv(num_queries, tiles.block_n),
+        triton.cdiv(num_columns, tiles.block_m),
+        program_slots(query),
+    )
+    no_sum = 0.0 if problem.shift is not None else -torch.inf
+
+    def workspace(*shape: int, fill: float = 0.0, of: torch.dtype = dtype) -> Tensor:
+        return torch.full(shape, fill, dtype=of, device=query.device)
+
+    row_partial = workspace(plan.splits, num_queries, fill=no_sum)
+    column_partial = workspace(plan.groups, num_keys if symmetric else 0, fill=no_sum)
+    row_positive = workspace(2, plan.splits, num_queries if multi else 0)
+    column_positive = workspace(2, plan.groups, num_keys if multi and symmetric else 0)
+    row_counts = workspace(2, plan.splits, num_queries if with_stats else 0, of=torch.int32)
+    operands = TileOperands.make(query, columns, problem)
+    own = torch.empty(num_queries, dtype=dtype, device=query.device)
+    with device_guard(query):
+        if known_own is not None:
+            own.copy_(known_own)
+        elif num_queries:
+            _own_logits_kernel[(triton.cdiv(num_queries, tiles.block_n),)](
+                **operands.tile_arguments(tiles), own_ptr=own
+            )
+        if num_queries and num_columns:
+            _contrastive_fwd_kernel[(plan.groups * plan.splits,)](
+                **operands.tile_arguments(tiles),
+                **operands.rule_arguments(),
+                own_ptr=own,
+                row_partial_ptr=row_partial,
+                column_partial_ptr=column_partial,
+                row_positive_ptr=row_positive,
+                column_positive_ptr=column_positive,
+                row_counts_ptr=row_counts,
+                num_groups=plan.groups,
+                blocks_per_group=plan.blocks_per_group,
+                blocks_per_split=plan.blocks_per_split,
+                WITH_STATS=with_stats,
+            )
+    counts = row_counts.sum(1, dtype=torch.int32)
+    row_positives, column_positives = row_positive.sum(1), column_positive.sum(1)
+    return ContrastiveSums(
+        own=own,
+        row_rest=_join_partials(row_partial, problem.shift),
+        column_rest=_join_partials(column_partial, problem.shift),
+        row_positive_sum=row_positives[0],
+        row_positive_count=row_positives[1],
+        column_positive_sum=column_positives[0],
+        column_positive_count=column_positives[1],
+        num_above=counts[0],
+        num_tied=counts[1],
+        query_inverse_norm=operands.query_inverse_norm,
+        column_inverse_norm=operands.column_inverse_norm,
+    )
+
+
+def _join_partials(partial: Tensor, shift: float | None) -> Tensor:
+    """(lines, n) partial sums -> (n,) natural log-sum-exp, lines in their fixed order."""
+    if shift is not None:
+        return partial.sum(0).log_().add_(shift)
+    return torch.logsumexp(partial * LN_2.value, 0)

@@ -1,0 +1,164 @@
+"""One tile of logits: the part that the forward and the backward kernels share.
+
+    z2[i, j] = log2(e) * (scale * <q_i, k_j> * rq_i * rk_j + b[i, j])
+
+Logits live in units of log2, so that exp is the hardware's exp2. Raw operands are multiplied and
+the inverse norms rq, rk scale the accumulator: normalising costs no copy and no rounding.
+
+Shapes: N queries, M columns (the first K are keys), D features. Operands come through tensor
+descriptors: 64-bit addresses, zeros outside the tensor, TMA on Hopper and later.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from crossalign.kernels.launch import dot_operand
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+# Sizes that follow the batch: never specialised, so another batch size never compiles again.
+BATCH_SIZES = (
+    "num_queries",
+    "num_columns",
+    "num_keys",
+    "num_ids",
+    "label_offset",
+    "num_groups",
+    "blocks_per_group",
+    "blocks_per_split",
+    "num_tiles_m",
+    "num_tiles",
+)
+
+
+@triton.jit
+def similarity_tile(
+    query,  # (N, D) descriptor, or pointer
+    columns,  # (M, D) descriptor, or pointer
+    stride_qn,
+    stride_cm,
+    num_queries,
+    num_columns,
+    first_row,
+    first_column,
+    num_features,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ACC_DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    USE_DESCRIPTORS: tl.constexpr,
+):
+    """<q_i, k_j> of one tile, raw operands, accumulated over D in ACC_DTYPE; zero outside."""
+    similarity = tl.zeros((BLOCK_N, BLOCK_M), ACC_DTYPE)  # [BLOCK_N, BLOCK_M]
+    offs_n = first_row + tl.arange(0, BLOCK_N)
+    offs_m = first_column + tl.arange(0, BLOCK_M)
+    for first_feature in range(0, num_features, BLOCK_D):
+        if USE_DESCRIPTORS:
+            query_tile = query.load([first_row, first_feature])  # [BLOCK_N, BLOCK_D]
+            column_tile = columns.load([first_column, first_feature])  # [BLOCK_M, BLOCK_D]
+        else:
+            offs_d = first_feature + tl.arange(0, BLOCK_D)
+            query_tile = rows_tile(query, stride_qn, offs_n, offs_d, num_queries, num_features)
+            column_tile = rows_tile(columns, stride_cm, offs_m, offs_d, num_columns, num_features)
+        similarity = tl.dot(
+            dot_operand(query_tile),
+            dot_operand(column_tile).T,
+            similarity,
+            input_precision=PRECISION,
+            out_dtype=ACC_DTYPE,
+        )
+    return similarity
+
+
+@triton.jit
+def rows_tile(ptr, stride, offs_rows, offs_d, num_rows, num_features):
+    """[rows, BLOCK_D] of a matrix with unit stride along D; zero outside it."""
+    in_range_rows = (offs_rows >= 0) & (offs_rows < num_rows)
+    mask = in_range_rows[:, None] & (offs_d < num_features)[None, :]
+    ptrs = ptr + offs_rows.to(tl.int64)[:, None] * stride + offs_d[None, :]
+    return tl.load(ptrs, mask=mask, other=0.0)
+
+
+@triton.jit
+def scaled_tile(
+    similarity,  # [BLOCK_N, BLOCK_M]
+    scale_ptr,  # ()
+    query_inverse_norm_ptr,  # (N,)
+    column_inverse_norm_ptr,  # (M,)
+    offs_n,
+    offs_m,
+    num_queries,
+    num_columns,
+    NORMALIZE: tl.constexpr,
+):
+    """Similarities to logits in log2 units: scaled, and normalised if asked."""
+    scale = tl.load(scale_ptr) * LOG2_E
+    if NORMALIZE:
+        in_range_n = (offs_n >= 0) & (offs_n < num_queries)
+        in_range_m = (offs_m >= 0) & (offs_m < num_columns)
+        row_factor = scale * tl.load(query_inverse_norm_ptr + offs_n, mask=in_range_n, other=0.0)
+        column_factor = tl.load(column_inverse_norm_ptr + offs_m, mask=in_range_m, other=0.0)
+        logits = similarity * row_factor[:, None] * column_factor[None, :]
+    else:
+        logits = similarity * scale
+    return logits
+
+
+@triton.jit
+def apply_owners(
+    logits,  # [BLOCK_N, BLOCK_M] log2 units
+    negative_owner_ptr,  # (M - K,)
+    offs_n,
+    offs_m,
+    num_keys,
+    num_columns,
+    hard_negative_weight,
+    SHARE_NEGATIVES: tl.constexpr,
+):
+    """Adds the weight of a query's own hard negatives; excludes those it does not own."""
+    is_negative = (offs_m >= num_keys) & (offs_m < num_columns)
+    owner = tl.load(negative_owner_ptr + (offs_m - num_keys), mask=is_negative, other=-1)
+    is_owned = offs_n[:, None] == owner[None, :]  # [BLOCK_N, BLOCK_M]
+    logits = tl.where(is_owned, logits + hard_negative_weight * LOG2_E, logits)
+    if not SHARE_NEGATIVES:
+        logits = tl.where(is_negative[None, :] & ~is_owned, float("-inf"), logits)
+    return logits
+
+
+@triton.jit
+def holds_own_or_edge(
+    first_row,
+    first_column,
+    label_offset,
+    num_queries,
+    num_columns,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Whether a tile contains own columns or reaches past the tensors; most tiles do neither."""
+    holds_own = (first_row + label_offset < first_column + BLOCK_M) & (
+        first_row + BLOCK_N + label_offset > first_column
+    )
+    at_edge = (first_row + BLOCK_N > num_queries) | (first_column + BLOCK_M > num_columns)
+    return holds_own | at_edge
+
+
+@triton.jit
+def own_mask(offs_n, offs_m, label_offset, num_keys):
+    """[BLOCK_N, BLOCK_M] where a column is the row's own key."""
+    return ((offs_n + label_offset)[:, None] == offs_m[None, :]) & (offs_m < num_keys)[None, :]
+
+
+@triton.jit
+def equal_ids(query_ids_ptr, column_ids_ptr, offs_n, offs_m, num_queries, num_ids):
+    """[BLOCK_N, BLOCK_M] where a row's 64-bit id equals a column's; columns past num_ids have none.
+
+    Having an id is a predicate of its own: no sentinel value could be told from a user's id.
+    """
+    query_ids = tl.load(query_ids_ptr + offs_n, mask=offs_n < num_queries, other=0)
+    has_id = offs_m < num_ids
+    column_ids = tl.load(column_ids_ptr + offs_m, mask=has_id, other=0)
+    return (query_ids[:, None] == column_ids[None, :]) & has_id[None, :]

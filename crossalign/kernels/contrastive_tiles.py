@@ -1,0 +1,188 @@
+"""Which tile sizes run where, how tiles are dealt to programs, and the arguments kernels share.
+
+Tile sizes are keyed by architecture, dtype and the options that cost registers, never by N or M.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from crossalign.contrastive_problem import ContrastiveProblem, accumulator
+from crossalign.kernels.launch import INTERPRETED, accumulator_dtype, compute_capability
+from crossalign.kernels.row_norms import inverse_norms
+
+
+class Tiles(NamedTuple):
+    """Tile sizes and launch shape of one kernel."""
+
+    block_n: int
+    block_m: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+
+
+# The interpreter runs one element-wise NumPy call per operation: small tiles, so that small test
+# shapes cross tile edges in every dimension.
+INTERPRETER_TILES = Tiles(16, 32, 16, 4, 1)
+# (architecture, bytes per element) -> tiles of (the plain passes, passes with many live masks).
+TILES = {
+    (80, 2): (Tiles(128, 128, 64, 8, 3), Tiles(64, 128, 64, 4, 3)),
+    (90, 2): (Tiles(128, 256, 64, 8, 3), Tiles(128, 128, 64, 8, 3)),
+    (100, 2): (Tiles(128, 128, 64, 8, 3), Tiles(64, 128, 64, 4, 3)),
+    (80, 4): (Tiles(64, 64, 32, 4, 3), Tiles(64, 64, 32, 4, 3)),
+    (90, 4): (Tiles(64, 64, 32, 4, 3), Tiles(64, 64, 32, 4, 3)),
+    (100, 4): (Tiles(64, 64, 32, 4, 3), Tiles(64, 64, 32, 4, 3)),
+}
+
+
+def architecture(x: Tensor) -> int:
+    """The table's key for a tensor's GPU: 80 before Hopper, 90 on it, 100 after it."""
+    capability = compute_capability(x)
+    return 100 if capability >= 100 else 90 if capability >= 90 else 80
+
+
+def contrastive_tiles(x: Tensor, problem: ContrastiveProblem, with_stats: bool = False) -> Tiles:
+    if INTERPRETED:
+        return INTERPRETER_TILES
+    plain, with_masks = TILES[architecture(x), min(4, x.element_size())]
+    has_masks = problem.multi_positive or (with_stats and problem.negative_owner is not None)
+    return with_masks if has_masks else plain
+
+
+def program_slots(x: Tensor) -> int:
+    """How many programs run at once: one per multiprocessor; two under the interpreter."""
+    if not x.is_cuda:
+        return 2
+    return int(torch.cuda.get_device_properties(x.device).multi_processor_count)
+
+
+class ProgramPlan(NamedTuple):
+    """A rectangle of tiles per program: groups of row blocks times splits of the columns."""
+
+    groups: int
+    splits: int
+    blocks_per_group: int
+    blocks_per_split: int
+
+
+@functools.lru_cache(maxsize=1024)
+def plan_programs(row_blocks: int, column_blocks: int, slots: int) -> ProgramPlan:
+    """The partition whose largest rectangle is smallest; of equals, the fewest splits."""
+    plans = []
+    for splits in range(1, min(column_blocks, slots) + 1):
+        blocks_per_split = -(-column_blocks // splits)
+        blocks_per_group = -(-row_blocks // min(row_blocks, slots // splits))
+        groups = -(-row_blocks // blocks_per_group)
+        plan = ProgramPlan(groups, splits, blocks_per_group, blocks_per_split)
+        plans.append((blocks_per_group * blocks_per_split, splits, plan))
+    return min(plans)[2] if plans and row_blocks else ProgramPlan(1, 1, 0, 0)
+
+
+@dataclass(frozen=True)
+class TileOperands:
+    """Queries and columns as the kernels read them, with their inverse norms."""
+
+    query: Tensor
+    columns: Tensor
+    problem: ContrastiveProblem
+    query_inverse_norm: Tensor
+    column_inverse_norm: Tensor
+
+    @classmethod
+    def make(
+        cls,
+        query: Tensor,
+        columns: Tensor,
+        problem: ContrastiveProblem,
+        norms: tuple[Tensor, Tensor] | None = None,
+    ) -> TileOperands:
+        """norms: the inverse norms, if a pass before has them."""
+        query, columns = _readable(query), _readable(columns)
+        if norms is None and problem.normalize:
+            norms = inverse_norms(query), inverse_norms(columns)
+        none = torch.empty(0, dtype=accumulator(query.dtype), device=query.device)
+        return cls(query, columns, problem, *(norms or (none, none)))
+
+    def tile_arguments(self, tiles: Tiles) -> dict[str, Any]:
+        """What similarity_tile and scaled_tile take."""
+        use_descriptors = INTERPRETED or compute_capability(self.query) >= 90
+        query: Any = self.query
+        columns: Any = self.columns
+        if use_descriptors:
+            query = _descriptor(self.query, tiles.block_n, tiles.block_d)
+            columns = _descriptor(self.columns, tiles.block_m, tiles.block_d)
+        normalize = self.problem.normalize
+        return {
+            "query": query,
+            "columns": columns,
+            "scale_ptr": self.problem.scale,
+            "query_inverse_norm_ptr": self.query_inverse_norm if normalize else None,
+            "column_inverse_norm_ptr": self.column_inverse_norm if normalize else None,
+            "stride_qn": self.query.stride(0),
+            "stride_cm": self.columns.stride(0),
+            "num_queries": self.query.shape[0],
+            "num_columns": self.columns.shape[0],
+            "num_keys": self.problem.num_keys,
+            "num_features": self.query.shape[1],
+            "label_offset": self.problem.label_offset,
+            "BLOCK_N": tiles.block_n,
+            "BLOCK_M": tiles.block_m,
+            "BLOCK_D": tiles.block_d,
+            "ACC_DTYPE": accumulator_dtype(self.query.dtype),
+            "PRECISION": dot_precision(self.query),
+            "NORMALIZE": normalize,
+            "USE_DESCRIPTORS": use_descriptors,
+            "num_warps": tiles.num_warps,
+            "num_stages": tiles.num_stages,
+        }
+
+    def rule_arguments(self) -> dict[str, Any]:
+        """What shapes the logits beyond their product: ids, owners, the shift."""
+        problem = self.problem
+        has_ids = problem.query_ids is not None and problem.column_ids is not None
+        return {
+            "query_ids_ptr": problem.query_ids,
+            "column_ids_ptr": problem.column_ids,
+            "negative_owner_ptr": problem.negative_owner,
+            "num_ids": 0 if problem.column_ids is None else problem.column_ids.shape[0],
+            "shift": 0.0 if problem.shift is None else problem.shift,
+            "hard_negative_weight": problem.hard_negative_weight,
+            "SYMMETRIC": problem.symmetric,
+            "CONSTANT_SHIFT": problem.shift is not None,
+            "HAS_IDS": has_ids,
+            "MULTI_POSITIVE": problem.multi_positive,
+            "HAS_OWNERS": problem.negative_owner is not None,
+            "SHARE_NEGATIVES": problem.share_negatives,
+        }
+
+
+def _readable(x: Tensor) -> Tensor:
+    """x itself where the kernels can read it, else a contiguous copy, D padded with zeros.
+
+    A tensor descriptor needs unit stride along D and 16-byte aligned rows.
+    """
+    per_16_bytes = max(1, 16 // x.element_size())
+    if x.stride(1) == 1 and x.stride(0) % per_16_bytes == 0 and x.data_ptr() % 16 == 0:
+        return x
+    padding = -x.shape[1] % per_16_bytes
+    if padding:
+        return torch.nn.functional.pad(x, (0, padding))
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _descriptor(x: Tensor, block_rows: int, block_d: int) -> TensorDescriptor:
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [block_rows, block_d])
+
+
+def dot_precision(x: Tensor) -> str:
+    """float32 products are IEEE unless PyTorch's own switch allows tf32."""
+    if x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "ieee"
