@@ -39,28 +39,25 @@ def read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def read_json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) for each line of a JSON-lines file.
+def read_json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("path:line", object) for each line of a JSON-lines file.
 
     Raises:
         DataError: as read_lines, and for a line that is not a JSON object.
     """
     for number, line in enumerate(read_lines(path), start=1):
-        value = _parse_json(line, f"{path}:{number}")
-        if not isinstance(value, dict):
-            raise DataError(f"{path}:{number}: not a JSON object but {type(value).__name__}")
-        yield number, value
+        where = f"{path}:{number}"
+        yield where, _checked_object(_parse_json(line, where), where)
 
 
-def read_json_list(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(position from 1, object) for each element of a file that is one JSON list of objects."""
+def read_json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("path, element k", object) for each element of a file that is one JSON list of objects."""
     values = _parse_json("\n".join(read_lines(path)), str(path))
     if not isinstance(values, list):
         raise DataError(f"{path}: not a JSON list but {type(values).__name__}")
     for position, value in enumerate(values, start=1):
-        if not isinstance(value, dict):
-            raise DataError(f"{path}: element {position} is not a JSON object")
-        yield position, value
+        where = f"{path}, element {position}"
+        yield where, _checked_object(value, where)
 
 
 def text_field(record: Mapping[str, Any], key: str, where: str) -> str:
@@ -127,3 +124,9 @@ def _parse_json(text: str, where: str) -> Any:
         raise DataError(f"{where}: not valid JSON: {error.msg} (column {error.colno})") from None
     except RecursionError:
         raise DataError(f"{where}: not usable JSON: nested too deeply") from None
+
+
+def _checked_object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: not a JSON object but {type(value).__name__}")
+    return value

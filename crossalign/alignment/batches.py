@@ -30,7 +30,8 @@ class StepBatch(NamedTuple):
     """What one step reads. B pairs, T tokens, G texts.
 
     source, target, negatives: input_ids and attention_mask (B, T); negatives None if pairs have
-    none. lm: input_ids, attention_mask, labels (G, T); None without an answer token in it.
+    none. lm: input_ids, attention_mask, labels (G, T); None without an answer token in it. Labels
+    are on the CPU.
     """
 
     source: Inputs
@@ -160,7 +161,11 @@ def _padded(rows: Sequence[LabelledTokens]) -> Inputs:
 
 
 def _to(inputs: Inputs, device: torch.device) -> Inputs:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+    """Labels stay on the CPU, where they are counted without a wait for the device."""
+    return {
+        name: tensor if name == "labels" else tensor.to(device, non_blocking=True)
+        for name, tensor in inputs.items()
+    }
 
 
 def _longest(model: nn.Module, max_length: int) -> int:

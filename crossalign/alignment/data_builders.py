@@ -89,12 +89,12 @@ def build_items(
         raise TypeError(f"build_items: data must be {wanted}, got {type(data).__name__}")
     if isinstance(data, Mapping):
         languages = list(data) if languages is None else list(languages)
-        _check_count(mode, languages)
+        check_mode_languages(mode, languages)
         records = _aligned_records(data, languages)
         build = _bilingual if mode == "bilingual" else _crosslingual
         return list(build(records, languages, repeats, random.Random(seed)))
     languages = list(languages or ())
-    _check_count(mode, languages)
+    check_mode_languages(mode, languages)
     pairs = _checked_pairs(data, *(languages or ("", "")))
     return list(_translation(pairs, repeats, random.Random(seed)))
 
@@ -114,7 +114,7 @@ def read_records(directory: Path, languages: Sequence[str]) -> Records:
             raise DataError(f"{directory}: must hold one of {', '.join(names)}; it {has}")
         is_list = found[0].name.removesuffix(".gz").endswith(".json")
         rows = read_json_list(found[0]) if is_list else read_json_objects(found[0])
-        records[language] = [_record(row, f"{found[0]}:{position}") for position, row in rows]
+        records[language] = [_record(row, where) for where, row in rows]
     return records
 
 
@@ -202,7 +202,8 @@ def _differing_instructions(records: Records, first: str, second: str) -> list[t
     return differing
 
 
-def _check_count(mode: str, languages: list[str]) -> None:
+def check_mode_languages(mode: str, languages: Sequence[str]) -> None:
+    """Raises ValueError for languages that are unknown, repeated or of the wrong number."""
     check_languages(languages)
     fits = {
         "bilingual": len(languages) == 2,
@@ -211,7 +212,9 @@ def _check_count(mode: str, languages: list[str]) -> None:
     }[mode]
     if not fits or len(set(languages)) < len(languages):
         wanted = {"bilingual": "two", "crosslingual": "three or more", "translation": "two"}[mode]
-        raise ValueError(f"build_items: {mode} needs {wanted} different languages, got {languages}")
+        raise ValueError(
+            f"build_items: {mode} needs {wanted} different languages, got {list(languages)}"
+        )
 
 
 def _checked_pairs(

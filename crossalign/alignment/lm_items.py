@@ -30,7 +30,7 @@ def read_items(path: Path) -> list[TrainingItem]:
     Raises:
         DataError: a line that is no item, naming file, line and reason.
     """
-    return [_checked_item(record, f"{path}:{line}") for line, record in read_json_objects(path)]
+    return [_checked_item(record, where) for where, record in read_json_objects(path)]
 
 
 def label_answers(

@@ -122,8 +122,7 @@ def _read_tsv(path: Path) -> list[Pair]:
 
 def _read_json(path: Path) -> list[Pair]:
     pairs = []
-    for number, record in read_json_objects(path):
-        where = f"{path}:{number}"
+    for where, record in read_json_objects(path):
         is_item = "sent0" in record and "source" not in record
         optional = {
             key: checked_text(record[key], f'"{key}"', where)

@@ -1,0 +1,176 @@
+"""`crossalign align`: its flags, the settings file, and the run they describe."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crossalign.alignment import training_config
+from crossalign.alignment.languages import check_languages
+from crossalign.alignment.pairs import read_pairs
+from crossalign.alignment.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def add_arguments(align: argparse.ArgumentParser) -> None:
+    """The flags of the command; a settings file may hold all but --resume and --config."""
+    # Required, but --config or the run to resume may give them: checked when all is read.
+    align.add_argument(
+        "--model", default=argparse.SUPPRESS, metavar="NAME_OR_DIR", help="a causal language model"
+    )
+    align.add_argument(
+        "--pairs",
+        nargs="+",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="one TSV or JSON-lines file, or two parallel text files; .gz of each",
+    )
+    align.add_argument(
+        "--output",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="new directory for checkpoint, metrics and state",
+    )
+    align.add_argument(
+        "--lm-data",
+        type=Path,
+        metavar="FILE",
+        help="items of `crossalign data build` for the next-token loss; None = the pairs",
+    )
+    align.add_argument(
+        "--languages",
+        nargs=2,
+        metavar="CODE",
+        help="languages of the pairs, such as en de, for prompts that name them",
+    )
+    training_config.add_arguments(align)
+    align.add_argument(
+        "--save-every", type=int, default=500, metavar="N", help="steps between saves"
+    )
+    align.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    align.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE.yaml",
+        help="values of these flags; flags that are given override it",
+    )
+
+
+def run(args: argparse.Namespace, argv: list[str]) -> None:
+    """Checks everything that can be checked before the model is loaded, then trains."""
+    from crossalign.alignment.lm_items import read_items
+    from crossalign.alignment.run_directory import check_output, check_unchanged, train_into
+    from crossalign.alignment.train import AlignmentRun, choose_device
+    from crossalign.encoders import check_layer
+
+    args, stored = _with_settings(args, argv)
+    try:
+        config = TrainingConfig(**_pick(args, [each.name for each in fields(TrainingConfig)]))
+        check_languages(args.languages or ())
+        choose_device(config.device)
+        settings = _align_settings(args)
+        if args.resume:
+            check_unchanged(stored, settings)
+    except ValueError as error:
+        args.parser.error(str(error))
+    check_output(args.output, resume=args.resume)
+    pairs = read_pairs([Path(path) for path in args.pairs], args.languages or ())
+    lm_items = read_items(args.lm_data) if args.lm_data else None
+    model, tokenizer = _load_model(str(args.output) if args.resume else args.model)
+    try:
+        check_layer("align", model, config.layer)
+    except ValueError as error:
+        args.parser.error(str(error))
+    alignment = AlignmentRun(model, tokenizer, pairs, config, lm_items)
+    train_into(args.output, alignment, settings, save_every=args.save_every, resume=args.resume)
+    if alignment.step < config.steps:
+        print(f"stopped after step {alignment.step} of {config.steps}; --resume goes on from there")
+    else:
+        print(f"wrote {args.output}: the model after {config.steps} steps on {len(pairs)} pairs")
+
+
+def _with_settings(
+    args: argparse.Namespace, argv: list[str]
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The arguments again, after those of --config and of the run to resume; and the latter."""
+    from crossalign.alignment.run_directory import SETTINGS_FILE, read_settings
+
+    parser: argparse.ArgumentParser = args.parser
+    given = read_settings(args.config) if args.config else {}
+    stored: dict[str, Any] = {}
+    if args.resume:
+        output = getattr(args, "output", given.get("output"))
+        if output is None:
+            parser.error("--resume needs --output")
+        stored = read_settings(Path(output) / SETTINGS_FILE)
+    flags = _as_flags(parser, stored) + _as_flags(parser, given)
+    args = parser.parse_args(flags + argv[1:])
+    missing = [f"--{name}" for name in ("model", "pairs", "output") if not hasattr(args, name)]
+    if missing:
+        parser.error(f"missing: {', '.join(missing)}")
+    if len(args.pairs) > 2:
+        parser.error(f"argument --pairs: one file or two, got {len(args.pairs)}")
+    if args.save_every < 1:
+        parser.error(f"argument --save-every: at least 1, got {args.save_every}")
+    return args, stored
+
+
+def _as_flags(parser: argparse.ArgumentParser, settings: dict[str, Any]) -> list[str]:
+    """Settings from a file as the command line would give them, so that it checks them alike."""
+    unknown = sorted(settings.keys() - set(_setting_names(parser)))
+    if unknown:
+        known = ", ".join(_setting_names(parser))
+        parser.error(f"unknown in the configuration file: {', '.join(unknown)}; known: {known}")
+    flags = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{flag}={value}")
+    return flags
+
+
+def _setting_names(parser: argparse.ArgumentParser) -> list[str]:
+    """What a configuration file may set."""
+    apart = ("help", "debug", "resume", "config")
+    return [action.dest for action in parser._actions if action.dest not in apart]
+
+
+def _align_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What config.yaml holds: plain values, files by their absolute paths."""
+    settings = _pick(args, _setting_names(args.parser))
+    del settings["output"]
+    settings["pairs"] = [str(Path(path).resolve()) for path in args.pairs]
+    settings["lm_data"] = str(args.lm_data.resolve()) if args.lm_data else None
+    if Path(args.model).is_dir():
+        settings["model"] = str(Path(args.model).resolve())
+    return settings
+
+
+def _pick(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names}
+
+
+def _load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """In float32, which is what the optimiser updates, whatever the file holds."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not Path(name).is_dir():
+        raise FileNotFoundError(f"--model: {name} is no directory")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), tokenizer

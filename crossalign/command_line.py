@@ -1,0 +1,157 @@
+"""The command `crossalign`: reads arguments and calls; only what needs PyTorch imports it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from crossalign.alignment import align_command
+from crossalign.alignment.data_builders import (
+    MODES,
+    build_items,
+    check_mode_languages,
+    read_records,
+)
+from crossalign.alignment.pairs import read_pairs
+from crossalign.text_files import write_json_lines
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows defaults in its help, and says what is wrong in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {_one_line(message)} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 success, 1 failure, 2 wrong argument."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args, argv)
+    except KeyboardInterrupt:
+        print("crossalign: interrupted", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        message = _one_line(str(error)) or type(error).__name__
+        if isinstance(error, ImportError):
+            message += "; pip install 'crossalign[train]' brings what this command needs"
+        print(f"crossalign: error: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="crossalign", description="Aligns the languages of causal language models."
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    data = commands.add_parser(
+        "data", help="make training data", description="Makes training data."
+    )
+    _add_data_build(data.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    summary = "Aligns a model's languages on translation pairs."
+    align_command.add_arguments(_add_command(commands, "align", align_command.run, summary))
+    _add_info(commands)
+    return parser
+
+
+def _add_command(commands: Any, name: str, run: Any, summary: str) -> Parser:
+    command: Parser = commands.add_parser(name, help=summary[0].lower() + summary[1:].rstrip("."))
+    command.description = summary
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    command.set_defaults(run=run, parser=command)
+    return command
+
+
+def _add_demo(commands: Any) -> None:
+    summary = "Aligns a tiny model on built-in text and shows what changed."
+    demo = _add_command(commands, "demo", _demo, summary)
+    demo.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="new directory for the results"
+    )
+    demo.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    demo.add_argument("--seed", type=int, default=0, help="seed of text, model and training")
+    demo.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
+
+
+def _demo(args: argparse.Namespace, argv: list[str]) -> None:
+    from crossalign.demo.run import run_demo
+
+    run_demo(args.output, device=args.device, seed=args.seed, smoke=args.smoke)
+
+
+def _add_data_build(commands: Any) -> None:
+    summary = "Builds training items from instruction data or translation pairs."
+    build = _add_command(commands, "build", _build_data, summary)
+    build.add_argument("--mode", choices=MODES, required=True, help="which builder")
+    build.add_argument(
+        "--languages",
+        nargs="+",
+        required=True,
+        metavar="CODE",
+        help="codes such as en de; the first is the pivot of crosslingual and the source of pairs",
+    )
+    build.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="bilingual, crosslingual: a directory with CODE.json or CODE.jsonl for each language; "
+        "translation: a TSV or JSON-lines file of pairs; .gz of each",
+    )
+    build.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="result")
+    build.add_argument("--repeats", type=int, default=3, help="uses of each record or pair")
+    build.add_argument("--seed", type=int, default=0, help="seed of all random choices")
+
+
+def _build_data(args: argparse.Namespace, argv: list[str]) -> None:
+    try:
+        check_mode_languages(args.mode, args.languages)
+    except ValueError as error:
+        args.parser.error(str(error))
+    if args.repeats < 1:
+        args.parser.error(f"argument --repeats: at least 1, got {args.repeats}")
+    data: Any
+    if args.mode == "translation":
+        data = read_pairs([args.input])
+    else:
+        data = read_records(args.input, args.languages)
+    items = build_items(args.mode, data, args.languages, repeats=args.repeats, seed=args.seed)
+    write_json_lines(args.output, items)
+    print(f"wrote {args.output}: {len(items)} items")
+
+
+def _add_info(commands: Any) -> None:
+    info = _add_command(commands, "info", _info, "Shows versions and what can run here.")
+    info.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _info(args: argparse.Namespace, argv: list[str]) -> None:
+    from crossalign.build_report import build_info
+
+    report = build_info()
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return
+    notes = report.pop("backend_notes")
+    for name, value in report.items():
+        print(f"{name}: {', '.join(value) or 'none' if isinstance(value, list) else value}")
+    for name, note in notes.items():
+        print(f"  {name}: {note}")
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

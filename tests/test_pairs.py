@@ -1,0 +1,191 @@
+"""Reading translation pairs: every format, every fault; and which pairs mean the same."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from crossalign.alignment.pairs import Pair, pair_ids, read_pairs
+from crossalign.text_files import DataError, write_whole
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    data = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["pairs.tsv", "pairs.tsv.gz", "pairs.txt"])
+def test_tsv_is_read(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, 'Go.\tLos.\tCC-BY\r\n"Hi"\t„Hallo"')
+    assert read_pairs([path]) == [Pair("Go.", "Los."), Pair('"Hi"', '„Hallo"')]
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz", "pairs.json"])
+def test_json_lines_are_read(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"source": "Go.", "target": "Los.", "source_language": "en", "target_language": "de"},
+        {"source": "Hi.", "target": "嗨。", "target_language": "zh", "negative": "走。"},
+        {"sent0": "Run!", "sent1": "Lauf!", "clm_text": "Run! = Lauf!", "clm_prompt_len": 7},
+    ]
+    path = write(tmp_path / name, "".join(json.dumps(row) + "\n" for row in rows))
+    assert read_pairs([path]) == [
+        Pair("Go.", "Los.", "en", "de"),
+        Pair("Hi.", "嗨。", "", "zh", "走。"),
+        Pair("Run!", "Lauf!"),
+    ]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_parallel_files_are_read(tmp_path: Path, ending: str) -> None:
+    english = write(tmp_path / f"a.en{ending}", "One\r\nTwo\r\n")
+    german = write(tmp_path / f"a.de{ending}", "Eins\nZwei")
+    assert read_pairs([english, german]) == [Pair("One", "Eins"), Pair("Two", "Zwei")]
+
+
+def test_lines_end_at_newline_alone(tmp_path: Path) -> None:
+    """str.splitlines would cut these sentences in two and shift every later pair."""
+    odd = "a\u2028b\x0bc\x85d\re"
+    english = write(tmp_path / "en", f"{odd}\nlast\n")
+    german = write(tmp_path / "de", "eins\nzwei\n")
+    assert read_pairs([english, german]) == [Pair(odd, "eins"), Pair("last", "zwei")]
+
+
+def test_byte_order_mark_is_dropped(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", b'\xef\xbb\xbf{"source": "a", "target": "b"}\n')
+    assert read_pairs([path]) == [Pair("a", "b")]
+
+
+def test_languages_fill_what_the_file_leaves_open(tmp_path: Path) -> None:
+    rows = '{"source": "a", "target": "b", "source_language": "fr"}\n{"source": "c", "target": "d"}'
+    path = write(tmp_path / "p.jsonl", rows)
+    assert read_pairs([path], ["en", "de"]) == [
+        Pair("a", "b", "fr", "de"),
+        Pair("c", "d", "en", "de"),
+    ]
+
+
+FAULTS = {
+    "no TAB": ("p.tsv", "a\tb\nonly one column\n", r"p\.tsv:2: no TAB"),
+    "blank line": ("p.tsv", "a\tb\n\nc\td\n", r"p\.tsv:2: no TAB"),
+    "empty source": ("p.tsv", "a\tb\n \td\n", r"p\.tsv:2: the source is empty"),
+    "empty target": ("p.tsv", "a\tb\nc\t\tnote\n", r"p\.tsv:2: the target is empty"),
+    "not UTF-8": ("p.tsv", b"a\tb\nc\t\xff\n", r"p\.tsv:2: not valid UTF-8"),
+    "empty file": ("p.tsv", "", r"p\.tsv: the file is empty"),
+    "bad JSON": (
+        "p.jsonl",
+        '{"source": "a", "target": "b"}\n{"source"\n',
+        r"p\.jsonl:2: not valid J",
+    ),
+    "deep JSON": ("p.jsonl", "[" * 100_000, r"p\.jsonl:1: not usable JSON"),
+    "JSON list": ("p.jsonl", '["a", "b"]\n', r"p\.jsonl:1: not a JSON object but list"),
+    "no key": ("p.jsonl", '{"source": "a"}\n', r'p\.jsonl:1: the key "target" is missing'),
+    "number": (
+        "p.jsonl",
+        '{"source": "a", "target": 3}\n',
+        r'p\.jsonl:1: "target" must be text, g',
+    ),
+    "empty value": ("p.jsonl", '{"source": "a", "target": ""}\n', r'p\.jsonl:1: "target" is empty'),
+    "half a pair": (
+        "p.jsonl",
+        '{"source": "a", "target": "\\ud83d"}\n',
+        r'p\.jsonl:1: "target" holds half of a surrogate',
+    ),
+    "language": (
+        "p.jsonl",
+        '{"source": "a", "target": "b", "source_language": 7}\n',
+        r'p\.jsonl:1: "source_language" must be text',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_fault_names_file_line_and_reason(tmp_path: Path, case: str) -> None:
+    name, content, message = FAULTS[case]
+    with pytest.raises(DataError, match=message):
+        read_pairs([write(tmp_path / name, content)])
+
+
+def test_missing_file_and_directory_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.tsv: cannot be read: No such file"):
+        read_pairs([tmp_path / "none.tsv"])
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        read_pairs([tmp_path])
+
+
+@pytest.mark.parametrize("damage", ["cut off", "not gzip", "flipped"])
+def test_damaged_gzip_is_an_error(tmp_path: Path, damage: str) -> None:
+    path = write(tmp_path / "p.tsv.gz", "a\tb\n" * 1000)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    damaged = {
+        "cut off": whole[:middle],
+        "not gzip": b"a\tb\n",
+        "flipped": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
+    }
+    path.write_bytes(damaged[damage])
+    with pytest.raises(DataError, match=r"p\.tsv\.gz: not a whole gzip file"):
+        read_pairs([path])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_unequal_sides_are_an_error(tmp_path: Path, order: int) -> None:
+    paths = [write(tmp_path / "long", "1\n2\n3\n"), write(tmp_path / "short", "1\n2\n")]
+    with pytest.raises(DataError, match=r"short:3: no line to match .*long, which has 3 lines"):
+        read_pairs(paths[::order])
+
+
+def test_empty_line_of_a_parallel_file_is_an_error(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a", "1\n2\n"), write(tmp_path / "b", "1\n\t\n")]
+    with pytest.raises(DataError, match=r"b:2: the sentence is empty"):
+        read_pairs(paths)
+
+
+def test_wrong_number_of_paths_or_languages_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="paths must be one file or two, got 3"):
+        read_pairs([tmp_path] * 3)
+    with pytest.raises(ValueError, match=r"languages must be none or two codes, got \['en'\]"):
+        read_pairs([tmp_path], ["en"])
+
+
+def test_pairs_that_share_a_sentence_have_one_id() -> None:
+    pairs = [
+        Pair("Hello.", "Hallo."),
+        Pair("Goodbye.", "Tschüss."),
+        Pair("  hello. ", "Guten Tag."),  # white space and case do not count
+        Pair("Good day.", "GUTEN TAG."),  # joins through its target
+        Pair("Tschu\u0308ss.", "Salut."),  # the other normal form, on the other side
+    ]
+    ids = pair_ids(pairs)
+    assert ids[0] == ids[2] == ids[3]
+    assert ids[1] == ids[4]
+    assert ids[0] != ids[1]
+
+
+def test_ids_join_chains_of_any_order() -> None:
+    """A chain a-b, c-d, b-c: the last pair joins two groups that were apart before."""
+    ids = pair_ids([Pair("a", "b"), Pair("c", "d"), Pair("x", "y"), Pair("b", "c")])
+    assert ids[0] == ids[1] == ids[3] != ids[2]
+
+
+def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = write(tmp_path / "kept", "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "after \ud800")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+    write_whole(path, "after\n")
+    assert path.read_bytes() == b"after\n"
+    (tmp_path / "usual").touch()
+    assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_real_pairs_are_read(data_root: Path) -> None:
+    multi30k = data_root / "pairs" / "multi30k"
+    pairs = read_pairs([multi30k / "val.en.gz", multi30k / "val.de.gz"], ["en", "de"])
+    assert len(pairs) == 1014
+    japanese = read_pairs([data_root / "pairs" / "anki" / "jpn-eng.tsv.gz"])
+    assert len(set(pair_ids(japanese))) < len(japanese)
