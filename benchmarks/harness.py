@@ -123,10 +123,10 @@ class Harness:
     def ceilings(self, dtype: torch.dtype) -> dict[str, float]:
         """What this device reaches in this run: a large matrix product, a large copy."""
         if dtype not in self._ceilings:
-            size = 2048 if self.device.type == "cpu" else 8192
+            size, copied = (1024, 256 * MIB) if self.device.type == "cpu" else (8192, 2048 * MIB)
             a, b = (torch.randn(size, size, device=self.device, dtype=dtype) for _ in "ab")
             product_ms = statistics.median(self._times(lambda: a @ b, _nothing))
-            source = torch.empty(size * size * 32, dtype=torch.uint8, device=self.device).random_()
+            source = torch.empty(copied, dtype=torch.uint8, device=self.device).random_()
             target = torch.empty_like(source)
             copy_ms = statistics.median(self._times(lambda: target.copy_(source), _nothing))
             self._ceilings[dtype] = {
