@@ -1,0 +1,158 @@
+"""report.html: what the demo found, in one file that needs no other."""
+
+from __future__ import annotations
+
+import base64
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor
+
+from crossalign.alignment.languages import LANGUAGE_NAMES
+from crossalign.demo.figure import draw_languages, split_points
+from crossalign.demo.measurement import Measurement
+from crossalign.evaluation.projection import Projection, project_to_plane
+
+NUM_DRAWN = 250  # sentences per picture
+NUM_LINKED = 6  # whose translations a line joins
+NUM_EXAMPLES = 4
+EXAMPLE_LANGUAGES = ("en", "ru")
+
+
+class Example(NamedTuple):
+    """What a sentence finds in another language, before and after."""
+
+    sentence: str
+    before: str
+    after: str
+    before_is_right: bool
+    after_is_right: bool
+
+
+def write_report(
+    directory: Path,
+    before: Measurement,
+    after: Measurement,
+    held_out: Mapping[str, Sequence[str]],
+    *,
+    layer: int,
+    num_pairs: int,
+    facts: Mapping[str, str],
+) -> None:
+    """Writes report.html and projection.csv, the points of its pictures.
+
+    facts: name -> value, shown at the end.
+    """
+    projections = {
+        "Before alignment": _project(before.vectors),
+        "After alignment": _project(after.vectors),
+    }
+    _write_points(directory / "projection.csv", projections, before.vectors)
+    pictures = [
+        {
+            "title": title,
+            "png": _picture(projection, before.vectors),
+            "share": sum(projection.variance_shares),
+        }
+        for title, projection in projections.items()
+    ]
+    names = [LANGUAGE_NAMES[language] for language in held_out]
+    page = _template().render(
+        headline=_headline(len(names), before.accuracy(layer), after.accuracy(layer)),
+        names=names,
+        num_languages=len(names),
+        num_pairs=num_pairs,
+        num_held_out=len(next(iter(held_out.values()))),
+        layer=layer,
+        layers=range(len(before.neighbours)),
+        before=before,
+        after=after,
+        pictures=pictures,
+        num_drawn=min(NUM_DRAWN, len(next(iter(held_out.values())))),
+        num_linked=NUM_LINKED,
+        accuracy_rows=_accuracy_rows(before, after),
+        example_code=EXAMPLE_LANGUAGES[1],
+        example_language=LANGUAGE_NAMES[EXAMPLE_LANGUAGES[1]],
+        examples=_examples(before.vectors, after.vectors, held_out),
+        perplexity_rows=[
+            (title, list(measured.perplexities.values()))
+            for title, measured in (("before", before), ("after", after))
+        ],
+        facts=list(facts.items()),
+        percent=lambda share: f"{100 * share:.1f}",
+    )
+    (directory / "report.html").write_text(page, encoding="utf-8")
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("crossalign.demo", "."), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("report.html")
+
+
+def _headline(languages: int, before: float, after: float) -> str:
+    if after > 2 * before:
+        return f"{languages} languages, brought together"
+    return f"{languages} languages, before and after alignment"
+
+
+def _project(vectors: Mapping[str, Tensor]) -> Projection:
+    return project_to_plane(torch.cat(list(vectors.values())))
+
+
+def _picture(projection: Projection, vectors: Mapping[str, Tensor]) -> str:
+    points = {
+        language: places[:NUM_DRAWN]
+        for language, places in split_points(projection, vectors).items()
+    }
+    return base64.b64encode(draw_languages(points, LANGUAGE_NAMES, num_linked=NUM_LINKED)).decode(
+        "ascii"
+    )
+
+
+def _write_points(
+    path: Path, projections: Mapping[str, Projection], vectors: Mapping[str, Tensor]
+) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("picture", "language", "sentence", "x", "y"))
+        for title, projection in projections.items():
+            for language, places in split_points(projection, vectors).items():
+                for sentence, (x, y) in enumerate(places.tolist()):
+                    writer.writerow((title, language, sentence, f"{x:.6f}", f"{y:.6f}"))
+
+
+def _accuracy_rows(
+    before: Measurement, after: Measurement
+) -> list[tuple[str, list[tuple[float, float]]]]:
+    """Per language pair its name and (before, after) of each layer."""
+    cells: dict[str, list[tuple[float, float]]] = {}
+    for old, new in zip(before.rows, after.rows, strict=True):
+        name = " – ".join(
+            LANGUAGE_NAMES[code] for code in (old.source_language, old.target_language)
+        )
+        cells.setdefault(name, []).append((old.scores.accuracy, new.scores.accuracy))
+    return list(cells.items())
+
+
+def _examples(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], held_out: Mapping[str, Sequence[str]]
+) -> list[Example]:
+    source, target = EXAMPLE_LANGUAGES
+    nearest = [
+        (vectors[source][:NUM_EXAMPLES] @ vectors[target].T).argmax(dim=1).tolist()
+        for vectors in (before, after)
+    ]
+    return [
+        Example(
+            held_out[source][index],
+            *(held_out[target][found[index]] for found in nearest),
+            *(found[index] == index for found in nearest),
+        )
+        for index in range(NUM_EXAMPLES)
+    ]
