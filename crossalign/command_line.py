@@ -146,11 +146,12 @@ def _info(args: argparse.Namespace, argv: list[str]) -> None:
     if args.json:
         print(json.dumps(report, indent=2))
         return
-    notes = report.pop("backend_notes")
+    notes = report.pop("notes")
     for name, value in report.items():
-        print(f"{name}: {', '.join(value) or 'none' if isinstance(value, list) else value}")
+        shown = ", ".join(value) if isinstance(value, list) else value
+        print(f"{name}: {'none' if shown in ('', None) else shown}")
     for name, note in notes.items():
-        print(f"  {name}: {note}")
+        print(f"note on {name}: {note}")
 
 
 def _one_line(message: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -172,5 +173,7 @@ def _load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if is_path and not Path(name).is_dir():
         raise FileNotFoundError(f"--model: {name} is no directory")
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), tokenizer
+    # Its warnings of every retry would bury the one line that tells what failed.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(name)
