@@ -18,7 +18,9 @@ PACKAGE = ROOT / "crossalign"
 # subpackage. A name that ends in a dot stands for the modules of that subpackage.
 LAYERS = (
     ("argument_checks", "contrastive_problem", "text_files"),
-    ("contrastive_arguments", "reference", "torch_backend"),
+    ("contrastive_arguments", "reference", "torch_backend", "rank_agreement"),
+    ("shared_memory",),
+    ("symmetric_gather",),
     ("kernels.launch",),
     ("kernels.",),
     ("pooling_ops", "contrastive_ops", "gather"),

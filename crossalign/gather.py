@@ -1,0 +1,249 @@
+"""gather_negatives(): every rank's rows on every rank, with the exact gradient.
+
+The adjoint of a gather is a reduce-scatter: rank r's gradient is the sum, over all ranks, of their
+gradients of r's rows. Both directions run either over PyTorch's collectives or through the compiled
+extension (symmetric_gather.py); the bits of the sum are the same, since both add in rank order, in
+float32.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from crossalign.argument_checks import check_dims, check_floating, check_option, check_tensor
+from crossalign.contrastive_problem import accumulator
+from crossalign.rank_agreement import agree, all_gather_single, check_group, transport_device
+from crossalign.symmetric_gather import (
+    SymmetricWorkspace,
+    extension_status,
+    load_extension,
+    open_workspace,
+)
+
+__all__ = ["extension_status", "gather_negatives", "load_extension"]
+
+_NAME = "gather_negatives"
+BACKENDS = ("auto", "extension", "collective")
+
+
+class ShardLayout(NamedTuple):
+    """How many rows each rank of a group holds, and the way they travel."""
+
+    group: dist.ProcessGroup
+    rank: int
+    rows: tuple[int, ...]
+    workspace: SymmetricWorkspace | None  # None: PyTorch's collectives
+
+
+def gather_negatives(
+    x: Tensor,
+    group: dist.ProcessGroup | None = None,
+    *,
+    normalize: bool = False,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Every rank's rows, on every rank, in rank order.
+
+    Args:
+        x: (N_r, D) float16, bfloat16, float32 or float64; any strides. N_r may differ between
+            ranks and may be 0; D, dtype and the options may not.
+        group: the ranks that take part. None: the default group; a single process if
+            torch.distributed is not initialised.
+        normalize: scale each row to unit length on the way.
+        dtype: what travels and comes back; None: x.dtype. float64 cannot be changed.
+        backend: "collective": PyTorch's collectives. "extension": direct reads of the peers'
+            memory, on one machine, by the compiled extension. "auto": the extension for CUDA
+            tensors where every rank can use it, else the collectives. The environment variable
+            CROSSALIGN_GATHER overrides this.
+
+    Returns:
+        (sum of N_r, D). Backward gives x the sum of every rank's gradient of this rank's rows,
+        added in rank order in float32 (float64 for float64). If any rank's x requires a gradient,
+        backward is collective: every rank must run it.
+
+    Raises:
+        TypeError: x is not a tensor, or group no process group that this rank belongs to.
+        ValueError: wrong shape or dtype, or arguments that differ between ranks: then the same text
+            on every rank, and none is left waiting.
+        RuntimeError: backend="extension" cannot run here, or a peer did not come in time.
+
+    Cost: forward, an exchange of sizes that the host waits for, then the gather; backward, one
+    reduce-scatter. Nothing is sent twice but the padding of uneven shards. Deterministic.
+    """
+    if group is None and not (dist.is_available() and dist.is_initialized()):
+        _check_arguments(x, dtype, backend)
+        return _convert(x, normalize, dtype or x.dtype)
+    group = dist.group.WORLD if group is None else group
+    # torch.compile breaks its graph here: how many rows come back is known only at run time.
+    is_compiling = torch.compiler.is_compiling()
+    across = torch.compiler.disable(_gather_across_ranks) if is_compiling else _gather_across_ranks  # type: ignore[no-untyped-call]
+    gathered: Tensor = across(x, group, normalize, dtype, backend)
+    return gathered
+
+
+def _gather_across_ranks(
+    x: Tensor,
+    group: Any,
+    normalize: bool,
+    dtype: torch.dtype | None,
+    backend: str,
+) -> Tensor:
+    check_group(_NAME, group)
+    backend = os.environ.get("CROSSALIGN_GATHER") or backend
+    facts: dict[str, object] = {}
+    problem: Exception | None = None
+    try:
+        _check_arguments(x, dtype, backend)
+        dtype = dtype or x.dtype
+        facts = {
+            **{"rows": x.shape[0], "columns": x.shape[1], "dtype": str(x.dtype)},
+            **{"device": str(x.device), "device type": x.device.type, "backend": backend},
+            **{"normalize": normalize, "dtype to gather": str(dtype)},
+            **{"needs gradient": x.requires_grad, "gradient mode": torch.is_grad_enabled()},
+        }
+    except (TypeError, ValueError) as error:
+        problem = error
+    differs = ("rows", "device", "needs gradient")
+    records = agree(_NAME, facts, group, may_differ=differs, problem=problem)
+    assert dtype is not None
+    if len(records) == 1:
+        return _convert(x, normalize, dtype)
+    layout = shard_layout(
+        group,
+        [record["rows"] for record in records],
+        [record["device"] for record in records],
+        row_bytes=x.shape[1] * dtype.itemsize,
+        backend=backend,
+    )
+    if not x.requires_grad and any(record["needs gradient"] for record in records):
+        x = x.detach().requires_grad_()  # so that this rank, too, takes part in the backward
+    gathered: Tensor = _GatherRows.apply(x, layout, normalize, dtype)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def shard_layout(
+    group: dist.ProcessGroup,
+    rows: Sequence[int],
+    devices: Sequence[str],
+    *,
+    row_bytes: int,
+    backend: str = "auto",
+) -> ShardLayout:
+    """Chooses how rows travel. Collective: every rank gives the same arguments.
+
+    rows, devices: of every rank, in rank order. row_bytes: of the widest row that will travel.
+    """
+    rank = dist.get_rank(group)
+    layout = ShardLayout(group, rank, tuple(rows), None)
+    is_cuda = torch.device(devices[rank]).type == "cuda"
+    if backend == "collective" or (backend == "auto" and not is_cuda) or sum(rows) == 0:
+        return layout
+    workspace = open_workspace(group, devices, sum(rows) * row_bytes)
+    if isinstance(workspace, SymmetricWorkspace):
+        return layout._replace(workspace=workspace)
+    if backend == "extension":
+        raise RuntimeError(f'{_NAME}: backend="extension" cannot run here: {workspace}')
+    return layout
+
+
+def gather_rows(
+    x: Tensor, layout: ShardLayout, *, normalize: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
+    """(N_r, D) -> (sum of N_r, D), without autograd. Integers travel over collectives."""
+    dtype = dtype or x.dtype
+    if layout.workspace is not None and x.is_floating_point():
+        return layout.workspace.gather(x.contiguous(), layout.rows, dtype, normalize)
+    columns, most = x.shape[1], max(layout.rows)
+    if most == 0:
+        return x.new_empty((0, columns), dtype=dtype)
+    wire = transport_device(layout.group, x.device)
+    shard = x.new_zeros((most, columns), dtype=dtype, device=wire)
+    shard[: x.shape[0]] = _convert(x, normalize, dtype)
+    received = shard.new_empty((len(layout.rows) * most, columns))
+    # As bytes: no backend has to know the dtype, and nothing is changed on the way.
+    all_gather_single(received.view(torch.uint8), shard.view(torch.uint8), layout.group)
+    if min(layout.rows) < most:
+        shards = received.view(-1, most, columns)
+        received = torch.cat([shards[r, :count] for r, count in enumerate(layout.rows)])
+    return received.to(x.device)
+
+
+def reduce_rows(grad: Tensor, layout: ShardLayout, dtype: torch.dtype) -> Tensor:
+    """(sum of N_r, D) on every rank -> (N_r, D): this rank's rows of the sum over ranks.
+
+    Added in rank order in float32 (float64 for float64), then rounded to `dtype`.
+    """
+    wide = accumulator(grad.dtype)
+    if layout.workspace is not None:
+        direct = dtype if dtype in (grad.dtype, wide) else wide
+        return layout.workspace.reduce(grad.contiguous(), layout.rows, direct).to(dtype)
+    mine, columns = layout.rows[layout.rank], grad.shape[1]
+    if sum(layout.rows) == 0:
+        return grad.new_empty((0, columns), dtype=dtype)
+    wire = transport_device(layout.group, grad.device)
+    sent = grad.to(wire).contiguous()
+    received = sent.new_empty((len(layout.rows) * mine, columns))
+    dist.all_to_all_single(
+        received.view(torch.uint8),
+        sent.view(torch.uint8),
+        [mine] * len(layout.rows),
+        list(layout.rows),
+        group=layout.group,
+    )
+    of_rank = received.to(grad.device).view(len(layout.rows), mine, columns)
+    total = of_rank[0].to(wide, copy=True)
+    for rank in range(1, len(layout.rows)):
+        total += of_rank[rank]
+    return total.to(dtype)
+
+
+class _GatherRows(torch.autograd.Function):
+    """gather_rows, and reduce_rows as its adjoint."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, layout: ShardLayout, normalize: bool, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.layout, ctx.input_dtype = layout, x.dtype
+        ctx.save_for_backward(*([x] if normalize else []))
+        return gather_rows(x.detach(), layout, normalize=normalize, dtype=dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        if not ctx.saved_tensors:
+            return reduce_rows(grad, ctx.layout, ctx.input_dtype), None, None, None
+        grad_unit = reduce_rows(grad, ctx.layout, accumulator(grad.dtype))
+        with torch.enable_grad():
+            wide = ctx.saved_tensors[0].detach().to(grad_unit.dtype).requires_grad_()
+            unit = F.normalize(wide, dim=1)
+        (grad_x,) = torch.autograd.grad(unit, wide, grad_unit)
+        return grad_x.to(ctx.input_dtype), None, None, None
+
+
+def _convert(x: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
+    """x itself where nothing is to be done; a row is normalised before it is rounded to dtype."""
+    return (F.normalize(x.to(accumulator(x.dtype)), dim=1) if normalize else x).to(dtype)
+
+
+def _check_arguments(x: Any, dtype: torch.dtype | None, backend: str) -> None:
+    check_option(_NAME, "backend", backend, BACKENDS)
+    check_tensor(_NAME, "x", x)
+    check_dims(_NAME, "x", x, "(N, D)")
+    check_floating(_NAME, "x", x)
+    if x.shape[1] == 0:
+        raise ValueError(f"{_NAME}: x must have at least one column, got shape {tuple(x.shape)}")
+    narrow = (torch.float32, torch.bfloat16, torch.float16)
+    allowed = (torch.float64,) if x.dtype == torch.float64 else narrow
+    if dtype is not None and dtype not in allowed:
+        names = ", ".join(str(one) for one in allowed)
+        raise ValueError(f"{_NAME}: dtype must be one of {names} for {x.dtype} rows, got {dtype}")

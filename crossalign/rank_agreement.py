@@ -1,0 +1,119 @@
+"""What the ranks of a group tell one another before they exchange tensors.
+
+A collective in which one rank has another width, dtype or option hangs, or is silently wrong. So
+every rank first sends one small record; all read all of them and come to the same verdict.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+RECORD_BYTES = 1024  # room for the facts of one call; a fixed size needs one collective, not two
+_MOST_PROBLEM_CHARACTERS = 400
+
+
+def check_group(function: str, group: Any) -> None:
+    """A rank outside the group gets no process group from torch.distributed.new_group."""
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"{function}: group must be a torch.distributed process group that this rank belongs "
+            f"to, got {group!r}"
+        )
+
+
+def transport_device(group: dist.ProcessGroup, device: torch.device) -> torch.device:
+    """Where this group's collectives find tensors that live on `device`: gloo wants them on the
+    CPU, NCCL on this process's GPU."""
+    backends = dict(entry.split(":") for entry in dist.get_backend_config(group).split(","))
+    if backends.get(device.type, "gloo") != "gloo":
+        return device
+    return torch.device("cpu" if "cpu" in backends else f"cuda:{torch.cuda.current_device()}")
+
+
+def all_gather_single(output: Tensor, shard: Tensor, group: dist.ProcessGroup) -> None:
+    """output = every rank's shard, one after the other."""
+    # PyTorch 2.13 renamed it, and warns of the old name.
+    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    getattr(dist, name)(output, shard, group=group)
+
+
+def exchange_records(
+    record: Mapping[str, object], group: dist.ProcessGroup
+) -> list[dict[str, Any]]:
+    """Every rank's record, in rank order. One small collective; with NCCL alone it waits for it."""
+    text = json.dumps(record).encode()
+    assert len(text) <= RECORD_BYTES, f"record of {len(text)} bytes: {record}"
+    device = transport_device(group, torch.device("cpu"))
+    mine = torch.frombuffer(bytearray(text.ljust(RECORD_BYTES)), dtype=torch.uint8).to(device)
+    everyone = torch.empty(dist.get_world_size(group) * RECORD_BYTES, dtype=torch.uint8)
+    received = everyone.to(device)
+    all_gather_single(received, mine, group)
+    everyone.copy_(received)
+    texts = ctypes.string_at(everyone.data_ptr(), everyone.numel())
+    return [
+        json.loads(texts[start : start + RECORD_BYTES])
+        for start in range(0, len(texts), RECORD_BYTES)
+    ]
+
+
+def agree(
+    function: str,
+    facts: Mapping[str, object],
+    group: dist.ProcessGroup,
+    *,
+    may_differ: Sequence[str] = (),
+    problem: Exception | None = None,
+) -> list[dict[str, Any]]:
+    """Every rank's facts, in rank order, after checking that they agree.
+
+    Args:
+        function: the public function that calls; ranks that are in different ones do not agree.
+        facts: plain values by name, of this rank's arguments.
+        may_differ: the facts that may differ between ranks.
+        problem: what is wrong with this rank's arguments. It is raised here, and the other ranks
+            hear of it, instead of waiting for a collective that this rank never joins.
+
+    Raises:
+        ValueError: facts differ, or another rank has a problem; the same text on all those ranks.
+        RuntimeError: a rank is dead or did not come.
+    """
+    sent: dict[str, object] = {"function": function, **facts}
+    if problem is not None:
+        text = f"{type(problem).__name__}: {problem}"
+        sent = {"function": function, "problem": text[:_MOST_PROBLEM_CHARACTERS]}
+    try:
+        records = exchange_records(sent, group)
+    except RuntimeError as error:
+        raise problem or RuntimeError(
+            f"{function}: a rank of the group died, or did not call {function} within the group's "
+            f"timeout: {error}"
+        ) from error
+    if problem is not None:
+        raise problem
+    for rank, record in enumerate(records):
+        if "problem" in record:
+            raise ValueError(
+                f"{function}: stopped by rank {rank} of the group: {record['problem']}"
+            )
+    names = dict.fromkeys(name for record in records for name in record)
+    for name in names:
+        ranks_by_value: dict[object, list[int]] = {}
+        for rank, record in enumerate(records):
+            ranks_by_value.setdefault(record.get(name), []).append(rank)
+        if name not in may_differ and len(ranks_by_value) > 1:
+            listing = "; ".join(
+                f"{value} on rank {', '.join(map(str, ranks))}"
+                for value, ranks in ranks_by_value.items()
+            )
+            raise ValueError(
+                f"{records[0]['function']}: {name} must be the same on every rank of the group, "
+                f"got {listing}"
+            )
+    return records

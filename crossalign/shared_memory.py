@@ -1,0 +1,151 @@
+"""Memory of one machine that every rank of a group can address: one buffer per rank.
+
+On GPUs it is PyTorch's symmetric memory, on the CPU a shared file per rank. Opening it is a series
+of steps; after each, every rank hears whether one of them failed, so that none goes on alone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from crossalign.rank_agreement import exchange_records
+
+_Records = list[dict[str, Any]]
+_MOST_PROBLEM_CHARACTERS = 400
+
+
+class SharedMemory:
+    """This rank's buffer and the address of every rank's, as this process sees them."""
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device, num_bytes: int) -> None:
+        self.group = group
+        self.rank = dist.get_rank(group)
+        self.device = device
+        self.num_bytes = num_bytes
+        self.buffer = torch.empty(0, dtype=torch.uint8)
+        self.addresses: list[int] = []
+        self.keep_alive: list[object] = []
+
+    def allocate(self, records: _Records) -> dict[str, object]:
+        """The own buffer, all zeros; what the peers must know of it."""
+        raise NotImplementedError
+
+    def check_peers(self, records: _Records) -> dict[str, object]:
+        """Raises RuntimeError if this process cannot reach a peer's buffer."""
+        return {}
+
+    def connect(self, records: _Records) -> dict[str, object]:
+        """The addresses of the peers' buffers."""
+        raise NotImplementedError
+
+    def clean_up(self) -> None:
+        """What is left to do when every rank is connected, or one has failed."""
+
+
+class GpuMemory(SharedMemory):
+    """PyTorch's symmetric memory, mapped over NVLink or PCIe."""
+
+    def allocate(self, records: _Records) -> dict[str, object]:
+        import torch.distributed._symmetric_memory as symmetric_memory
+
+        shape = (self.num_bytes,)
+        self.buffer = symmetric_memory.empty(shape, dtype=torch.uint8, device=self.device).zero_()
+        torch.cuda.synchronize(self.device)
+        return {"gpu": _gpu_name(self.device.index)}
+
+    def check_peers(self, records: _Records) -> dict[str, object]:
+        """Asks about every GPU that this process can see; of others, the mapping will tell."""
+        visible = {_gpu_name(index): index for index in range(torch.cuda.device_count())}
+        mine = self.device.index
+        for rank, record in enumerate(records):
+            peer = visible.get(record["gpu"], mine)
+            if peer != mine and not torch.cuda.can_device_access_peer(mine, peer):
+                raise RuntimeError(f"its GPU cannot read the memory of rank {rank}'s GPU")
+        return {}
+
+    def connect(self, records: _Records) -> dict[str, object]:
+        import torch.distributed._symmetric_memory as symmetric_memory
+
+        handle = symmetric_memory.rendezvous(self.buffer, self.group)
+        self.addresses = list(handle.buffer_ptrs)
+        self.keep_alive.append(handle)
+        if self.addresses[self.rank] != self.buffer.data_ptr():
+            raise RuntimeError("symmetric memory mapped another buffer than the one it was given")
+        return {}
+
+
+class HostMemory(SharedMemory):
+    """A file in /dev/shm per rank, mapped by every process, then unlinked."""
+
+    path = ""
+
+    def allocate(self, records: _Records) -> dict[str, object]:
+        file, self.path = tempfile.mkstemp(prefix="crossalign-", dir="/dev/shm")
+        try:
+            os.posix_fallocate(file, 0, self.num_bytes)  # a full /dev/shm must fail here, not later
+        finally:
+            os.close(file)
+        self.buffer = self._map(self.path)
+        return {"path": self.path}
+
+    def connect(self, records: _Records) -> dict[str, object]:
+        buffers = [self._map(record["path"]) for record in records]
+        buffers[self.rank] = self.buffer
+        self.addresses = [buffer.data_ptr() for buffer in buffers]
+        self.keep_alive.append(buffers)
+        return {}
+
+    def clean_up(self) -> None:
+        if self.path:
+            Path(self.path).unlink()
+
+    def _map(self, path: str) -> Tensor:
+        return torch.from_file(path, shared=True, size=self.num_bytes, dtype=torch.uint8)
+
+
+def open_shared_memory(
+    group: dist.ProcessGroup, device: torch.device, num_bytes: int, problem: str = ""
+) -> SharedMemory | str:
+    """Memory for all ranks, or for none and why. Collective.
+
+    problem: why this rank already knows that it cannot take part.
+    """
+    memory = (GpuMemory if device.type == "cuda" else HostMemory)(group, device, num_bytes)
+    records: _Records = []
+    try:
+        for step in (memory.allocate, memory.check_peers, memory.connect):
+            sent: dict[str, object] = {"machine": _machine()}
+            try:
+                if not problem:
+                    sent |= step(records)
+            except (ImportError, OSError, RuntimeError) as error:
+                problem = str(error).partition("\n")[0] or type(error).__name__
+            sent["problem"] = problem[:_MOST_PROBLEM_CHARACTERS]
+            received = exchange_records(sent, group)
+            for rank, record in enumerate(received):
+                if record["problem"]:
+                    return f"rank {rank} of the group: {record['problem']}"
+            if len({record["machine"] for record in received}) > 1:
+                return "the group spans several machines"
+            records = records or received  # what allocate() returned on every rank
+    finally:
+        memory.clean_up()
+    return memory
+
+
+def _gpu_name(index: int) -> str:
+    return str(torch.cuda.get_device_properties(index).uuid)
+
+
+def _machine() -> str:
+    """The same in all processes of one running machine, whatever container they are in."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.exists() else socket.gethostname()

@@ -1,0 +1,196 @@
+"""The compiled extension's gather: ranks of one machine read one another's memory.
+
+csrc/gather_negatives.cpp holds the operators, shared_memory.py the buffers; here stand the order of
+calls and the time-out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import logging
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from crossalign.shared_memory import SharedMemory, open_shared_memory
+
+SIGNAL_TIMEOUT_S = 300.0  # longer than any honest delay: compilation, a checkpoint, slow storage
+_HEADER_BYTES = 1024  # one int64 flag per rank stands before the data
+_SMALLEST_DATA_BYTES = 2**20
+_MOST_RANKS = 72  # kMaxRanks of csrc/tensor_checks.h
+
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        module = importlib.import_module("crossalign._gather_negatives")
+    except ModuleNotFoundError:
+        return None, (
+            "not built; `pip install --no-build-isolation crossalign` builds it where PyTorch and "
+            "a C++ compiler are"
+        )
+    except (ImportError, OSError) as error:
+        return None, f"built, but it does not load: {error}"
+    for name in ("publish_rows", "pull_rows", "sum_rows", "meet"):
+        # All of them write into given tensors, so there is no result to describe.
+        torch.library.register_fake(f"crossalign_ext::{name}", lambda *_, **__: None)
+    archs = module.cuda_archs
+    built = f"built with PyTorch {module.built_with_torch}"
+    return module, f"loaded; {built}, {f'CUDA for {archs}' if archs else 'without CUDA'}"
+
+
+def load_extension() -> ModuleType | None:
+    """The compiled module, or None; extension_status() says why."""
+    return _load()[0]
+
+
+def extension_status() -> str:
+    """One line: what the extension was built with, or why there is none."""
+    return _load()[1]
+
+
+class SymmetricWorkspace:
+    """This rank's shared buffer, its peers' addresses, and the count of their meetings."""
+
+    def __init__(self, memory: SharedMemory) -> None:
+        self.memory = memory
+        self.rank = memory.rank
+        self.buffer = memory.buffer
+        self.data_addresses = [address + _HEADER_BYTES for address in memory.addresses]
+        self.capacity = memory.num_bytes - _HEADER_BYTES
+        self.meetings = 0
+        # A GPU reports a missing peer through host memory, which is read without waiting for it.
+        is_cuda = self.buffer.is_cuda
+        self.status = torch.zeros(1, dtype=torch.int32, pin_memory=is_cuda)
+        self.last_use = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
+
+    def gather(self, x: Tensor, rows: Sequence[int], dtype: torch.dtype, normalize: bool) -> Tensor:
+        """(N_r, D) -> (sum of rows, D) in `dtype`; normalize scales each row to unit length."""
+        ops = torch.ops.crossalign_ext
+        gathered = x.new_empty((sum(rows), x.shape[1]), dtype=dtype)
+        with self._in_stream_order():
+            self._meet()  # everybody has read what the buffers held before
+            ops.publish_rows(x, normalize, self._data(x.shape, dtype), self.status)
+            self._meet()  # everybody has published
+            ops.pull_rows(self.data_addresses, list(rows), gathered, self.status)
+        return gathered
+
+    def reduce(self, grad: Tensor, rows: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """(sum of rows, D) on every rank -> (N_r, D) in `dtype`: this rank's rows of their sum."""
+        ops = torch.ops.crossalign_ext
+        total = grad.new_empty((rows[self.rank], grad.shape[1]), dtype=dtype)
+        first = sum(rows[: self.rank])
+        with self._in_stream_order():
+            self._meet()
+            ops.publish_rows(grad, False, self._data(grad.shape, grad.dtype), self.status)
+            self._meet()
+            ops.sum_rows(self.data_addresses, first, grad.dtype, total, self.status)
+        return total
+
+    def _data(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        num_bytes = shape[0] * shape[1] * dtype.itemsize
+        data = self.buffer[_HEADER_BYTES : _HEADER_BYTES + num_bytes]
+        return data.view(dtype).view(shape[0], shape[1])
+
+    def _meet(self) -> None:
+        """Waits, on the device, until every rank has come here."""
+        self._raise_if_missed()
+        self.meetings += 1
+        torch.ops.crossalign_ext.meet(
+            self.buffer,
+            self.memory.addresses,
+            self.rank,
+            self.meetings,
+            SIGNAL_TIMEOUT_S,
+            self.status,
+        )
+        self._raise_if_missed()
+
+    def _raise_if_missed(self) -> None:
+        """On a GPU it may be too early to know: the results are then NaN, and the next call raises.
+
+        CROSSALIGN_CHECK=1 waits for the GPU, so that the call itself raises.
+        """
+        if self.buffer.is_cuda and os.environ.get("CROSSALIGN_CHECK") == "1":
+            torch.cuda.synchronize(self.buffer.device)
+        if missing := int(self.status):
+            raise RuntimeError(
+                f"gather_negatives: rank {missing - 1} of the group did not come within "
+                f"{SIGNAL_TIMEOUT_S:g} s; it died, or its backward never reached the gather. "
+                "CROSSALIGN_GATHER=collective uses PyTorch's collectives instead"
+            )
+
+    @contextlib.contextmanager
+    def _in_stream_order(self) -> Iterator[None]:
+        """There is one buffer, so calls on different streams wait for one another."""
+        if self.last_use is None:
+            yield
+            return
+        stream = torch.cuda.current_stream(self.buffer.device)
+        stream.wait_event(self.last_use)
+        yield
+        self.last_use.record(stream)
+
+
+_workspaces: weakref.WeakKeyDictionary[
+    dist.ProcessGroup, dict[tuple[str, ...], SymmetricWorkspace | str]
+] = weakref.WeakKeyDictionary()
+
+
+def open_workspace(
+    group: dist.ProcessGroup, devices: Sequence[str], num_bytes: int
+) -> SymmetricWorkspace | str:
+    """A workspace whose ranks can publish `num_bytes` each, or why there is none.
+
+    devices: of every rank, in rank order. Every rank must call with the same arguments: the first
+    call, and one that needs more room, are collective.
+    """
+    known = _workspaces.setdefault(group, {})
+    found = known.get(tuple(devices))
+    if isinstance(found, str) or (found is not None and found.capacity >= num_bytes):
+        return found
+    capacity = max(_SMALLEST_DATA_BYTES, 1 << (num_bytes - 1).bit_length())
+    device = torch.device(devices[dist.get_rank(group)])
+    opened: SymmetricWorkspace | str
+    with torch.inference_mode(False):
+        problem = _why_not(group, device)
+        memory = open_shared_memory(group, device, capacity + _HEADER_BYTES, problem)
+    if isinstance(memory, str):
+        opened = memory
+        _log.info("gather_negatives uses PyTorch's collectives: %s", opened)
+    else:
+        # A peer may still read the smaller buffer; all of them together are smaller than this one.
+        memory.keep_alive.append(found)
+        opened = SymmetricWorkspace(memory)
+    known[tuple(devices)] = opened
+    return opened
+
+
+def _why_not(group: dist.ProcessGroup, device: torch.device) -> str:
+    """What this rank knows against the extension before it tries; empty if nothing."""
+    module = load_extension()
+    if module is None:
+        return f"the extension is {extension_status()}"
+    if dist.get_world_size(group) > _MOST_RANKS:
+        return f"the extension serves groups of up to {_MOST_RANKS} ranks"
+    if device.type == "cpu":
+        return ""
+    if device.type != "cuda" or not module.cuda_archs:
+        return f"the extension has no code for {device.type} ({extension_status()})"
+    try:  # one rank meets itself: launching fails if there is no code for this GPU
+        status = torch.zeros(1, dtype=torch.int32, pin_memory=True)
+        flag = torch.zeros(1, dtype=torch.int64, device=device)
+        torch.ops.crossalign_ext.meet(flag, [flag.data_ptr()], 0, 1, 1.0, status)
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return ""
