@@ -133,7 +133,7 @@ def test_peak_memory_counts_what_a_call_holds_at_most() -> None:
         peak = peak_resident_mib(nothing, hold(mib))
         if peak is None:
             pytest.skip("this machine has no /proc/self/clear_refs")
-        assert mib <= peak < mib + 16
+        assert mib - 1 < peak < mib + 16  # a page that was warm already is not counted
 
 
 def test_the_loss_holds_a_tenth_of_what_plain_pytorch_holds() -> None:
