@@ -17,20 +17,20 @@ PACKAGE = ROOT / "crossalign"
 # A module may import from layers above its own in this list, and from its own layer only inside a
 # subpackage. A name that ends in a dot stands for the modules of that subpackage.
 LAYERS = (
-    ("argument_checks", "contrastive_problem", "text_files"),
-    ("contrastive_arguments", "reference", "torch_backend", "rank_agreement"),
-    ("shared_memory",),
-    ("symmetric_gather",),
+    ("argument_checks", "contrastive_problem", "rank_agreement", "text_files"),
+    ("contrastive_arguments", "contrastive_terms", "reference", "shared_memory", "torch_backend"),
     ("kernels.launch",),
     ("kernels.",),
-    ("pooling_ops", "contrastive_ops", "gather"),
-    ("pooling", "distributed_loss"),
+    ("contrastive_ops", "pooling_ops", "symmetric_gather"),
+    ("gather", "pooling"),
+    ("distributed_loss",),
     ("contrastive_loss",),
-    ("gradient_cache", "encoders"),
-    ("build_report", "evaluation."),
+    ("build_report", "encoders", "gradient_cache"),
+    ("evaluation.",),
     ("alignment.",),
     ("demo.",),
-    ("command_line", "__main__"),
+    ("command_line",),
+    ("__main__",),
 )
 TORCH_ONLY = ("argument_checks", "contrastive_problem", "reference", "torch_backend")
 # Deferred, against the layers: whether Triton interprets is known only where the kernels are.

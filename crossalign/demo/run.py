@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from transformers import LlamaForCausalLM
 
-import crossalign
+from crossalign import __version__
 from crossalign.alignment.data_builders import TrainingItem, build_items
 from crossalign.alignment.pairs import Pair
 from crossalign.alignment.train import align, choose_device
@@ -184,7 +184,7 @@ def _facts(settings: DemoSettings, model: LlamaForCausalLM) -> dict[str, str]:
         "half of them translations, half plain sentences read before; peak learning rate "
         f"{alignment.learning_rate:g}",
         "Seed": str(alignment.seed),
-        "Software": f"crossalign {crossalign.__version__}, PyTorch {torch.__version__}, device "
+        "Software": f"crossalign {__version__}, PyTorch {torch.__version__}, device "
         f"{model.device}",
     }
 
