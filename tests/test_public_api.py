@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -170,3 +172,10 @@ def test_build_info_reports_the_promised_entries() -> None:
     info = crossalign.build_info()
     assert info["version"] == crossalign.__version__
     assert isinstance(crossalign.extension_available(), bool)
+
+
+def test_the_example_in_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    exec(compile(example.replace("8192", "64"), "README.md", "exec"), {})
+    assert "torch.Size([64, 256])" in capsys.readouterr().out
