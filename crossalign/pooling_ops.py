@@ -8,6 +8,7 @@ differentiating it again raises.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -19,27 +20,7 @@ NORM_EPS = 1e-12
 # Elements that the PyTorch version converts at a time, so that hidden is never copied whole.
 CHUNK_ELEMENTS = 2**22
 
-torch.library.define(
-    "crossalign::masked_mean_pool_fwd",
-    "(Tensor hidden, Tensor mask, bool normalize, bool use_triton) -> (Tensor, Tensor, Tensor)",
-)
-torch.library.define(
-    "crossalign::masked_mean_pool_bwd",
-    "(Tensor grad_pooled, Tensor mask, Tensor? unit, Tensor scale, bool use_triton) -> Tensor",
-)
-torch.library.define(
-    "crossalign::mean_pool_varlen_fwd",
-    "(Tensor hidden, Tensor cu_seqlens, bool normalize, bool use_triton) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-torch.library.define(
-    "crossalign::mean_pool_varlen_bwd",
-    "(Tensor grad_pooled, Tensor cu_seqlens, Tensor? unit, Tensor scale, SymInt num_tokens, "
-    "bool use_triton) -> Tensor",
-)
 
-
-@torch.library.impl("crossalign::masked_mean_pool_fwd", "CompositeExplicitAutograd")
 def _masked_mean_pool_fwd(
     hidden: Tensor, mask: Tensor, normalize: bool, use_triton: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,7 +36,6 @@ def _masked_mean_pool_fwd(
     return _finish(sums, weights.sum(dim=1), normalize, hidden.dtype)
 
 
-@torch.library.impl("crossalign::masked_mean_pool_bwd", "CompositeExplicitAutograd")
 def _masked_mean_pool_bwd(
     grad_pooled: Tensor, mask: Tensor, unit: Tensor | None, scale: Tensor, use_triton: bool
 ) -> Tensor:
@@ -72,7 +52,6 @@ def _masked_mean_pool_bwd(
     return grad_hidden
 
 
-@torch.library.impl("crossalign::mean_pool_varlen_fwd", "CompositeExplicitAutograd")
 def _mean_pool_varlen_fwd(
     hidden: Tensor, cu_seqlens: Tensor, normalize: bool, use_triton: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,15 +63,15 @@ def _mean_pool_varlen_fwd(
     sums = hidden.new_zeros(lengths.shape[0], hidden.shape[1], dtype=lengths.dtype)
     if sums.numel() and hidden.numel():
         for features in _chunks(hidden.shape[1], hidden.shape[0]):
-            tile = hidden[:, features].to(sums.dtype)
-            # unsafe: its own check of the offsets would wait for the device.
+            # float64, because it adds one token after the other; unsafe, because its own check of
+            # the offsets would wait for the device.
+            tile = hidden[:, features].double()
             sums[:, features] = torch.segment_reduce(
                 tile, "sum", offsets=cu_seqlens, axis=0, unsafe=True
-            )
+            ).to(sums.dtype)
     return _finish(sums, lengths, normalize, hidden.dtype)
 
 
-@torch.library.impl("crossalign::mean_pool_varlen_bwd", "CompositeExplicitAutograd")
 def _mean_pool_varlen_bwd(
     grad_pooled: Tensor,
     cu_seqlens: Tensor,
@@ -180,12 +159,6 @@ def _mean_pool_varlen_bwd_fake(
     return grad_pooled.new_empty(num_tokens, grad_pooled.shape[1])
 
 
-torch.library.register_fake("crossalign::masked_mean_pool_fwd", _masked_mean_pool_fwd_fake)
-torch.library.register_fake("crossalign::masked_mean_pool_bwd", _masked_mean_pool_bwd_fake)
-torch.library.register_fake("crossalign::mean_pool_varlen_fwd", _mean_pool_varlen_fwd_fake)
-torch.library.register_fake("crossalign::mean_pool_varlen_bwd", _mean_pool_varlen_bwd_fake)
-
-
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, mask_or_cu_seqlens, normalize, use_triton = inputs
     _, unit, scale = output
@@ -195,7 +168,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.set_materialize_grads(False)
 
 
-def _masked_mean_pool_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+def _masked_mean_pool_gradient(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     if grad is None:
         return None, None, None, None
     grad_hidden = torch.ops.crossalign.masked_mean_pool_bwd(
@@ -204,7 +177,7 @@ def _masked_mean_pool_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple
     return grad_hidden, None, None, None
 
 
-def _mean_pool_varlen_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+def _mean_pool_varlen_gradient(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     if grad is None:
         return None, None, None, None
     grad_hidden = torch.ops.crossalign.mean_pool_varlen_bwd(
@@ -220,11 +193,49 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
     )
 
 
-for _name, _backward in (
-    ("masked_mean_pool", _masked_mean_pool_backward),
-    ("mean_pool_varlen", _mean_pool_varlen_backward),
-):
-    torch.library.register_autograd(
-        f"crossalign::{_name}_fwd", _backward, setup_context=_save_for_backward
-    )
-    torch.library.register_autograd(f"crossalign::{_name}_bwd", _refuse_second_derivative)
+def _register(
+    name: str,
+    schema: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any],
+    gradient: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    torch.library.define(f"crossalign::{name}", schema)
+    torch.library.impl(f"crossalign::{name}", "CompositeExplicitAutograd", function)
+    torch.library.register_fake(f"crossalign::{name}", fake)
+    torch.library.register_autograd(f"crossalign::{name}", gradient, setup_context=setup_context)
+
+
+_register(
+    "masked_mean_pool_fwd",
+    "(Tensor hidden, Tensor mask, bool normalize, bool use_triton) -> (Tensor, Tensor, Tensor)",
+    _masked_mean_pool_fwd,
+    _masked_mean_pool_fwd_fake,
+    _masked_mean_pool_gradient,
+    _save_for_backward,
+)
+_register(
+    "masked_mean_pool_bwd",
+    "(Tensor grad_pooled, Tensor mask, Tensor? unit, Tensor scale, bool use_triton) -> Tensor",
+    _masked_mean_pool_bwd,
+    _masked_mean_pool_bwd_fake,
+    _refuse_second_derivative,
+)
+_register(
+    "mean_pool_varlen_fwd",
+    "(Tensor hidden, Tensor cu_seqlens, bool normalize, bool use_triton) "
+    "-> (Tensor, Tensor, Tensor)",
+    _mean_pool_varlen_fwd,
+    _mean_pool_varlen_fwd_fake,
+    _mean_pool_varlen_gradient,
+    _save_for_backward,
+)
+_register(
+    "mean_pool_varlen_bwd",
+    "(Tensor grad_pooled, Tensor cu_seqlens, Tensor? unit, Tensor scale, SymInt num_tokens, "
+    "bool use_triton) -> Tensor",
+    _mean_pool_varlen_bwd,
+    _mean_pool_varlen_bwd_fake,
+    _refuse_second_derivative,
+)
