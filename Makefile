@@ -36,7 +36,8 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .benchmarks
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	@echo "make: installing the versions of constraints.txt into $(VENV); minutes on the first call"
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[$*]"
 	@touch $@
 
 $(BIN)/python:
