@@ -62,7 +62,7 @@ def write_report(
     ]
     names = [LANGUAGE_NAMES[language] for language in held_out]
     page = _template().render(
-        headline=_headline(len(names), before.accuracy(layer), after.accuracy(layer)),
+        has_aligned=after.accuracy(layer) > 0.5,
         names=names,
         num_languages=len(names),
         num_pairs=num_pairs,
@@ -93,12 +93,6 @@ def _template() -> Any:
         loader=PackageLoader("crossalign.demo", "."), autoescape=True, undefined=StrictUndefined
     )
     return environment.get_template("report.html")
-
-
-def _headline(languages: int, before: float, after: float) -> str:
-    if after > 2 * before:
-        return f"{languages} languages, brought together"
-    return f"{languages} languages, before and after alignment"
 
 
 def _project(vectors: Mapping[str, Tensor]) -> Projection:

@@ -184,8 +184,7 @@ def _facts(settings: DemoSettings, model: LlamaForCausalLM) -> dict[str, str]:
         "half of them translations, half plain sentences read before; peak learning rate "
         f"{alignment.learning_rate:g}",
         "Seed": str(alignment.seed),
-        "Software": f"crossalign {__version__}, PyTorch {torch.__version__}, device "
-        f"{model.device}",
+        "Software": f"crossalign {__version__}, PyTorch {torch.__version__}, device {model.device}",
     }
 
 
