@@ -106,9 +106,7 @@ def _mean_pool_fwd_kernel(
         offs_t = t + tl.arange(0, BLOCK_T)
         weights = token_weights(mask_ptr, offs_t, length, stride_mt, HAS_MASK, ACC_DTYPE)
         if tl.max((weights != 0).to(tl.int32), axis=0) != 0:
-            offs = (
-                offs_t.to(tl.int64)[:, None] * stride_ht + offs_c.to(tl.int64)[None, :] * stride_hc
-            )
+            offs = offs_t.to(tl.int64)[:, None] * stride_ht + offs_c[None, :] * stride_hc
             is_read = (weights != 0)[:, None] & in_range_c[None, :]
             hidden_tile = tl.load(hidden_ptr + offs, mask=is_read, other=0.0)  # [BLOCK_T, BLOCK_C]
             acc += weights[:, None] * hidden_tile.to(ACC_DTYPE)
