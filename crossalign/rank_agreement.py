@@ -99,9 +99,7 @@ def agree(
         raise problem
     for rank, record in enumerate(records):
         if "problem" in record:
-            raise ValueError(
-                f"{function}: stopped by rank {rank} of the group: {record['problem']}"
-            )
+            raise ValueError(f"{function}: rank {rank} of the group stopped: {record['problem']}")
     names = dict.fromkeys(name for record in records for name in record)
     for name in names:
         ranks_by_value: dict[object, list[int]] = {}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError
+from setuptools.errors import BaseError, CCompilerError
 
 SWITCH = "CROSSALIGN_BUILD_EXTENSION"
 DEFAULT_ARCHS = ("8.0", "9.0", "10.0")  # those that nvcc knows, and portable code for the last
@@ -44,13 +44,8 @@ def go_without(reason: str) -> None:
     print(f"crossalign: installed as pure Python, no extension: {reason}", file=sys.stderr)
 
 
-def chosen_archs(nvcc: str) -> str:
-    known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True)
-    archs = [arch for arch in DEFAULT_ARCHS if f"compute_{arch.replace('.', '')}\n" in known]
-    return os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(archs) + "+PTX"
-
-
 def gencode_flags(archs: str) -> list[str]:
+    """PyTorch's way of writing architectures, "9.0;10.0+PTX", as nvcc's."""
     flags = []
     for arch in re.split(r"[; ]+", archs.strip("; ")):
         if not (match := re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", arch)):
@@ -62,22 +57,25 @@ def gencode_flags(archs: str) -> list[str]:
 
 
 class BuildExtension(build_ext):
-    """Compiles and links; where that fails, the package stays pure Python."""
-
     def run(self):
+        reason = what_is_missing()
         try:
-            if reason := what_is_missing():
-                raise BaseError(reason)
-            super().run()
-        except (BaseError, OSError, subprocess.CalledProcessError) as error:
-            go_without(str(error))
-            self.extensions = []
+            if not reason:
+                return super().run()
+        except (BaseError, CCompilerError, OSError, subprocess.CalledProcessError) as error:
+            reason = f"the build failed: {str(error)[:200]}"
+        self.extensions = []
+        go_without(reason)
 
     def build_extension(self, ext):
-        torch = Path(util.find_spec("torch").origin).parent
         home = os.environ.get("CUDA_HOME")
         nvcc = shutil.which(os.path.join(home, "bin", "nvcc") if home else "nvcc")
-        archs = chosen_archs(nvcc) if nvcc else ""
+        torch = Path(util.find_spec("torch").origin).parent
+        archs = ""
+        if nvcc:
+            known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True).split()
+            built = [one for one in DEFAULT_ARCHS if f"compute_{one.replace('.', '')}" in known]
+            archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(built) + "+PTX"
         ext.include_dirs.append(str(torch / "include"))
         ext.library_dirs.append(str(torch / "lib"))
         ext.define_macros.append(("CROSSALIGN_CUDA_ARCHS", f'"{archs}"'))

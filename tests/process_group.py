@@ -76,8 +76,10 @@ def run_ranks(
     if errors and not expect_errors:
         traces = [f"rank {r}: {e.trace if e else 'died'}" for r, e in errors.items()]
         raise AssertionError("\n".join(traces))
-    return [outcome[0] if isinstance(outcome, tuple) and not isinstance(outcome, RankError)
-            else outcome for outcome in outcomes]
+    return [
+        outcome[0] if isinstance(outcome, tuple) and not isinstance(outcome, RankError) else outcome
+        for outcome in outcomes
+    ]
 
 
 _STILL_RUNNING = "still running"
