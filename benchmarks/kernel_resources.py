@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 TABLE = Path(__file__).parent / "results" / "kernel_resources.md"
 # Bytes of shared memory that one block may have (CUDA C++ programming guide).
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-# A kernel that spills waits for local memory inside its loop; none that is shipped may.
-STACK_BUDGET_BYTES = 0
-SPILL_BUDGET = 0
+# A kernel that spills inside its product loop waits for local memory. A few registers spilled once
+# per tile, around the masks of the heaviest options, cost less than a smaller tile would.
+STACK_BUDGET_BYTES = 64
+SPILL_BUDGET = 40
 
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|IMMA|DMMA|QGMMA|UTC\w*MMA)\b")
 COPIES = {"UTMALDG": "TMA", "LDGSTS": "cp.async"}
@@ -133,8 +134,9 @@ def measure_all(jobs: int, archs: list[int]) -> list[Row]:
     tasks = [
         (module, index, arch)
         for module in kernel_modules()
-        for index in range(len(compile_cases(module)))
+        for index, case in enumerate(compile_cases(module))
         for arch in archs
+        if arch in case.architectures
     ]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:

@@ -33,12 +33,15 @@ from crossalign.kernels.contrastive_logits import (
     similarity_tile,
 )
 from crossalign.kernels.contrastive_tiles import (
+    TILES,
     TileOperands,
-    contrastive_tiles,
+    compile_case,
+    forward_tiles,
     plan_programs,
     program_slots,
 )
-from crossalign.kernels.launch import device_guard
+from crossalign.kernels.launch import CompileCase, device_guard
+from crossalign.kernels.own_logits import own_logits
 
 
 @triton.jit
@@ -62,47 +65,6 @@ def _log_add(before, logits, AXIS: tl.constexpr):
     total += tl.exp2(before - largest)
     is_empty = total == 0
     return tl.where(is_empty, float("-inf"), largest + tl.log2(tl.where(is_empty, 1.0, total)))
-
-
-@triton.jit(do_not_specialize=BATCH_SIZES)
-def _own_logits_kernel(
-    query,  # (N, D) descriptor, or pointer
-    columns,  # (M, D) descriptor, or pointer
-    scale_ptr,  # ()
-    query_inverse_norm_ptr,  # (N,)
-    column_inverse_norm_ptr,  # (M,)
-    own_ptr,  # (N,) out
-    stride_qn,
-    stride_cm,
-    num_queries,
-    num_columns,
-    num_keys,
-    num_features,
-    label_offset,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    USE_DESCRIPTORS: tl.constexpr,
-):
-    """own[i] = z[i, i + label_offset], by the same tile products as the pass over all columns: a
-    key equal to the own one then ties with it to the last bit."""
-    first_row = tl.program_id(0) * BLOCK_N
-    first_column = first_row + label_offset
-    similarity = similarity_tile(
-        query, columns, stride_qn, stride_cm, num_queries, num_columns, first_row, first_column,
-        num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION, USE_DESCRIPTORS,
-    )  # fmt: skip
-    offs_n = first_row + tl.arange(0, BLOCK_N)
-    offs_m = first_column + tl.arange(0, BLOCK_M)
-    logits = scaled_tile(
-        similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr, offs_n, offs_m,
-        num_queries, num_columns, NORMALIZE,
-    )  # fmt: skip
-    own = tl.sum(tl.where(own_mask(offs_n, offs_m, label_offset, num_keys), logits, 0.0), 1)
-    tl.store(own_ptr + offs_n, own * LN_2, mask=offs_n < num_queries)
 
 
 @triton.jit(do_not_specialize=BATCH_SIZES)
@@ -250,7 +212,7 @@ def contrastive_fwd(
     num_queries, num_columns, num_keys = query.shape[0], columns.shape[0], problem.num_keys
     dtype = accumulator(query.dtype)
     symmetric, multi = problem.symmetric, problem.multi_positive
-    tiles = contrastive_tiles(query, problem, with_stats)
+    tiles = forward_tiles(query, problem, with_stats)
     plan = plan_programs(
         triton.cdiv(num_queries, tiles.block_n),
         triton.cdiv(num_columns, tiles.block_m),
@@ -267,14 +229,8 @@ def contrastive_fwd(
     column_positive = workspace(2, plan.groups, num_keys if multi and symmetric else 0)
     row_counts = workspace(2, plan.splits, num_queries if with_stats else 0, of=torch.int32)
     operands = TileOperands.make(query, columns, problem)
-    own = torch.empty(num_queries, dtype=dtype, device=query.device)
     with device_guard(query):
-        if known_own is not None:
-            own.copy_(known_own)
-        elif num_queries:
-            _own_logits_kernel[(triton.cdiv(num_queries, tiles.block_n),)](
-                **operands.tile_arguments(tiles), own_ptr=own
-            )
+        own = known_own.clone() if known_own is not None else own_logits(operands, tiles)
         if num_queries and num_columns:
             _contrastive_fwd_kernel[(plan.groups * plan.splits,)](
                 **operands.tile_arguments(tiles),
@@ -312,3 +268,32 @@ def _join_partials(partial: Tensor, shift: float | None) -> Tensor:
     if shift is not None:
         return partial.sum(0).log_().add_(shift)
     return torch.logsumexp(partial * LN_2.value, 0)
+
+
+OPTION_CASES: dict[str, dict[str, object]] = {
+    "symmetric": {},
+    "one_way": {"SYMMETRIC": False},
+    "online": {"CONSTANT_SHIFT": False},
+    "ids_stats": {"HAS_IDS": True, "WITH_STATS": True},
+    "owners": {"HAS_IDS": True, "HAS_OWNERS": True, "WITH_STATS": True},
+    "everything": {
+        "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
+        "WITH_STATS": True, "CONSTANT_SHIFT": False,
+    },
+}  # fmt: skip
+
+
+def compile_cases() -> list[CompileCase]:
+    """All options in bfloat16; the plainest and the heaviest in float16 and float32."""
+    cases = []
+    for (arch, size), table in TILES.items():
+        for dtype in ("bf16", "fp16") if size == 2 else ("fp32",):
+            for options_name, options in OPTION_CASES.items():
+                if dtype != "bf16" and options_name not in ("symmetric", "everything"):
+                    continue
+                is_masked = options_name in ("owners", "everything")
+                tiles = table.forward_masked if is_masked else table.forward
+                name = f"contrastive_fwd_{dtype}_{options_name}"
+                kernel = _contrastive_fwd_kernel
+                cases.append(compile_case(kernel, name, arch, dtype, tiles, options))
+    return cases

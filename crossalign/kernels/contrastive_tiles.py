@@ -10,12 +10,28 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from crossalign.contrastive_problem import ContrastiveProblem, accumulator
-from crossalign.kernels.launch import INTERPRETED, accumulator_dtype, compute_capability
+from crossalign.kernels.launch import (
+    INTERPRETED,
+    CompileCase,
+    accumulator_dtype,
+    compute_capability,
+)
 from crossalign.kernels.row_norms import inverse_norms
+
+TRITON_DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32, "fp64": tl.float64}
+
+
+SHORT_NAMES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+}
 
 
 class Tiles(NamedTuple):
@@ -31,14 +47,43 @@ class Tiles(NamedTuple):
 # The interpreter runs one element-wise NumPy call per operation: small tiles, so that small test
 # shapes cross tile edges in every dimension.
 INTERPRETER_TILES = Tiles(16, 32, 16, 4, 1)
-# (architecture, bytes per element) -> tiles of (the plain passes, passes with many live masks).
+USE_DESCRIPTORS_INTERPRETED = True  # tests switch it to run both ways of loading
+
+
+class TileTable(NamedTuple):
+    """The tiles of both passes; `masked` where many masks or running maxima live in registers."""
+
+    forward: Tiles
+    forward_masked: Tiles
+    backward: Tiles
+    backward_masked: Tiles
+
+
+_IEEE = Tiles(128, 64, 16, 8, 3)
+# (architecture, bytes per element). Chosen so that no shipped configuration spills more than a
+# few registers outside its product loop; see benchmarks/results/kernel_resources.md.
 TILES = {
-    (80, 2): (Tiles(128, 128, 64, 8, 3), Tiles(64, 128, 64, 4, 3)),
-    (90, 2): (Tiles(128, 256, 64, 8, 3), Tiles(128, 128, 64, 8, 3)),
-    (100, 2): (Tiles(128, 128, 64, 8, 3), Tiles(64, 128, 64, 4, 3)),
-    (80, 4): (Tiles(64, 64, 32, 4, 3), Tiles(64, 64, 32, 4, 3)),
-    (90, 4): (Tiles(64, 64, 32, 4, 3), Tiles(64, 64, 32, 4, 3)),
-    (100, 4): (Tiles(64, 64, 32, 4, 3), Tiles(64, 64, 32, 4, 3)),
+    (80, 2): TileTable(
+        forward=Tiles(128, 128, 64, 8, 3),
+        forward_masked=Tiles(128, 64, 64, 8, 3),
+        backward=Tiles(128, 64, 64, 8, 3),
+        backward_masked=Tiles(128, 64, 64, 8, 3),
+    ),
+    (90, 2): TileTable(
+        forward=Tiles(128, 256, 64, 8, 3),
+        forward_masked=Tiles(128, 64, 64, 8, 3),
+        backward=Tiles(128, 256, 64, 8, 3),
+        backward_masked=Tiles(128, 64, 64, 8, 3),
+    ),
+    (100, 2): TileTable(
+        forward=Tiles(128, 64, 64, 8, 3),
+        forward_masked=Tiles(64, 64, 64, 8, 3),
+        backward=Tiles(128, 64, 64, 8, 3),
+        backward_masked=Tiles(128, 64, 64, 8, 3),
+    ),
+    (80, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
+    (90, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
+    (100, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
 }
 
 
@@ -48,12 +93,21 @@ def architecture(x: Tensor) -> int:
     return 100 if capability >= 100 else 90 if capability >= 90 else 80
 
 
-def contrastive_tiles(x: Tensor, problem: ContrastiveProblem, with_stats: bool = False) -> Tiles:
+def forward_tiles(x: Tensor, problem: ContrastiveProblem, with_stats: bool) -> Tiles:
     if INTERPRETED:
         return INTERPRETER_TILES
-    plain, with_masks = TILES[architecture(x), min(4, x.element_size())]
-    has_masks = problem.multi_positive or (with_stats and problem.negative_owner is not None)
-    return with_masks if has_masks else plain
+    table = TILES[architecture(x), min(4, x.element_size())]
+    has_owners = problem.negative_owner is not None
+    is_masked = problem.multi_positive or has_owners or (with_stats and problem.shift is None)
+    return table.forward_masked if is_masked else table.forward
+
+
+def backward_tiles(x: Tensor, problem: ContrastiveProblem, need_scale_grad: bool) -> Tiles:
+    if INTERPRETED:
+        return INTERPRETER_TILES
+    table = TILES[architecture(x), min(4, x.element_size())]
+    is_masked = problem.multi_positive or need_scale_grad or problem.shift is None
+    return table.backward_masked if is_masked else table.backward
 
 
 def program_slots(x: Tensor) -> int:
@@ -112,16 +166,10 @@ class TileOperands:
 
     def tile_arguments(self, tiles: Tiles) -> dict[str, Any]:
         """What similarity_tile and scaled_tile take."""
-        use_descriptors = INTERPRETED or compute_capability(self.query) >= 90
-        query: Any = self.query
-        columns: Any = self.columns
-        if use_descriptors:
-            query = _descriptor(self.query, tiles.block_n, tiles.block_d)
-            columns = _descriptor(self.columns, tiles.block_m, tiles.block_d)
         normalize = self.problem.normalize
         return {
-            "query": query,
-            "columns": columns,
+            "query": self._operand(self.query, tiles.block_n, tiles.block_d),
+            "columns": self._operand(self.columns, tiles.block_m, tiles.block_d),
             "scale_ptr": self.problem.scale,
             "query_inverse_norm_ptr": self.query_inverse_norm if normalize else None,
             "column_inverse_norm_ptr": self.column_inverse_norm if normalize else None,
@@ -138,10 +186,24 @@ class TileOperands:
             "ACC_DTYPE": accumulator_dtype(self.query.dtype),
             "PRECISION": dot_precision(self.query),
             "NORMALIZE": normalize,
-            "USE_DESCRIPTORS": use_descriptors,
+            "USE_DESCRIPTORS": self.use_descriptors,
             "num_warps": tiles.num_warps,
             "num_stages": tiles.num_stages,
         }
+
+    @property
+    def use_descriptors(self) -> bool:
+        """Tensor descriptors are TMA from Hopper on; before it they are slower than pointers."""
+        return USE_DESCRIPTORS_INTERPRETED if INTERPRETED else architecture(self.query) >= 90
+
+    def output(self, x: Tensor, tiles: Tiles) -> Tensor | TensorDescriptor:
+        """A matrix that tiles are stored to."""
+        return self._operand(x, tiles.block_n, tiles.block_m)
+
+    def _operand(self, x: Tensor, block_rows: int, block_width: int) -> Tensor | TensorDescriptor:
+        if not self.use_descriptors:
+            return x
+        return TensorDescriptor(x, list(x.shape), list(x.stride()), [block_rows, block_width])
 
     def rule_arguments(self) -> dict[str, Any]:
         """What shapes the logits beyond their product: ids, owners, the shift."""
@@ -177,12 +239,50 @@ def _readable(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _descriptor(x: Tensor, block_rows: int, block_d: int) -> TensorDescriptor:
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [block_rows, block_d])
-
-
 def dot_precision(x: Tensor) -> str:
     """float32 products are IEEE unless PyTorch's own switch allows tf32."""
     if x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return "tf32"
     return "ieee"
+
+
+def compile_case(
+    kernel: Any,
+    name: str,
+    arch: int,
+    dtype: str,
+    tiles: Tiles,
+    options: dict[str, object],
+) -> CompileCase:
+    """A launch of `kernel` with these tiles and options, as TileOperands would make it."""
+    use_descriptors = arch >= 90
+    blocks = {"query": (tiles.block_n, tiles.block_d), "columns": (tiles.block_m, tiles.block_d)}
+    blocks["gradient_out"] = (tiles.block_n, tiles.block_m)
+    constexprs: dict[str, object] = {
+        "BLOCK_N": tiles.block_n, "BLOCK_M": tiles.block_m, "BLOCK_D": tiles.block_d,
+        "ACC_DTYPE": tl.float32, "PRECISION": "ieee", "NORMALIZE": True,
+        "USE_DESCRIPTORS": use_descriptors, "SYMMETRIC": True, "CONSTANT_SHIFT": True,
+        "HAS_IDS": False, "MULTI_POSITIVE": False, "HAS_OWNERS": False, "SHARE_NEGATIVES": True,
+        "WITH_STATS": False, "NEED_SCALE_GRAD": False, "DTYPE": TRITON_DTYPES[dtype],
+    } | options  # fmt: skip
+    if not constexprs["HAS_IDS"]:
+        constexprs |= {"query_ids_ptr": None, "column_ids_ptr": None}
+    if not constexprs["HAS_OWNERS"]:
+        constexprs["negative_owner_ptr"] = None
+    constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
+    types = {"shift": "fp32", "hard_negative_weight": "fp32", "row_counts_ptr": "*i32"}
+    types |= dict.fromkeys(("query_ids_ptr", "column_ids_ptr", "negative_owner_ptr"), "*i64")
+    signature = {}
+    for argument in kernel.arg_names:
+        if argument in constexprs:
+            signature[argument] = "constexpr"
+        elif argument in blocks:
+            rows, width = blocks[argument]
+            matrix = f"tensordesc<{dtype}[{rows},{width}]>" if use_descriptors else f"*{dtype}"
+            signature[argument] = matrix
+        else:
+            default = "*fp32" if argument.endswith("_ptr") else "i32"
+            signature[argument] = types.get(argument, default)
+    return CompileCase(
+        name, kernel, signature, constexprs, tiles.num_warps, tiles.num_stages, (arch,)
+    )

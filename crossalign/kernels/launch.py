@@ -57,3 +57,4 @@ class CompileCase(NamedTuple):
     constexprs: dict[str, object]
     num_warps: int
     num_stages: int
+    architectures: tuple[int, ...] = (80, 90, 100)  # where this configuration is the shipped one

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crossalign.contrastive_problem import NORM_FLOOR, accumulator
-from crossalign.kernels.launch import accumulator_dtype, device_guard
+from crossalign.kernels.launch import CompileCase, accumulator_dtype, device_guard
 
 _FLOOR = tl.constexpr(NORM_FLOOR)
 LARGEST_BLOCK_D = 4096
@@ -147,3 +147,26 @@ def _launch_shape(num_features: int) -> tuple[int, int]:
     """(BLOCK_D, num_warps): one block for a whole row where it fits."""
     block_d = min(triton.next_power_of_2(num_features), LARGEST_BLOCK_D)
     return block_d, min(8, max(1, block_d // 256))
+
+
+def compile_cases() -> list[CompileCase]:
+    """The widest block, in which a row of more features is read piece by piece."""
+    block_d, num_warps = _launch_shape(LARGEST_BLOCK_D)
+    fixed: dict[str, object] = {"BLOCK_D": block_d, "ACC_DTYPE": tl.float32}
+    flags: dict[str, object] = {"NORMALIZE": True, "HAS_ROW_DIVISOR": True}
+    cases = []
+    for name, kernel, constexprs in (
+        ("inverse_norm", _inverse_norm_kernel, fixed),
+        ("scale_rows", _scale_rows_kernel, fixed | flags),
+    ):
+        types = {"x_ptr": "*bf16", "out_ptr": "*bf16"}
+        signature = {
+            argument: "constexpr"
+            if argument in constexprs
+            else types.get(argument, "*fp32" if argument.endswith("_ptr") else "i32")
+            for argument in kernel.arg_names
+        }
+        cases.append(
+            CompileCase(f"{name}_bf16", kernel, signature, constexprs, num_warps, num_stages=3)
+        )
+    return cases

@@ -1,0 +1,232 @@
+"""The gradient of a chunk of logits, recomputed tile by tile and rounded for the products.
+
+    H[i, j] = G[i, j] * rq_i * rk_j,   G[i, j] = a_i e^z[i, j] + b_j e^z[i, j] (+ the positives'
+    coefficients), and grad_own[i] at the own column
+
+Logits are formed exactly as in the forward pass. G stays in float32 until the store; the gradient
+of the scale sums G * logit before the rounding. Reads 2 operand tiles per tile, writes each element
+of H once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from crossalign.kernels.contrastive_logits import (
+    BATCH_SIZES,
+    LOG2_E,
+    apply_owners,
+    equal_ids,
+    holds_own_or_edge,
+    own_mask,
+    scaled_tile,
+    similarity_tile,
+)
+from crossalign.kernels.contrastive_tiles import (
+    SHORT_NAMES,
+    TILES,
+    TRITON_DTYPES,
+    TileOperands,
+    Tiles,
+    compile_case,
+    program_slots,
+)
+from crossalign.kernels.launch import CompileCase
+
+
+class GradientVectors(NamedTuple):
+    """What the tile kernel and the scaling after the products read, one number per line."""
+
+    rows: Tensor  # (5, N)
+    columns: Tensor  # (4, M)
+    coefficient_factor: Tensor  # () what all coefficients were multiplied by
+    row_fold_factor: Tensor  # () what the rows' inverse norms were multiplied by
+    column_fold_factor: Tensor  # ()
+
+
+@triton.jit(do_not_specialize=[*BATCH_SIZES, "first_chunk_row", "first_chunk_column"])
+def _contrastive_bwd_kernel(
+    query,  # (N, D) descriptor, or pointer
+    columns,  # (M, D) descriptor, or pointer
+    scale_ptr,  # ()
+    query_inverse_norm_ptr,  # (N,)
+    column_inverse_norm_ptr,  # (M,)
+    query_ids_ptr,  # (N,)
+    column_ids_ptr,  # (num_ids,)
+    negative_owner_ptr,  # (M - K,)
+    row_vectors_ptr,  # (5, N): coefficient, rest, own gradient, positive coefficient, fold
+    column_vectors_ptr,  # (4, M): coefficient, rest, positive coefficient, fold
+    gradient_out,  # (chunk rows, chunk columns) descriptor, or pointer
+    scale_partial_ptr,  # (row tiles, column tiles) out: sums of G * logit
+    stride_qn,
+    stride_cm,
+    stride_gn,
+    num_queries,
+    num_columns,
+    num_keys,
+    num_ids,
+    num_features,
+    label_offset,
+    first_chunk_row,
+    first_chunk_column,
+    num_tiles_m,
+    num_tiles,
+    shift,
+    hard_negative_weight,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ACC_DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    USE_DESCRIPTORS: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    CONSTANT_SHIFT: tl.constexpr,
+    HAS_IDS: tl.constexpr,
+    MULTI_POSITIVE: tl.constexpr,
+    HAS_OWNERS: tl.constexpr,
+    SHARE_NEGATIVES: tl.constexpr,
+    NEED_SCALE_GRAD: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """H of the tiles of one chunk, dealt to programs round-robin."""
+    for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
+        first_row = first_chunk_row + tile // num_tiles_m * BLOCK_N
+        first_column = first_chunk_column + tile % num_tiles_m * BLOCK_M
+        similarity = similarity_tile(
+            query, columns, stride_qn, stride_cm, num_queries, num_columns, first_row,
+            first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION,
+            USE_DESCRIPTORS,
+        )  # fmt: skip
+        offs_n = first_row + tl.arange(0, BLOCK_N)
+        offs_m = first_column + tl.arange(0, BLOCK_M)
+        in_range_n = offs_n < num_queries
+        in_range_m = offs_m < num_columns
+        row_ptrs = row_vectors_ptr + offs_n
+        column_ptrs = column_vectors_ptr + offs_m
+        row_size = num_queries.to(tl.int64)
+        column_size = num_columns.to(tl.int64)
+        logits = scaled_tile(
+            similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr, offs_n,
+            offs_m, num_queries, num_columns, NORMALIZE,
+        )  # fmt: skip
+        unweighted = logits
+        if HAS_OWNERS and first_column + BLOCK_M > num_keys:
+            logits = apply_owners(
+                logits, negative_owner_ptr, offs_n, offs_m, num_keys, num_columns,
+                hard_negative_weight, SHARE_NEGATIVES,
+            )  # fmt: skip
+        if HAS_IDS:
+            is_equal = equal_ids(
+                query_ids_ptr, column_ids_ptr, offs_n, offs_m, num_queries, num_ids
+            )
+        row_coefficient = tl.load(row_ptrs, mask=in_range_n, other=0.0)[:, None]
+        column_coefficient = tl.load(column_ptrs, mask=in_range_m, other=0.0)[None, :]
+        if CONSTANT_SHIFT:
+            # The coefficients hold exp(shift - rest): one exponential for both directions.
+            gradient = tl.exp2(logits - shift * LOG2_E)
+            if SYMMETRIC:
+                gradient *= row_coefficient + column_coefficient
+            else:
+                gradient *= row_coefficient
+        else:
+            rest = tl.load(row_ptrs + row_size, mask=in_range_n, other=0.0)[:, None]
+            gradient = row_coefficient * tl.exp2(logits - rest)
+            if SYMMETRIC:
+                rest = tl.load(column_ptrs + column_size, mask=in_range_m, other=0.0)[None, :]
+                gradient += column_coefficient * tl.exp2(logits - rest)
+        if HAS_IDS and not MULTI_POSITIVE:
+            gradient = tl.where(is_equal, 0.0, gradient)
+        if MULTI_POSITIVE:
+            coefficient = tl.load(row_ptrs + 3 * row_size, mask=in_range_n, other=0.0)[:, None]
+            if SYMMETRIC:
+                column_part = tl.load(column_ptrs + 2 * column_size, mask=in_range_m, other=0.0)
+                coefficient += column_part[None, :]
+            is_positive = is_equal & (logits > float("-inf"))
+            gradient = tl.where(is_positive, gradient + coefficient, gradient)
+        if holds_own_or_edge(
+            first_row, first_column, label_offset, num_queries, num_columns, BLOCK_N, BLOCK_M
+        ):
+            own = tl.load(row_ptrs + 2 * row_size, mask=in_range_n, other=0.0)[:, None]
+            inside = in_range_n[:, None] & in_range_m[None, :]
+            gradient = tl.where(inside, gradient, 0.0)
+            gradient = tl.where(own_mask(offs_n, offs_m, label_offset, num_keys), own, gradient)
+        if NEED_SCALE_GRAD:
+            # The weight of hard negatives is no part of the similarity that the scale multiplies.
+            products = gradient * unweighted
+            index = (first_row // BLOCK_N).to(tl.int64) * tl.cdiv(num_columns, BLOCK_M)
+            tl.store(scale_partial_ptr + index + first_column // BLOCK_M, tl.sum(products))
+        if NORMALIZE:
+            gradient *= tl.load(row_ptrs + 4 * row_size, mask=in_range_n, other=0.0)[:, None]
+            gradient *= tl.load(column_ptrs + 3 * column_size, mask=in_range_m, other=0.0)[None, :]
+        first_local_row = first_row - first_chunk_row
+        first_local_column = first_column - first_chunk_column
+        if USE_DESCRIPTORS:
+            gradient_out.store([first_local_row, first_local_column], gradient.to(DTYPE))
+        else:
+            base = gradient_out + first_local_row.to(tl.int64) * stride_gn + first_local_column
+            ptrs = base + tl.arange(0, BLOCK_N)[:, None] * stride_gn + tl.arange(0, BLOCK_M)
+            mask = in_range_n[:, None] & in_range_m[None, :]
+            tl.store(ptrs, gradient.to(DTYPE), mask=mask)
+
+
+def gradient_tiles(
+    operands: TileOperands,
+    vectors: GradientVectors,
+    tiles: Tiles,
+    rows: slice,
+    span: slice,
+    gradient: Tensor,
+    scale_partial: Tensor,
+    need_scale_grad: bool,
+) -> None:
+    """Fills gradient (chunk rows, chunk columns) with H."""
+    num_tiles_m = triton.cdiv(gradient.shape[1], tiles.block_m)
+    num_tiles = triton.cdiv(gradient.shape[0], tiles.block_n) * num_tiles_m
+    _contrastive_bwd_kernel[(min(num_tiles, program_slots(operands.query)),)](
+        **operands.tile_arguments(tiles),
+        **operands.rule_arguments(),
+        row_vectors_ptr=vectors.rows,
+        column_vectors_ptr=vectors.columns,
+        gradient_out=operands.output(gradient, tiles),
+        scale_partial_ptr=scale_partial,
+        stride_gn=gradient.stride(0),
+        first_chunk_row=rows.start,
+        first_chunk_column=span.start,
+        num_tiles_m=num_tiles_m,
+        num_tiles=num_tiles,
+        NEED_SCALE_GRAD=need_scale_grad,
+        DTYPE=TRITON_DTYPES[SHORT_NAMES[gradient.dtype]],
+    )
+
+
+OPTION_CASES: dict[str, dict[str, object]] = {
+    "symmetric": {},
+    "one_way": {"SYMMETRIC": False},
+    "ids_owners": {"HAS_IDS": True, "HAS_OWNERS": True},
+    "online": {"CONSTANT_SHIFT": False, "NEED_SCALE_GRAD": True},
+    "everything": {
+        "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
+        "CONSTANT_SHIFT": False, "NEED_SCALE_GRAD": True,
+    },
+}  # fmt: skip
+
+
+def compile_cases() -> list[CompileCase]:
+    """All options in bfloat16; the plainest and the heaviest in float16 and float32."""
+    cases = []
+    for (arch, size), table in TILES.items():
+        for dtype in ("bf16", "fp16") if size == 2 else ("fp32",):
+            for options_name, options in OPTION_CASES.items():
+                if dtype != "bf16" and options_name not in ("symmetric", "everything"):
+                    continue
+                is_masked = options_name in ("online", "everything")
+                tiles = table.backward_masked if is_masked else table.backward
+                name = f"contrastive_bwd_{dtype}_{options_name}"
+                kernel = _contrastive_bwd_kernel
+                cases.append(compile_case(kernel, name, arch, dtype, tiles, options))
+    return cases

@@ -1,0 +1,88 @@
+"""The logit of every query and its own key, before the pass over all columns.
+
+    own[i] = scale * <q_i, k_own(i)> * rq_i * rk_own(i)
+
+Computed by the same tile products as that pass, so that a key equal to the own one ties with it to
+the last bit. Costs one tile per row block.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from crossalign.kernels.contrastive_logits import (
+    BATCH_SIZES,
+    LN_2,
+    own_mask,
+    scaled_tile,
+    similarity_tile,
+)
+from crossalign.kernels.contrastive_tiles import TILES, TileOperands, Tiles, compile_case
+from crossalign.kernels.launch import CompileCase
+
+
+@triton.jit(do_not_specialize=BATCH_SIZES)
+def _own_logits_kernel(
+    query,  # (N, D) descriptor, or pointer
+    columns,  # (M, D) descriptor, or pointer
+    scale_ptr,  # ()
+    query_inverse_norm_ptr,  # (N,)
+    column_inverse_norm_ptr,  # (M,)
+    own_ptr,  # (N,) out
+    stride_qn,
+    stride_cm,
+    num_queries,
+    num_columns,
+    num_keys,
+    num_features,
+    label_offset,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ACC_DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    USE_DESCRIPTORS: tl.constexpr,
+):
+    first_row = tl.program_id(0) * BLOCK_N
+    offs_n = first_row + tl.arange(0, BLOCK_N)
+    own = tl.zeros((BLOCK_N,), ACC_DTYPE)
+    for first_local_column in range(0, BLOCK_N, BLOCK_M):
+        first_column = first_row + label_offset + first_local_column
+        similarity = similarity_tile(
+            query, columns, stride_qn, stride_cm, num_queries, num_columns, first_row,
+            first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION,
+            USE_DESCRIPTORS,
+        )  # fmt: skip
+        offs_m = first_column + tl.arange(0, BLOCK_M)
+        logits = scaled_tile(
+            similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr, offs_n,
+            offs_m, num_queries, num_columns, NORMALIZE,
+        )  # fmt: skip
+        is_own = own_mask(offs_n, offs_m, label_offset, num_keys)
+        own += tl.sum(tl.where(is_own, logits, 0.0), 1)
+    tl.store(own_ptr + offs_n, own * LN_2, mask=offs_n < num_queries)
+
+
+def own_logits(operands: TileOperands, tiles: Tiles) -> Tensor:
+    """(N,) in natural units; 0 where the own key is not among the columns."""
+    num_queries = operands.query.shape[0]
+    scale = operands.problem.scale
+    own = torch.empty(num_queries, dtype=scale.dtype, device=scale.device)
+    if num_queries:
+        _own_logits_kernel[(triton.cdiv(num_queries, tiles.block_n),)](
+            **operands.tile_arguments(tiles), own_ptr=own
+        )
+    return own
+
+
+def compile_cases() -> list[CompileCase]:
+    cases = []
+    for (arch, size), table in TILES.items():
+        dtype = "bf16" if size == 2 else "fp32"
+        name = f"own_logits_{dtype}"
+        cases.append(compile_case(_own_logits_kernel, name, arch, dtype, table.forward, {}))
+    return cases
