@@ -165,9 +165,9 @@ def gather_rows(
     columns, most = x.shape[1], max(layout.rows)
     if most == 0:
         return x.new_empty((0, columns), dtype=dtype)
-    wire = transport_device(layout.group, x.device)
-    shard = x.new_zeros((most, columns), dtype=dtype, device=wire)
-    shard[: x.shape[0]] = _convert(x, normalize, dtype)
+    shard = _convert(x, normalize, dtype).to(transport_device(layout.group, x.device)).contiguous()
+    if x.shape[0] < most:  # collectives want shards of one size
+        shard = torch.cat([shard, shard.new_zeros((most - x.shape[0], columns))])
     received = shard.new_empty((len(layout.rows) * most, columns))
     # As bytes: no backend has to know the dtype, and nothing is changed on the way.
     all_gather_single(received.view(torch.uint8), shard.view(torch.uint8), layout.group)
