@@ -1,0 +1,391 @@
+"""GradientCache against one big batch: dropout, autocast, frozen parts, LoRA, processes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny_models import tiny_batch, tiny_model
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from crossalign.contrastive_loss import ContrastiveLoss, fused_contrastive_loss
+from crossalign.gradient_cache import GradientCache
+
+ROWS, FEATURES = 7, 6
+
+
+class Encoder(nn.Module):
+    """Two layers with dropout; takes a tensor, or a dict with the tensors x and shift."""
+
+    def __init__(self, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(FEATURES, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 5)
+        )
+
+    def forward(self, inputs: Tensor | dict[str, Tensor]) -> Tensor:
+        if isinstance(inputs, dict):
+            inputs = inputs["x"] + inputs["shift"]
+        return self.body(inputs)
+
+
+def make_encoder(dropout: float = 0.3) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(dropout).double()
+
+
+def rows(count: int = ROWS, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, FEATURES, dtype=torch.float64, generator=generator)
+
+
+def loss_of(*embeddings: Tensor) -> Tensor:
+    return fused_contrastive_loss(*embeddings, temperature=0.3)
+
+
+def gradients(*modules: nn.Module) -> list[Tensor | None]:
+    return [parameter.grad for module in modules for parameter in module.parameters()]
+
+
+def one_big_batch(
+    encode: Callable[[Tensor], Tensor], loss: Callable[..., Tensor], chunk: int, *sides: Tensor
+) -> Tensor:
+    """All activations at once; the same draws of dropout, for they follow the order of chunks."""
+    embeddings = [torch.cat([encode(part) for part in side.split(chunk)]) for side in sides]
+    value = loss(*embeddings)
+    value.backward()
+    return value.detach()
+
+
+def assert_equal_gradients(ours: list[Tensor | None], theirs: list[Tensor | None]) -> None:
+    assert any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("negatives", [0, 5])
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_live_dropout_equals_one_big_batch(chunk: int, negatives: int) -> None:
+    sides = [rows(), rows(seed=2)] + ([rows(negatives, seed=3)] if negatives else [])
+    encoder = make_encoder()
+    torch.manual_seed(9)
+    expected = one_big_batch(encoder, loss_of, chunk, *sides)
+    after_big_batch = torch.rand(3)
+    theirs = gradients(encoder)
+    encoder.zero_grad()
+    torch.manual_seed(9)
+    loss = GradientCache(encoder, loss_of, chunk).backward(*sides)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+    assert_equal_gradients(gradients(encoder), theirs)
+    # What is drawn next is not a repetition of the masks just used.
+    assert torch.equal(torch.rand(3), after_big_batch)
+
+
+def test_dropout_that_is_not_replayed_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = make_encoder()
+    torch.manual_seed(9)
+    one_big_batch(encoder, loss_of, 3, rows(), rows(seed=2))
+    theirs = gradients(encoder)
+    encoder.zero_grad()
+    torch.manual_seed(9)
+    monkeypatch.setattr("crossalign.gradient_cache._set_random_state", lambda state: None)
+    GradientCache(encoder, loss_of, 3).backward(rows(), rows(seed=2))
+    with pytest.raises(AssertionError):
+        assert_equal_gradients(gradients(encoder), theirs)
+
+
+def test_dicts_add_up_in_grad_and_no_grad_does_not_matter() -> None:
+    encoder = make_encoder(dropout=0.0)
+    sides = [{"x": rows(seed=i), "shift": rows(seed=i + 5)} for i in range(3)]
+    sums = [side["x"] + side["shift"] for side in sides]
+    one_big_batch(encoder, loss_of, 100, *sums)
+    one_big_batch(encoder, loss_of, 100, *sums)
+    theirs = gradients(encoder)
+    encoder.zero_grad()
+    cache = GradientCache(encoder, loss_of, 3)
+    cache.backward(*sides)
+    with torch.no_grad():
+        cache.backward(*sides)
+    assert_equal_gradients(gradients(encoder), theirs)
+
+
+def test_learned_temperature_gets_its_gradient() -> None:
+    encoder, loss = make_encoder(), ContrastiveLoss(0.2, learn_temperature=True)
+    torch.manual_seed(9)
+    one_big_batch(encoder, loss, 3, rows(), rows(seed=2))
+    theirs = gradients(encoder, loss)
+    encoder.zero_grad()
+    loss.zero_grad()
+    torch.manual_seed(9)
+    GradientCache(encoder, loss, 3).backward(rows(), rows(seed=2))
+    assert_equal_gradients(gradients(encoder, loss), theirs)
+
+
+def test_frozen_parameters_and_frozen_sides() -> None:
+    trained, frozen = make_encoder(), make_encoder().requires_grad_(False)
+    trained.body[0].requires_grad_(False)
+    calls = []
+
+    def encode(inputs: dict[str, Tensor]) -> Tensor:
+        is_query = bool(inputs["shift"].any())
+        calls.append(is_query)
+        return (trained if is_query else frozen)(inputs["x"])
+
+    query = {"x": rows(), "shift": torch.ones(ROWS, 1)}
+    key = {"x": rows(seed=2), "shift": torch.zeros(ROWS, 1)}
+    torch.manual_seed(9)
+    both = [torch.cat([module(part) for part in side["x"].split(3)])
+            for module, side in ((trained, query), (frozen, key))]  # fmt: skip
+    loss_of(*both).backward()
+    after_big_batch = torch.rand(3)
+    theirs = gradients(trained)
+    trained.zero_grad()
+    torch.manual_seed(9)
+    GradientCache(encode, loss_of, 3).backward(query, key)
+    assert torch.equal(torch.rand(3), after_big_batch)
+    assert_equal_gradients(gradients(trained), theirs)
+    assert gradients(trained)[0] is None and gradients(frozen) == [None] * 4
+    assert calls == [True] * 3 + [False] * 3 + [True] * 3  # the frozen side is embedded once
+
+
+@pytest.mark.parametrize("where", ["around the call", "inside encode", "both"])
+def test_autocast_equals_one_big_batch(where: str) -> None:
+    encoder = make_encoder().float()
+    sides = [rows().float(), rows(seed=2).float()]
+    around = torch.autocast("cpu", torch.bfloat16, enabled=where != "inside encode")
+
+    def encode(inputs: Tensor) -> Tensor:
+        if where == "around the call":
+            return encoder(inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            return encoder(inputs)
+
+    torch.manual_seed(9)
+    with around:
+        embeddings = [torch.cat([encode(part) for part in side.split(3)]) for side in sides]
+        loss = loss_of(*embeddings)
+    loss.backward()
+    theirs = gradients(encoder)
+    encoder.zero_grad()
+    torch.manual_seed(9)
+    with around:
+        ours = GradientCache(encode, loss_of, 3).backward(*sides)
+    assert embeddings[0].dtype == torch.bfloat16
+    assert torch.equal(ours, loss)
+    for mine, other in zip(gradients(encoder), theirs, strict=True):
+        assert mine.dtype == torch.float32 and other.abs().max() > 1e-4
+        # Gradients of the chunks add up in float32 here, in bfloat16 in the big batch.
+        torch.testing.assert_close(mine, other, rtol=0.02, atol=0.01 * float(other.abs().max()))
+
+
+def test_backward_runs_outside_of_autocast() -> None:
+    """The surrounding autocast rounded the gradients of layers that run in float32 on purpose."""
+    encoder = make_encoder(dropout=0.0).float()
+    sides = [rows().float(), rows(seed=2).float()]
+
+    def encode(inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return encoder(inputs)
+
+    one_big_batch(encode, loss_of, 100, *sides)
+    theirs = gradients(encoder)
+    encoder.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        GradientCache(encode, loss_of, 3).backward(*sides)
+    for mine, other in zip(gradients(encoder), theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_that_a_frozen_side_cast_still_train_the_other() -> None:
+    """Autocast keeps a weight's cast, and one made without autograd leads no gradient back."""
+    encoder = make_encoder(dropout=0.0).float()
+
+    def encode(inputs: dict[str, Tensor]) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(inputs["shift"].any())):
+            return encoder(inputs["x"])
+
+    query = {"x": rows().float(), "shift": torch.zeros(ROWS, 1)}
+    key = {"x": rows(seed=2).float(), "shift": torch.ones(ROWS, 1)}
+    with torch.autocast("cpu", torch.bfloat16):
+        GradientCache(encode, loss_of, 3).backward(query, key)
+    assert all(gradient.abs().max() > 1e-4 for gradient in gradients(encoder))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_lora_on_a_language_model(checkpointing: bool) -> None:
+    peft = pytest.importorskip("peft")
+    from crossalign.encoders import hidden_states_at
+    from crossalign.pooling import pool
+
+    base = tiny_model("llama").double()
+    with warnings.catch_warnings():  # peft and transformers 5.23 name it by what 5.17 has
+        warnings.simplefilter("ignore", FutureWarning)
+        if checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        config = peft.LoraConfig(target_modules="all-linear", r=2, lora_dropout=0.2)
+        model = peft.get_peft_model(base, config).train()
+    batches = [tiny_batch((7, 4, 5, 6, 2), seed=seed) for seed in (1, 2)]
+
+    def encode(batch: dict[str, Tensor]) -> Tensor:
+        return pool(hidden_states_at(model, 2, **batch), batch["attention_mask"])
+
+    torch.manual_seed(9)
+    embeddings = [
+        torch.cat([encode({k: v[i : i + 2] for k, v in batch.items()}) for i in (0, 2, 4)])
+        for batch in batches
+    ]
+    loss_of(*embeddings).backward()
+    theirs = gradients(model)
+    model.zero_grad()
+    torch.manual_seed(9)
+    GradientCache(encode, loss_of, 2).backward(*batches)
+    assert_equal_gradients(gradients(model), theirs)
+
+
+def test_activations_of_one_chunk_at_a_time() -> None:
+    """What the cache is for: rows with a graph never exceed a chunk."""
+    encoder, alive, most = make_encoder(), [0], [0]
+
+    class Count(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, embedded: Tensor) -> Tensor:
+            return embedded.clone()
+
+        @staticmethod
+        def backward(ctx, gradient: Tensor) -> Tensor:
+            alive[0] -= len(gradient)
+            return gradient
+
+    def encode(inputs: Tensor) -> Tensor:
+        embedded = encoder(inputs)
+        if torch.is_grad_enabled() and backward_has_begun[0]:
+            alive[0] += len(embedded)
+            most[0] = max(most[0], alive[0])
+        return Count.apply(embedded)
+
+    def loss(*embeddings: Tensor) -> Tensor:
+        backward_has_begun[0] = True
+        return loss_of(*embeddings)
+
+    backward_has_begun = [False]
+    GradientCache(encode, loss, 3).backward(rows(), rows(seed=2))
+    assert most[0] == 3 and alive[0] == 0
+
+
+def test_bad_arguments_are_named() -> None:
+    encoder = make_encoder()
+    good = rows()
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        GradientCache(encoder, loss_of, 0)
+
+    def backward(*sides, encode=encoder, loss=loss_of):
+        GradientCache(encode, loss, 3).backward(*sides)
+
+    with pytest.raises(ValueError, match="key_inputs must have the 7 rows of query_inputs, got 6"):
+        backward(good, good[:6])
+    with pytest.raises(ValueError, match=r"query_inputs\['shift'\] must have the 7 rows .* got 6"):
+        backward({"x": good, "shift": good[:6]}, good)
+    with pytest.raises(TypeError, match=r"key_inputs\['x'\] must be a tensor whose .* got list"):
+        backward(good, {"x": [1, 2]})
+    with pytest.raises(TypeError, match=r"negative_inputs must be a tensor .* got a 0-d tensor"):
+        backward(good, good, torch.tensor(1.0))
+    with pytest.raises(ValueError, match="query_inputs must hold at least one tensor"):
+        backward({}, good)
+    with pytest.raises(TypeError, match=r"encode must return a torch.Tensor, got tuple"):
+        backward(good, good, encode=lambda inputs: (inputs,))
+    with pytest.raises(ValueError, match=r"encode must return \(n, D\) with n = 3.*\(3, 6, 1\)"):
+        backward(good, good, encode=lambda inputs: inputs[:, :, None])
+    with pytest.raises(
+        ValueError, match=r"encode must return \(n, D\) with n = 3.*got shape \(2, 6"
+    ):
+        backward(good, good, encode=lambda inputs: inputs[:2])
+    with pytest.raises(ValueError, match=r"loss must return a scalar, got shape \(7,\)"):
+        backward(good, good, loss=lambda query, key: query.sum(1))
+    with pytest.raises(TypeError, match=r"loss must return a torch.Tensor, got tuple"):
+        backward(good, good, loss=lambda query, key: (query.sum(), None))
+
+
+# Across processes
+
+
+def count_reductions(module: DistributedDataParallel) -> list[int]:
+    """A list that gets the size of every bucket that the module all-reduces."""
+    sizes: list[int] = []
+
+    def hook(_, bucket):
+        sizes.append(bucket.buffer().numel())
+        buffer = bucket.buffer().div_(dist.get_world_size())
+        future = dist.all_reduce(buffer, async_op=True).get_future()
+        return future.then(lambda done: done.value()[0])
+
+    module.register_comm_hook(None, hook)
+    return sizes
+
+
+def _save_gradients_of_rank(rank: int, folder: str) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/init",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),  # reductions that do not pair up fail, not hang
+    )
+    own = slice(0, 5) if rank == 0 else slice(5, ROWS)  # 5 and 2 rows: 2 chunks and 1
+    sides = [rows()[own], rows(seed=2)[own], rows(3, seed=3)]
+    results = {}
+    for name in ("module", "closure", "frozen side", "unused"):
+        encoder = make_encoder(dropout=0.0)
+        if name == "unused":
+            encoder.extra = nn.Linear(2, 2).double()
+        parallel = DistributedDataParallel(encoder, find_unused_parameters=name == "unused")
+        sizes = count_reductions(parallel)
+
+        def encode(inputs: Tensor, parallel=parallel, name=name) -> Tensor:
+            embedded = parallel(inputs)
+            is_negative = name == "frozen side" and len(inputs) == 3  # no chunk of another side
+            return embedded.detach() if is_negative else embedded
+
+        chunk = 4
+        cache = (
+            GradientCache(parallel, summed_loss, chunk)
+            if name == "module"
+            else GradientCache(encode, summed_loss, chunk, module=parallel)
+        )
+        for _ in range(2):  # the second step meets whatever state the first one left
+            encoder.zero_grad()
+            cache.backward(*sides)
+        results[name] = (gradients(encoder), sizes)
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def summed_loss(query: Tensor, key: Tensor, negatives: Tensor) -> Tensor:
+    """A sum over pairs, so that the ranks' average times their number is the whole."""
+    return ((query - key).square().sum(1) + (query @ negatives.T).exp().sum(1)).sum()
+
+
+def test_two_processes_reduce_once_and_equal_one(tmp_path: Path) -> None:
+    mp.spawn(_save_gradients_of_rank, (str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    for name, (ours, sizes) in ranks[0].items():
+        encoder = make_encoder(dropout=0.0)
+        num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
+        query, key, negatives = (encoder(side) for side in (rows(), rows(seed=2), rows(3, seed=3)))
+        if name == "frozen side":
+            negatives = negatives.detach()
+        summed_loss(query, key, negatives).backward()
+        theirs = [gradient / 2 for gradient in gradients(encoder)]
+        assert_equal_gradients(ours[: len(theirs)], theirs)
+        assert_equal_gradients(ranks[1][name][0][: len(theirs)], theirs)
+        extra = 6 if name == "unused" else 0
+        assert sizes == [num_parameters + extra] * 2  # one reduction in each of the two calls
