@@ -25,7 +25,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """Compiled in a process of its own: here the kernels are decorated for the interpreter."""
     folder = tmp_path_factory.mktemp("kernel_resources")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
     command = [sys.executable, "-m", "benchmarks.kernel_resources", "--json", folder / "rows.json"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

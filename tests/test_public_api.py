@@ -92,7 +92,7 @@ CONTRACTS = {
             "group": None,
         },
     ),
-    "build_items": Contract({"mode": REQUIRED}, {"seed": 0}),
+    "build_items": Contract({"mode": REQUIRED, "data": REQUIRED}, {"seed": 0}),
 }
 
 METHODS = {
@@ -153,7 +153,7 @@ def test_fields_of_results(name: str) -> None:
 
 
 def test_all_lists_exactly_the_public_names() -> None:
-    assert set(crossalign.__all__) == {*CONTRACTS, *RESULTS, "__version__"}
+    assert set(crossalign.__all__) == {*CONTRACTS, *RESULTS}
 
 
 @pytest.mark.parametrize("name", CONTRACTS)
