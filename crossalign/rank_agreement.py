@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 RECORD_BYTES = 1024  # room for the facts of one call; a fixed size needs one collective, not two
-_MOST_PROBLEM_CHARACTERS = 400
 
 
 def check_group(function: str, group: Any) -> None:
@@ -34,7 +33,12 @@ def transport_device(group: dist.ProcessGroup, device: torch.device) -> torch.de
     backends = dict(entry.split(":") for entry in dist.get_backend_config(group).split(","))
     if backends.get(device.type, "gloo") != "gloo":
         return device
-    return torch.device("cpu" if "cpu" in backends else f"cuda:{torch.cuda.current_device()}")
+    return torch.device("cpu" if "cpu" in backends else next(iter(backends)))
+
+
+def one_line(text: str) -> str:
+    """A message as it fits into a record."""
+    return " ".join(text.split()).encode("ascii", "replace").decode()[:400]
 
 
 def all_gather_single(output: Tensor, shard: Tensor, group: dist.ProcessGroup) -> None:
@@ -86,8 +90,8 @@ def agree(
     """
     sent: dict[str, object] = {"function": function, **facts}
     if problem is not None:
-        text = f"{type(problem).__name__}: {problem}"
-        sent = {"function": function, "problem": text[:_MOST_PROBLEM_CHARACTERS]}
+        text = one_line(f"{type(problem).__name__}: {problem}")
+        sent = {"function": function, "problem": text}
     try:
         records = exchange_records(sent, group)
     except RuntimeError as error:

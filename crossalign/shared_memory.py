@@ -16,10 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from crossalign.rank_agreement import exchange_records
+from crossalign.rank_agreement import exchange_records, one_line
 
 _Records = list[dict[str, Any]]
-_MOST_PROBLEM_CHARACTERS = 400
 
 
 class SharedMemory:
@@ -56,9 +55,10 @@ class GpuMemory(SharedMemory):
     def allocate(self, records: _Records) -> dict[str, object]:
         import torch.distributed._symmetric_memory as symmetric_memory
 
-        shape = (self.num_bytes,)
-        self.buffer = symmetric_memory.empty(shape, dtype=torch.uint8, device=self.device).zero_()
-        torch.cuda.synchronize(self.device)
+        with torch.cuda.device(self.device):  # PyTorch takes the memory pool of the current one
+            buffer = symmetric_memory.empty(self.num_bytes, dtype=torch.uint8, device=self.device)
+            self.buffer = buffer.zero_()
+            torch.cuda.synchronize()
         return {"gpu": _gpu_name(self.device.index)}
 
     def check_peers(self, records: _Records) -> dict[str, object]:
@@ -74,7 +74,8 @@ class GpuMemory(SharedMemory):
     def connect(self, records: _Records) -> dict[str, object]:
         import torch.distributed._symmetric_memory as symmetric_memory
 
-        handle = symmetric_memory.rendezvous(self.buffer, self.group)
+        with torch.cuda.device(self.device):
+            handle = symmetric_memory.rendezvous(self.buffer, self.group)
         self.addresses = list(handle.buffer_ptrs)
         self.keep_alive.append(handle)
         if self.addresses[self.rank] != self.buffer.data_ptr():
@@ -128,7 +129,7 @@ def open_shared_memory(
                     sent |= step(records)
             except (ImportError, OSError, RuntimeError) as error:
                 problem = str(error).partition("\n")[0] or type(error).__name__
-            sent["problem"] = problem[:_MOST_PROBLEM_CHARACTERS]
+            sent["problem"] = one_line(problem)
             received = exchange_records(sent, group)
             for rank, record in enumerate(received):
                 if record["problem"]:

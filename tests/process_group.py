@@ -25,6 +25,7 @@ import torch.distributed as dist
 
 # The last one is what torch.use_deterministic_algorithms() imports, which takes seconds.
 PRELOADED = ("torch", "torch.distributed", "crossalign.gather", "torch._inductor.config")
+_STILL_RUNNING = "still running"
 START_TIMEOUT_S = 60.0  # processes start slowly where many share two cores
 
 
@@ -80,9 +81,6 @@ def run_ranks(
         outcome[0] if isinstance(outcome, tuple) and not isinstance(outcome, RankError) else outcome
         for outcome in outcomes
     ]
-
-
-_STILL_RUNNING = "still running"
 
 
 def _collect(pipes: list[Connection], deadline: float) -> list[Any]:

@@ -18,7 +18,7 @@ from process_group import run_ranks
 from torch import Tensor, nn
 
 from crossalign import symmetric_gather
-from crossalign.gather import gather_negatives
+from crossalign.gather import gather_negatives, gather_rows, reduce_rows, shard_layout
 
 BACKENDS = ("collective", "extension")
 
@@ -214,6 +214,25 @@ def test_buffer_grows_under_pending_gradients_and_leaves_no_file() -> None:
         assert torch.equal(small_gradient, torch.full((2, 3), 2.0))
         assert torch.equal(large_gradient, torch.full((400, 1000), 2.0))
     assert not list(Path("/dev/shm").glob("crossalign-*"))
+
+
+def many_rounds(rank: int, folder: Path) -> bool:
+    """Each round has its own number: a rank that reads too early or too late sees another."""
+    use_extension(folder)
+    layout = shard_layout(
+        dist.group.WORLD, (300, 200, 400), ["cpu"] * 3, row_bytes=1024, backend="extension"
+    )
+    right = True
+    for number in range(40):
+        x = torch.full((layout.rows[rank], 256), float(number))
+        right &= bool((gather_rows(x, layout) == number).all())
+        grad = torch.full((900, 256), -float(number))
+        right &= bool((reduce_rows(grad, layout, torch.float32) == -3 * number).all())
+    return right
+
+
+def test_many_rounds_through_one_buffer_stay_in_step() -> None:
+    assert run_ranks(many_rounds, 3, extension_folder()) == [True, True, True]
 
 
 def test_one_process_gets_its_own_rows() -> None:

@@ -88,8 +88,8 @@ def die_before_the_gather(rank: int, backend: str, folder: Path) -> None:
 
 def stay_away_from_the_gather(rank: int, backend: str, folder: Path) -> None:
     if rank == 0:
-        gather_negatives(X, backend="collective")
-    time.sleep(4)
+        gather_negatives(X, backend=backend)
+    time.sleep(5)
 
 
 def skip_the_backward(rank: int, backend: str, folder: Path) -> None:
@@ -99,7 +99,7 @@ def skip_the_backward(rank: int, backend: str, folder: Path) -> None:
     gathered = gather_negatives(x, backend=backend)
     if rank == 0:
         gathered.sum().backward()
-    time.sleep(4)
+    time.sleep(5 if backend == "collective" else 2)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def skip_the_backward(rank: int, backend: str, folder: Path) -> None:
 def test_missing_rank_raises_within_the_timeout(worker: Any, backend: str, message: str) -> None:
     start = time.monotonic()
     errors = run_ranks(
-        worker, 2, backend, extension_folder(), group_timeout_s=2, expect_errors=True
+        worker, 2, backend, extension_folder(), group_timeout_s=4, expect_errors=True
     )
     assert time.monotonic() - start < 20
     assert isinstance(errors[0], RankError)
