@@ -18,6 +18,7 @@ from crossalign.alignment.data_builders import (
     read_records,
 )
 from crossalign.alignment.pairs import read_pairs
+from crossalign.alignment.training_config import TrainingConfig
 from crossalign.text_files import write_json_lines
 
 
@@ -88,8 +89,14 @@ def _add_demo(commands: Any) -> None:
 
 
 def _demo(args: argparse.Namespace, argv: list[str]) -> None:
+    from crossalign.alignment.train import choose_device
     from crossalign.demo.run import run_demo
 
+    try:
+        TrainingConfig(seed=args.seed)
+        choose_device(args.device)
+    except ValueError as error:
+        args.parser.error(str(error))
     run_demo(args.output, device=args.device, seed=args.seed, smoke=args.smoke)
 
 

@@ -334,6 +334,19 @@ def test_long_sentences_are_cut_at_the_models_positions() -> None:
     assert int(batch.source["input_ids"].max()) < VOCAB_SIZE
 
 
+def test_padding_is_masked_and_carries_no_label() -> None:
+    batches = Batches(tiny_model("llama"), tiny_tokenizer(), make_pairs(20), None, make_config())
+    batch = batches.at(0, CPU)
+    assert batch.lm is not None
+    padding = batch.lm["attention_mask"] == 0
+    lengths = [
+        len(batches.lm_items[i]["clm_text"].split()) + 1 for i in batches.lm_stream.take(0, 8)
+    ]
+    assert batch.lm["attention_mask"].sum(dim=1).tolist() == lengths
+    assert padding.any() and (batch.lm["labels"][padding] == IGNORED).all()
+    assert all(int(mask[0]) == 1 for mask in batch.lm["attention_mask"])  # on the right
+
+
 def test_run_goes_on_from_its_state() -> None:
     """Through torch.save with weights_only, into a fresh model: the numbers of an unbroken run."""
     pairs, config = make_pairs(20), make_config(steps=5)
