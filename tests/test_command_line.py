@@ -201,7 +201,7 @@ def test_stopped_run_goes_on_as_if_never_stopped(
 def test_killed_run_goes_on_from_its_last_save(
     align: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Metrics after the last save are made again, not twice; half a save does no harm."""
+    """Metrics after the last save are made again, not twice; half a save or line does no harm."""
     assert align(output="straight")[0] == 0
     save = checkpoint.save
 
@@ -221,7 +221,12 @@ def test_killed_run_goes_on_from_its_last_save(
     assert len(metrics_of(directory)) == 4
     assert not [path.name for path in directory.iterdir() if path.name.startswith(".")]
     assert torch.load(directory / "training_state.pt", weights_only=True)["step"] == 2
+    with open(directory / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"step": 5, "lo')
+    (directory / ".saving.x").mkdir()
+    (directory / ".saving.x" / "model.safetensors").write_text("half")
     assert align("--resume", "--save-every", 3)[0] == 0
+    assert not (directory / ".saving.x").exists()
     assert metrics_of(directory) == metrics_of(tmp_path / "straight")
 
 

@@ -19,11 +19,14 @@ from crossalign.alignment.train import AlignmentRun
 from crossalign.text_files import DataError
 
 STATE_FILE = "training_state.pt"
+ASIDE = ".saving."
 
 
 def save(directory: Path, run: AlignmentRun) -> None:
     """Writes all files aside, then renames them into place, the state last."""
-    aside = Path(tempfile.mkdtemp(dir=directory, prefix=".saving."))
+    for abandoned in directory.glob(f"{ASIDE}*"):  # by a run that was killed while it saved
+        shutil.rmtree(abandoned)
+    aside = Path(tempfile.mkdtemp(dir=directory, prefix=ASIDE))
     try:
         run.language_model.save_pretrained(aside)
         run.tokenizer.save_pretrained(aside)

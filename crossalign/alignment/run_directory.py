@@ -14,7 +14,7 @@ from typing import Any
 from crossalign.alignment import checkpoint
 from crossalign.alignment.train import AlignmentRun
 from crossalign.build_report import build_info
-from crossalign.text_files import DataError, read_json_objects, write_json_lines, write_whole
+from crossalign.text_files import DataError, read_lines, write_whole
 
 METRICS_FILE = "metrics.jsonl"
 SETTINGS_FILE = "config.yaml"
@@ -115,8 +115,8 @@ def _write_records(directory: Path, settings: Mapping[str, Any], step: int) -> N
     write_whole(directory / SETTINGS_FILE, yaml.safe_dump(dict(settings), sort_keys=False))
     write_whole(directory / ENVIRONMENT_FILE, json.dumps(build_info(), indent=2) + "\n")
     metrics = directory / METRICS_FILE
-    earlier = [record for _, record in read_json_objects(metrics)] if step else []
-    write_json_lines(metrics, [record for record in earlier if record["step"] <= step])
+    earlier = read_lines(metrics)[:step] if step else []  # a line a step; a killed run has more
+    write_whole(metrics, "".join(f"{line}\n" for line in earlier))
 
 
 def _train(directory: Path, run: AlignmentRun, save_every: int) -> None:
