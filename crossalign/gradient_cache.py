@@ -127,8 +127,6 @@ class GradientCache:
                 embedded = self._checked_embedding(chunk)
             is_trained |= embedded.requires_grad
             embeddings.append(embedded.detach())
-        # Casts that autocast cached without autograd would cut the parameters off in pass 2.
-        torch.clear_autocast_cache()
         return _Side(chunks, states, torch.cat(embeddings).requires_grad_(is_trained), is_trained)
 
     def _backward_through_chunks(self, sides: list[_Side]) -> None:

@@ -1,19 +1,14 @@
-"""GradientCache against one big batch: dropout, autocast, frozen parts, LoRA, processes."""
+"""GradientCache against one big batch: dropout, autocast, frozen parts, LoRA."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from tiny_models import tiny_batch, tiny_model
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from crossalign.contrastive_loss import ContrastiveLoss, fused_contrastive_loss
 from crossalign.gradient_cache import GradientCache
@@ -144,8 +139,8 @@ def test_frozen_parameters_and_frozen_sides() -> None:
     query = {"x": rows(), "shift": torch.ones(ROWS, 1)}
     key = {"x": rows(seed=2), "shift": torch.zeros(ROWS, 1)}
     torch.manual_seed(9)
-    both = [torch.cat([module(part) for part in side["x"].split(3)])
-            for module, side in ((trained, query), (frozen, key))]  # fmt: skip
+    both = [torch.cat([trained(part) for part in query["x"].split(3)])]
+    both += [torch.cat([frozen(part) for part in key["x"].split(3)])]
     loss_of(*both).backward()
     after_big_batch = torch.rand(3)
     theirs = gradients(trained)
@@ -207,7 +202,7 @@ def test_backward_runs_outside_of_autocast() -> None:
 
 
 def test_weights_that_a_frozen_side_cast_still_train_the_other() -> None:
-    """Autocast keeps a weight's cast, and one made without autograd leads no gradient back."""
+    """Autocast keeps casts of weights; one made without autograd would lead no gradient back."""
     encoder = make_encoder(dropout=0.0).float()
 
     def encode(inputs: dict[str, Tensor]) -> Tensor:
@@ -253,33 +248,30 @@ def test_lora_on_a_language_model(checkpointing: bool) -> None:
 
 
 def test_activations_of_one_chunk_at_a_time() -> None:
-    """What the cache is for: rows with a graph never exceed a chunk."""
-    encoder, alive, most = make_encoder(), [0], [0]
-
-    class Count(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, embedded: Tensor) -> Tensor:
-            return embedded.clone()
-
-        @staticmethod
-        def backward(ctx, gradient: Tensor) -> Tensor:
-            alive[0] -= len(gradient)
-            return gradient
+    """What the cache is for: in the second pass, rows that wait for their backward."""
+    encoder, waiting, most = make_encoder(), 0, 0
+    is_second_pass = False
 
     def encode(inputs: Tensor) -> Tensor:
+        nonlocal waiting, most
         embedded = encoder(inputs)
-        if torch.is_grad_enabled() and backward_has_begun[0]:
-            alive[0] += len(embedded)
-            most[0] = max(most[0], alive[0])
-        return Count.apply(embedded)
+        if is_second_pass:
+            waiting += len(embedded)
+            most = max(most, waiting)
+            embedded.register_hook(went_back)
+        return embedded
+
+    def went_back(gradient: Tensor) -> None:
+        nonlocal waiting
+        waiting -= len(gradient)
 
     def loss(*embeddings: Tensor) -> Tensor:
-        backward_has_begun[0] = True
+        nonlocal is_second_pass
+        is_second_pass = True
         return loss_of(*embeddings)
 
-    backward_has_begun = [False]
     GradientCache(encode, loss, 3).backward(rows(), rows(seed=2))
-    assert most[0] == 3 and alive[0] == 0
+    assert most == 3 and waiting == 0
 
 
 def test_bad_arguments_are_named() -> None:
@@ -313,79 +305,3 @@ def test_bad_arguments_are_named() -> None:
         backward(good, good, loss=lambda query, key: query.sum(1))
     with pytest.raises(TypeError, match=r"loss must return a torch.Tensor, got tuple"):
         backward(good, good, loss=lambda query, key: (query.sum(), None))
-
-
-# Across processes
-
-
-def count_reductions(module: DistributedDataParallel) -> list[int]:
-    """A list that gets the size of every bucket that the module all-reduces."""
-    sizes: list[int] = []
-
-    def hook(_, bucket):
-        sizes.append(bucket.buffer().numel())
-        buffer = bucket.buffer().div_(dist.get_world_size())
-        future = dist.all_reduce(buffer, async_op=True).get_future()
-        return future.then(lambda done: done.value()[0])
-
-    module.register_comm_hook(None, hook)
-    return sizes
-
-
-def _save_gradients_of_rank(rank: int, folder: str) -> None:
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/init",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),  # reductions that do not pair up fail, not hang
-    )
-    own = slice(0, 5) if rank == 0 else slice(5, ROWS)  # 5 and 2 rows: 2 chunks and 1
-    sides = [rows()[own], rows(seed=2)[own], rows(3, seed=3)]
-    results = {}
-    for name in ("module", "closure", "frozen side", "unused"):
-        encoder = make_encoder(dropout=0.0)
-        if name == "unused":
-            encoder.extra = nn.Linear(2, 2).double()
-        parallel = DistributedDataParallel(encoder, find_unused_parameters=name == "unused")
-        sizes = count_reductions(parallel)
-
-        def encode(inputs: Tensor, parallel=parallel, name=name) -> Tensor:
-            embedded = parallel(inputs)
-            is_negative = name == "frozen side" and len(inputs) == 3  # no chunk of another side
-            return embedded.detach() if is_negative else embedded
-
-        chunk = 4
-        cache = (
-            GradientCache(parallel, summed_loss, chunk)
-            if name == "module"
-            else GradientCache(encode, summed_loss, chunk, module=parallel)
-        )
-        for _ in range(2):  # the second step meets whatever state the first one left
-            encoder.zero_grad()
-            cache.backward(*sides)
-        results[name] = (gradients(encoder), sizes)
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
-
-
-def summed_loss(query: Tensor, key: Tensor, negatives: Tensor) -> Tensor:
-    """A sum over pairs, so that the ranks' average times their number is the whole."""
-    return ((query - key).square().sum(1) + (query @ negatives.T).exp().sum(1)).sum()
-
-
-def test_two_processes_reduce_once_and_equal_one(tmp_path: Path) -> None:
-    mp.spawn(_save_gradients_of_rank, (str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
-    for name, (ours, sizes) in ranks[0].items():
-        encoder = make_encoder(dropout=0.0)
-        num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
-        query, key, negatives = (encoder(side) for side in (rows(), rows(seed=2), rows(3, seed=3)))
-        if name == "frozen side":
-            negatives = negatives.detach()
-        summed_loss(query, key, negatives).backward()
-        theirs = [gradient / 2 for gradient in gradients(encoder)]
-        assert_equal_gradients(ours[: len(theirs)], theirs)
-        assert_equal_gradients(ranks[1][name][0][: len(theirs)], theirs)
-        extra = 6 if name == "unused" else 0
-        assert sizes == [num_parameters + extra] * 2  # one reduction in each of the two calls

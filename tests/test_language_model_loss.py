@@ -5,24 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
-from tiny_models import CONFIGS, VOCAB_SIZE, tiny_batch, tiny_model
+from process_group import run_ranks
 from tolerances import assert_within_rule
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crossalign.alignment import language_model_loss as lm
-from crossalign.alignment.language_model_loss import (
-    check_output_head,
-    language_model_loss,
-    output_head,
-)
+from crossalign.alignment.language_model_loss import language_model_loss
 
 HEADS = {
     "plain": {},
@@ -220,53 +214,6 @@ def test_two_runs_agree_bit_for_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_output_head_reproduces_the_loss_of_the_model(name: str) -> None:
-    model = tiny_model(name)
-    batch = tiny_batch()
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    output = model(**batch, labels=labels, output_hidden_states=True)
-    check_output_head(model, batch["input_ids"])
-    head = output_head(model)
-    ours = language_model_loss(
-        output.hidden_states[-1],
-        head.weight,
-        labels,
-        bias=head.bias,
-        scale=head.scale,
-        softcap=head.softcap,
-    )
-    torch.testing.assert_close(ours, output.loss, rtol=1e-6, atol=1e-6)
-
-
-def test_check_of_the_head_leaves_the_random_state_alone() -> None:
-    model = tiny_model("gpt2").train()  # its dropout draws random numbers
-    before = torch.get_rng_state()
-    check_output_head(model, tiny_batch()["input_ids"])
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_logits_that_the_config_does_not_explain_are_refused() -> None:
-    model = tiny_model("llama")
-    original = model.forward
-
-    def tripled(**inputs):
-        output = original(**inputs)
-        output.logits = 3 * output.logits
-        return output
-
-    model.forward = tripled
-    with pytest.raises(ValueError, match="logits of LlamaForCausalLM must be those of its output"):
-        check_output_head(model, tiny_batch()["input_ids"])
-
-
-def test_head_that_is_no_linear_layer_is_refused() -> None:
-    model = tiny_model("llama")
-    model.lm_head = torch.nn.Sequential(torch.nn.Linear(32, VOCAB_SIZE))
-    with pytest.raises(ValueError, match=r"output embedding of LlamaForCausalLM must be a torch"):
-        output_head(model)
-
-
 def test_bad_inputs_are_named() -> None:
     hidden, weight = torch.randn(2, 5, 4), torch.randn(7, 4)
     labels = torch.zeros(2, 5, dtype=torch.long)
@@ -301,8 +248,7 @@ def _shared_batch(own_rows: int, rank_1_has_labels: bool) -> tuple[list[Tensor],
     return tensors, labels
 
 
-def _save_losses_of_rank(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+def _losses_of_rank(rank: int) -> list[list[Tensor]]:
     results = []
     for own_rows, rank_1_has_labels in SHARES:
         tensors, labels = _shared_batch(own_rows, rank_1_has_labels)
@@ -311,14 +257,11 @@ def _save_losses_of_rank(rank: int, folder: str) -> None:
             tensors[0][rows], tensors[1], labels[rows], bias=tensors[2], group=dist.group.WORLD
         )
         results.append([loss.detach(), *torch.autograd.grad(loss, tensors)])
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
-def test_group_averages_over_the_tokens_of_all_ranks(tmp_path: Path) -> None:
-    mp.spawn(_save_losses_of_rank, (str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
-    for share, first, second in zip(SHARES, *ranks, strict=True):
+def test_group_averages_over_the_tokens_of_all_ranks() -> None:
+    for share, first, second in zip(SHARES, *run_ranks(_losses_of_rank, 2), strict=True):
         tensors, labels = _shared_batch(*share)
         whole = with_gradients(plain, tensors, labels, {}, upstream=1.0)
         for a, b, expected in zip(first, second, whole, strict=True):
