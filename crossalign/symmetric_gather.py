@@ -23,7 +23,7 @@ from crossalign.shared_memory import SharedMemory, open_shared_memory
 
 SIGNAL_TIMEOUT_S = 300.0  # longer than any honest delay: compilation, a checkpoint, slow storage
 _HEADER_BYTES = 1024  # one int64 flag per rank stands before the data
-_SMALLEST_DATA_BYTES = 2**20
+_GRANULE_BYTES = 2**21  # what GPUs map at once
 _MOST_RANKS = 72  # kMaxRanks of csrc/tensor_checks.h
 
 _log = logging.getLogger(__name__)
@@ -158,7 +158,8 @@ def open_workspace(
     found = known.get(tuple(devices))
     if isinstance(found, str) or (found is not None and found.capacity >= num_bytes):
         return found
-    capacity = max(_SMALLEST_DATA_BYTES, 1 << (num_bytes - 1).bit_length())
+    grown = 0 if found is None else 2 * found.capacity
+    capacity = -(-max(num_bytes, grown) // _GRANULE_BYTES) * _GRANULE_BYTES
     device = torch.device(devices[dist.get_rank(group)])
     opened: SymmetricWorkspace | str
     with torch.inference_mode(False):
@@ -168,7 +169,7 @@ def open_workspace(
         opened = memory
         _log.info("gather_negatives uses PyTorch's collectives: %s", opened)
     else:
-        # A peer may still read the smaller buffer; all of them together are smaller than this one.
+        # A peer may still read the smaller buffer; all of those together are smaller than this.
         memory.keep_alive.append(found)
         opened = SymmetricWorkspace(memory)
     known[tuple(devices)] = opened

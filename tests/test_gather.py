@@ -198,11 +198,11 @@ def gather_more_and_more(rank: int, folder: Path) -> Any:
     """The second gather outgrows the first one's buffer, while the first still waits."""
     use_extension(folder)
     small = random(rank, 2, 3).requires_grad_()
-    large = random(rank, 400, 1000).requires_grad_()
+    large = random(rank, 600, 1000).requires_grad_()
     first = gather_negatives(small, backend="extension")
     second = gather_negatives(large, backend="extension")
     (second.sum() + first.sum()).backward()
-    expected = torch.cat([random(0, 400, 1000), random(1, 400, 1000)])
+    expected = torch.cat([random(0, 600, 1000), random(1, 600, 1000)])
     return torch.equal(second, expected), small.grad, large.grad
 
 
@@ -212,7 +212,7 @@ def test_buffer_grows_under_pending_gradients_and_leaves_no_file() -> None:
     ):
         assert equal
         assert torch.equal(small_gradient, torch.full((2, 3), 2.0))
-        assert torch.equal(large_gradient, torch.full((400, 1000), 2.0))
+        assert torch.equal(large_gradient, torch.full((600, 1000), 2.0))
     assert not list(Path("/dev/shm").glob("crossalign-*"))
 
 
