@@ -204,6 +204,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows]))
     if arguments.write:
+        TABLE.parent.mkdir(exist_ok=True)
         TABLE.write_text(table)
 
 
