@@ -20,6 +20,7 @@ from crossalign.argument_checks import (
     check_weights,
     values_may_be_read,
 )
+from crossalign.contrastive_problem import LossArguments
 
 _NAME = "fused_contrastive_loss"
 
@@ -33,36 +34,30 @@ def check_options(
     check_option(function, "backend", backend, ("auto", "triton", "torch"))
 
 
-def check_arguments(
-    query: Tensor,
-    key: Tensor,
-    negatives: Tensor | None,
-    *,
-    temperature: float | Tensor,
-    ids: Tensor | None,
-    negative_ids: Tensor | None,
-    negative_owner: Tensor | None,
-    hard_negative_weight: float,
-    share_negatives: bool,
-    weights: Tensor | None,
-    allow_empty: bool,
-) -> None:
-    """allow_empty: a rank of a group may have no rows while another has some."""
-    _check_embeddings(query, key, negatives, allow_empty)
-    _check_temperature(temperature)
+def check_arguments(arguments: LossArguments) -> None:
+    """Of this rank alone, which may have no rows or negatives where it is one of a group."""
+    query, negatives, ids = arguments.query, arguments.negatives, arguments.ids
+    check_options(arguments.reduction, arguments.same_id, arguments.gather, arguments.backend)
+    _check_embeddings(query, arguments.key, negatives, allow_empty=arguments.group is not None)
+    _check_temperature(arguments.temperature)
     num_pairs = query.shape[0]
     num_negatives = 0 if negatives is None else negatives.shape[0]
     if ids is not None:
         _check_integers("ids", ids, num_pairs, "one per pair", query)
-    if negative_ids is not None:
+    if arguments.negative_ids is not None:
         if ids is None:
             raise ValueError(f"{_NAME}: negative_ids needs ids, got ids=None; pass both or neither")
-        _check_integers("negative_ids", negative_ids, num_negatives, "one per negative", query)
-    if negative_owner is not None:
-        _check_integers("negative_owner", negative_owner, num_negatives, "one per negative", query)
-        check_in_range(_NAME, "negative_owner", negative_owner, num_pairs, "the queries")
-    _check_hard_negatives(negatives, negative_owner, hard_negative_weight, share_negatives)
-    if weights is not None:
+        _check_integers(
+            "negative_ids", arguments.negative_ids, num_negatives, "one per negative", query
+        )
+    if arguments.negative_owner is not None:
+        owner = arguments.negative_owner
+        _check_integers("negative_owner", owner, num_negatives, "one per negative", query)
+        check_in_range(_NAME, "negative_owner", owner, num_pairs, "the queries")
+    _check_hard_negatives(
+        arguments, may_lack_owner=arguments.group is not None and not num_negatives
+    )
+    if (weights := arguments.weights) is not None:
         check_tensor(_NAME, "weights", weights)
         check_dims(_NAME, "weights", weights, "(N,)")
         check_size(_NAME, "weights", weights, 0, num_pairs, "one per pair")
@@ -121,25 +116,27 @@ def _check_integers(name: str, value: Tensor, size: int, why: str, query: Tensor
     check_same_device(_NAME, name, value, "query", query)
 
 
-def _check_hard_negatives(
-    negatives: Tensor | None,
-    negative_owner: Tensor | None,
-    hard_negative_weight: float,
-    share_negatives: bool,
-) -> None:
-    if not math.isfinite(hard_negative_weight):
-        raise ValueError(
-            f"{_NAME}: hard_negative_weight must be finite, got {hard_negative_weight}"
-        )
-    if negative_owner is None and hard_negative_weight != 0:
-        raise ValueError(
-            f"{_NAME}: hard_negative_weight={hard_negative_weight} needs negative_owner, got None; "
-            "pass the query that owns each negative"
-        )
-    if negative_owner is None and not share_negatives:
-        raise ValueError(
-            f"{_NAME}: share_negatives=False needs negative_owner, got None; pass the query that "
-            "owns each negative"
-        )
-    if negative_owner is not None and negatives is None:
+def _check_hard_negatives(arguments: LossArguments, may_lack_owner: bool) -> None:
+    weight, owner = arguments.hard_negative_weight, arguments.negative_owner
+    if not math.isfinite(weight):
+        raise ValueError(f"{_NAME}: hard_negative_weight must be finite, got {weight}")
+    if not may_lack_owner:
+        check_owner_given(arguments)
+    if owner is not None and arguments.negatives is None:
         raise ValueError(f"{_NAME}: negative_owner needs negatives, got negatives=None")
+
+
+def check_owner_given(arguments: LossArguments) -> None:
+    """Where an option speaks of owners, they must be known."""
+    if arguments.negative_owner is not None:
+        return
+    weight = arguments.hard_negative_weight
+    for option, needs_owner in (
+        (f"hard_negative_weight={weight}", weight != 0),
+        ("share_negatives=False", not arguments.share_negatives),
+    ):
+        if needs_owner:
+            raise ValueError(
+                f"{_NAME}: {option} needs negative_owner, got None; pass the query that owns each "
+                "negative"
+            )

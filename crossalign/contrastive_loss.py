@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -12,14 +11,15 @@ from torch import Tensor, nn
 from crossalign.argument_checks import choose_backend, values_may_be_read
 from crossalign.contrastive_arguments import check_arguments, check_options
 from crossalign.contrastive_ops import contrastive_sums
-from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive_problem import LossArguments
 from crossalign.contrastive_terms import (
-    constant_shift,
+    build_problem,
     contrastive_stats,
     pair_terms,
     reduce_terms,
-    scale_tensor,
+    warn_without_negatives,
 )
+from crossalign.distributed_loss import loss_across_ranks
 
 
 def fused_contrastive_loss(
@@ -84,56 +84,40 @@ def fused_contrastive_loss(
     workspace. Deterministic: same inputs and device, same bits. Differentiating twice raises.
     Source: Oord et al. 2018 (InfoNCE); reference.contrastive_loss is the specification.
     """
-    check_options(reduction, same_id, gather, backend)
-    check_arguments(
-        query,
-        key,
-        negatives,
+    arguments = LossArguments(
+        query=query,
+        key=key,
+        negatives=negatives,
         temperature=temperature,
+        symmetric=symmetric,
+        normalize=normalize,
         ids=ids,
         negative_ids=negative_ids,
+        same_id=same_id,
         negative_owner=negative_owner,
         hard_negative_weight=hard_negative_weight,
         share_negatives=share_negatives,
         weights=weights,
-        allow_empty=group is not None,
+        reduction=reduction,
+        group=group,
+        gather=gather,
+        backend=backend,
+        return_stats=return_stats,
     )
+    if group is not None:
+        return loss_across_ranks(arguments)
+    check_arguments(arguments)
     use_triton = choose_backend("fused_contrastive_loss", backend, query) == "triton"
     columns = key if negatives is None else torch.cat([key, negatives])
-    column_ids = ids
-    if ids is not None and negative_ids is not None:
-        column_ids = torch.cat([ids.long(), negative_ids.long()])
-    problem = ContrastiveProblem(
-        scale=scale_tensor(temperature, query),
-        query_ids=None if ids is None else ids.long(),
-        column_ids=None if column_ids is None else column_ids.long(),
-        negative_owner=None if negative_owner is None else negative_owner.long(),
-        num_keys=key.shape[0],
-        label_offset=0,
-        hard_negative_weight=float(hard_negative_weight),
-        share_negatives=bool(share_negatives),
-        multi_positive=same_id == "positive" and ids is not None,
-        symmetric=bool(symmetric),
-        normalize=bool(normalize),
-        shift=constant_shift(temperature, hard_negative_weight, normalize),
-    )
+    problem = build_problem(arguments)
     sums = contrastive_sums(query, columns, problem, with_stats=return_stats, use_triton=use_triton)
-    _warn_without_negatives(sums, columns.shape[0])
+    rest = sums.row_rest
+    if len(columns) == 1 or (values_may_be_read(rest) and bool((rest == -math.inf).all())):
+        warn_without_negatives(stacklevel=3)
     loss = reduce_terms(pair_terms(sums, symmetric), weights, reduction)
     if return_stats:
         return loss, contrastive_stats(sums, problem.scale)
     return loss
-
-
-def _warn_without_negatives(sums: ContrastiveSums, num_columns: int) -> None:
-    rest = sums.row_rest
-    if num_columns == 1 or (values_may_be_read(rest) and bool((rest == -math.inf).all())):
-        warnings.warn(
-            "fused_contrastive_loss: no query has a negative, so the loss is constantly zero; use "
-            "a larger batch, pass negatives, or check ids and share_negatives",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 class ContrastiveLoss(nn.Module):

@@ -8,13 +8,15 @@ an op too: differentiating it again raises.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from crossalign import torch_backend
 from crossalign.contrastive_problem import (
+    NON_DIFFERENTIABLE_SUMS,
     ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,
@@ -85,7 +87,10 @@ def _contrastive_bwd(
             from crossalign.kernels.contrastive_backward import contrastive_bwd
 
             return contrastive_bwd(query, columns, problem, sums, grads, need_scale_grad)
-        return torch_backend.contrastive_bwd(query, columns, problem, sums, grads)
+        grad_query, grad_columns, grad_scale = torch_backend.contrastive_bwd(
+            query, columns, problem, sums, grads
+        )
+    return grad_query.contiguous(), grad_columns.contiguous(), grad_scale
 
 
 def _contrastive_fwd_fake(query: Tensor, columns: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -115,7 +120,9 @@ def _contrastive_fwd_fake(query: Tensor, columns: Tensor, *arguments: Any) -> tu
 def _contrastive_bwd_fake(
     query: Tensor, columns: Tensor, scale: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(query), torch.empty_like(columns), torch.empty_like(scale)
+    like = (query, columns, scale)
+    grad_query, grad_columns, grad_scale = (x.new_empty(x.shape) for x in like)
+    return grad_query, grad_columns, grad_scale
 
 
 torch.library.register_fake("crossalign::contrastive_fwd", _contrastive_fwd_fake)
@@ -129,15 +136,20 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.options = problem._replace(scale=None, query_ids=None, column_ids=None, negative_owner=None)  # type: ignore[arg-type]
     ctx.use_triton = arguments[-1]
     ctx.save_for_backward(query, columns, *problem[:4], *output)
-    ctx.mark_non_differentiable(
-        sums.row_positive_count,
-        sums.column_positive_count,
-        sums.num_above,
-        sums.num_tied,
-        sums.query_inverse_norm,
-        sums.column_inverse_norm,
-    )
+    ctx.mark_non_differentiable(*(getattr(sums, name) for name in NON_DIFFERENTIABLE_SUMS))
     ctx.set_materialize_grads(False)
+
+
+def upstream_gradients(
+    upstream: Sequence[Tensor | None], sums: ContrastiveSums
+) -> ContrastiveGrads:
+    """The gradients that autograd gives for the fields of sums; None stands for zeros."""
+    by_name = dict(zip(ContrastiveSums._fields, upstream, strict=True))
+    grads = []
+    for name in ContrastiveGrads._fields:
+        grad, like = by_name[name], getattr(sums, name)
+        grads.append(torch.zeros_like(like) if grad is None else grad.contiguous())
+    return ContrastiveGrads(*grads)
 
 
 def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
@@ -146,11 +158,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         scale=saved[0], query_ids=saved[1], column_ids=saved[2], negative_owner=saved[3]
     )
     sums = ContrastiveSums(*saved[4:])
-    by_name = dict(zip(ContrastiveSums._fields, upstream, strict=True))
-    grads = []
-    for name in ContrastiveGrads._fields:
-        grad, like = by_name[name], getattr(sums, name)
-        grads.append(torch.zeros_like(like) if grad is None else grad.contiguous())
+    grads = upstream_gradients(upstream, sums)
     grad_query, grad_columns, grad_scale = torch.ops.crossalign.contrastive_bwd(
         query, columns, *problem, *sums, *grads, ctx.needs_input_grad[2], ctx.use_triton
     )
@@ -158,6 +166,14 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     return (grad_query, grad_columns, grad_scale if ctx.needs_input_grad[2] else None, *no_gradient)
 
 
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise RuntimeError(
+        "crossalign contrastive loss cannot be differentiated twice; "
+        "for second derivatives write the loss in plain PyTorch"
+    )
+
+
 torch.library.register_autograd(
     "crossalign::contrastive_fwd", _backward, setup_context=_save_for_backward
 )
+torch.library.register_autograd("crossalign::contrastive_bwd", _refuse_second_derivative)

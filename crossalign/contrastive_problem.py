@@ -14,12 +14,35 @@ both gradients are formed without subtracting nearly equal numbers.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 NORM_FLOOR = 1e-12  # x / max(||x||, NORM_FLOOR), as torch.nn.functional.normalize does
+
+
+class LossArguments(NamedTuple):
+    """The arguments of fused_contrastive_loss, whose docstring describes them."""
+
+    query: Tensor
+    key: Tensor
+    negatives: Tensor | None
+    temperature: float | Tensor
+    symmetric: bool
+    normalize: bool
+    ids: Tensor | None
+    negative_ids: Tensor | None
+    same_id: str
+    negative_owner: Tensor | None
+    hard_negative_weight: float
+    share_negatives: bool
+    weights: Tensor | None
+    reduction: str
+    group: Any
+    gather: str
+    backend: str
+    return_stats: bool
 
 
 class ContrastiveProblem(NamedTuple):
@@ -53,6 +76,12 @@ class ContrastiveSums(NamedTuple):
     num_tied: Tensor  # (N,) int32 equal to it
     query_inverse_norm: Tensor  # (N,), if normalize
     column_inverse_norm: Tensor  # (M,), if normalize
+
+
+NON_DIFFERENTIABLE_SUMS = (
+    *("row_positive_count", "column_positive_count", "num_above", "num_tied"),
+    *("query_inverse_norm", "column_inverse_norm"),
+)
 
 
 class ContrastiveGrads(NamedTuple):

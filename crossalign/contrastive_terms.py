@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossalign.contrastive_problem import ContrastiveSums, accumulator
+from crossalign.contrastive_problem import (
+    ContrastiveProblem,
+    ContrastiveSums,
+    LossArguments,
+    accumulator,
+)
 
 # exp(z - shift) of a logit within +-bound of 0 spans exp(-2 bound); below this it stays a normal
 # float32, so a constant can replace the running maximum.
@@ -44,6 +50,30 @@ def constant_shift(
     return bound if bound < LARGEST_CONSTANT_SHIFT else None
 
 
+def build_problem(arguments: LossArguments) -> ContrastiveProblem:
+    """Of this process's own rows: the columns are its keys, then its negatives."""
+    ids, negative_ids = arguments.ids, arguments.negative_ids
+    query_ids = None if ids is None else ids.long()
+    column_ids = query_ids
+    if query_ids is not None and negative_ids is not None:
+        column_ids = torch.cat([query_ids, negative_ids.long()])
+    owner, weight = arguments.negative_owner, float(arguments.hard_negative_weight)
+    return ContrastiveProblem(
+        scale=scale_tensor(arguments.temperature, arguments.query),
+        query_ids=query_ids,
+        column_ids=column_ids,
+        negative_owner=None if owner is None else owner.long(),
+        num_keys=arguments.key.shape[0],
+        label_offset=0,
+        hard_negative_weight=weight,
+        share_negatives=bool(arguments.share_negatives),
+        multi_positive=arguments.same_id == "positive" and ids is not None,
+        symmetric=bool(arguments.symmetric),
+        normalize=bool(arguments.normalize),
+        shift=constant_shift(arguments.temperature, weight, arguments.normalize),
+    )
+
+
 def pair_terms(sums: ContrastiveSums, symmetric: bool) -> Tensor:
     """(N,) l_i of every pair: its row term, or the mean of its row and its column term."""
     terms = _term(sums.own, sums.row_rest, sums.row_positive_sum, sums.row_positive_count)
@@ -76,13 +106,31 @@ def reduce_terms(terms: Tensor, weights: Tensor | None, reduction: str) -> Tenso
     return weighted.sum() if reduction == "sum" else weighted.sum() / weights.sum()
 
 
-def contrastive_stats(sums: ContrastiveSums, scale: Tensor) -> ContrastiveStats:
-    """The batch's statistics from the sums of one pass."""
+def stat_rows(sums: ContrastiveSums, scale: Tensor) -> Tensor:
+    """(4, N): each query's share in the statistics, in the order of ContrastiveStats."""
     own, rest = sums.own.detach(), sums.row_rest.detach()
     is_first = (sums.num_above + sums.num_tied) == 0
-    return ContrastiveStats(
-        accuracy=is_first.float().mean(),
-        mean_reciprocal_rank=(1 + sums.num_above).float().reciprocal().mean(),
-        positive_similarity=(own.mean() / scale.detach()).float(),
-        logsumexp=torch.logaddexp(own, rest).mean().float(),
+    rank = (1 + sums.num_above).to(own.dtype)
+    return torch.stack(
+        [
+            is_first.to(own.dtype),
+            rank.reciprocal(),
+            own / scale.detach(),
+            torch.logaddexp(own, rest),
+        ]
+    )
+
+
+def contrastive_stats(sums: ContrastiveSums, scale: Tensor) -> ContrastiveStats:
+    """The batch's statistics from the sums of one pass."""
+    return ContrastiveStats(*stat_rows(sums, scale).mean(1).float())
+
+
+def warn_without_negatives(stacklevel: int) -> None:
+    """stacklevel: 2 blames the caller of this function, 3 the caller of that one."""
+    warnings.warn(
+        "fused_contrastive_loss: no query has a negative, so the loss is constantly zero; use "
+        "a larger batch, pass negatives, or check ids and share_negatives",
+        UserWarning,
+        stacklevel=stacklevel,
     )

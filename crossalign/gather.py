@@ -186,24 +186,28 @@ def reduce_rows(grad: Tensor, layout: ShardLayout, dtype: torch.dtype) -> Tensor
     if layout.workspace is not None:
         direct = dtype if dtype in (grad.dtype, wide) else wide
         return layout.workspace.reduce(grad.contiguous(), layout.rows, direct).to(dtype)
-    mine, columns = layout.rows[layout.rank], grad.shape[1]
-    if sum(layout.rows) == 0:
-        return grad.new_empty((0, columns), dtype=dtype)
-    wire = transport_device(layout.group, grad.device)
-    sent = grad.to(wire).contiguous()
-    received = sent.new_empty((len(layout.rows) * mine, columns))
-    dist.all_to_all_single(
-        received.view(torch.uint8),
-        sent.view(torch.uint8),
-        [mine] * len(layout.rows),
-        list(layout.rows),
-        group=layout.group,
-    )
-    of_rank = received.to(grad.device).view(len(layout.rows), mine, columns)
+    of_rank = exchange_rows(grad, layout)
     total = of_rank[0].to(wide, copy=True)
     for rank in range(1, len(layout.rows)):
         total += of_rank[rank]
     return total.to(dtype)
+
+
+def exchange_rows(x: Tensor, layout: ShardLayout) -> Tensor:
+    """(sum of N_r, D) on every rank -> (ranks, N_r, D): what each has for this rank's rows."""
+    num_ranks, mine, columns = len(layout.rows), layout.rows[layout.rank], x.shape[1]
+    if sum(layout.rows) == 0:
+        return x.new_empty((num_ranks, 0, columns))
+    sent = x.to(transport_device(layout.group, x.device)).contiguous()
+    received = sent.new_empty((num_ranks * mine, columns))
+    dist.all_to_all_single(
+        received.view(torch.uint8),
+        sent.view(torch.uint8),
+        [mine] * num_ranks,
+        list(layout.rows),
+        group=layout.group,
+    )
+    return received.to(x.device).view(num_ranks, mine, columns)
 
 
 class _GatherRows(torch.autograd.Function):

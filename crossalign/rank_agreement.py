@@ -79,7 +79,8 @@ def agree(
 
     Args:
         function: the public function that calls; ranks that are in different ones do not agree.
-        facts: plain values by name, of this rank's arguments.
+        facts: plain values by name, of this rank's arguments; one that is None or left out agrees
+            with every value.
         may_differ: the facts that may differ between ranks.
         problem: what is wrong with this rank's arguments. It is raised here, and the other ranks
             hear of it, instead of waiting for a collective that this rank never joins.
@@ -108,7 +109,8 @@ def agree(
     for name in names:
         ranks_by_value: dict[object, list[int]] = {}
         for rank, record in enumerate(records):
-            ranks_by_value.setdefault(record.get(name), []).append(rank)
+            if record.get(name) is not None:
+                ranks_by_value.setdefault(record[name], []).append(rank)
         if name not in may_differ and len(ranks_by_value) > 1:
             listing = "; ".join(
                 f"{value} on rank {', '.join(map(str, ranks))}"

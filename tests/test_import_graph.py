@@ -17,12 +17,14 @@ PACKAGE = ROOT / "crossalign"
 # A module may import from layers above its own in this list, and from its own layer only inside a
 # subpackage. A name that ends in a dot stands for the modules of that subpackage.
 LAYERS = (
-    ("argument_checks", "contrastive_problem", "rank_agreement", "text_files"),
+    ("argument_checks", "contrastive_problem", "rank_agreement", "scaling_model", "text_files"),
     ("contrastive_arguments", "contrastive_terms", "reference", "shared_memory", "torch_backend"),
     ("kernels.launch",),
     ("kernels.",),
     ("contrastive_ops", "pooling_ops", "symmetric_gather"),
     ("gather", "pooling"),
+    ("distributed_blocks",),
+    ("distributed_agreement", "distributed_gather_loss", "distributed_ring_loss"),
     ("distributed_loss",),
     ("contrastive_loss",),
     ("build_report", "encoders", "gradient_cache"),

@@ -1,0 +1,123 @@
+"""What a rank knows of a batch that lies on several, and the passes over one block of columns.
+
+Shapes: N_r pairs and H_r further negatives of rank r, M_r = N_r + H_r columns, D features.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossalign.contrastive_ops import contrastive_sums
+from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
+from crossalign.gather import ShardLayout
+
+
+class SpreadBatch(NamedTuple):
+    """Where the rows lie, and what all ranks want of them."""
+
+    keys: ShardLayout  # of the keys, hence of the queries too
+    negatives: ShardLayout
+    negatives_have_ids: bool
+    keys_need_grad: bool  # on any rank, and so on for the negatives
+    negatives_need_grad: bool
+    with_stats: bool
+    use_triton: bool
+
+    @property
+    def rank(self) -> int:
+        return self.keys.rank
+
+    def first_row(self, rank: int) -> int:
+        """How many pairs lie on the ranks before this one."""
+        return sum(self.keys.rows[:rank])
+
+
+def block_sums(
+    query: Tensor,
+    columns: Tensor,
+    problem: ContrastiveProblem,
+    batch: SpreadBatch,
+    known_own: Tensor | None = None,
+) -> ContrastiveSums:
+    """This rank's queries (N_r, D) against any columns; see contrastive_sums."""
+    return contrastive_sums(
+        query,
+        columns,
+        problem,
+        known_own=known_own,
+        with_stats=batch.with_stats,
+        use_triton=_may_launch(query, columns, batch),
+    )
+
+
+def block_gradients(
+    query: Tensor,
+    columns: Tensor,
+    problem: ContrastiveProblem,
+    sums: ContrastiveSums,
+    grads: ContrastiveGrads,
+    batch: SpreadBatch,
+    need_scale_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of query, columns and scale; sums and grads are those of the whole batch."""
+    use_triton = _may_launch(query, columns, batch)
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.crossalign.contrastive_bwd(
+        query, columns, *problem, *sums, *grads, need_scale_grad, use_triton
+    )
+    return gradients
+
+
+def _may_launch(query: Tensor, columns: Tensor, batch: SpreadBatch) -> bool:
+    """The kernels want a row and a column; without one the PyTorch passes cost nothing."""
+    return batch.use_triton and query.shape[0] > 0 and columns.shape[0] > 0
+
+
+def column_parts(sums: ContrastiveSums, problem: ContrastiveProblem) -> Tensor:
+    """(num_keys, 0, 1 or 3): what one rank's queries contribute to the terms of the columns."""
+    if not problem.symmetric:
+        return sums.own.new_empty((problem.num_keys, 0))
+    parts = [sums.column_rest]
+    if problem.multi_positive:
+        parts += [sums.column_positive_sum, sums.column_positive_count]
+    return torch.stack(parts, 1)
+
+
+def with_column_parts(
+    sums: ContrastiveSums, parts: Tensor, problem: ContrastiveProblem
+) -> ContrastiveSums:
+    """The sums with the parts of this rank's own keys, from the queries of all ranks."""
+    if problem.symmetric:
+        sums = sums._replace(column_rest=parts[:, 0].contiguous())
+    if problem.symmetric and problem.multi_positive:
+        sums = sums._replace(column_positive_sum=parts[:, 1], column_positive_count=parts[:, 2])
+    return sums
+
+
+def column_coefficients(
+    sums: ContrastiveSums, grads: ContrastiveGrads, problem: ContrastiveProblem
+) -> Tensor:
+    """(N_r, 0, 2 or 3): what every rank's backward must know of this rank's keys."""
+    if not problem.symmetric:
+        return sums.own.new_empty((sums.own.shape[0], 0))
+    coefficients = [sums.column_rest, grads.column_rest]
+    if problem.multi_positive:
+        coefficients.append(grads.column_positive_sum)
+    return torch.stack(coefficients, 1)
+
+
+def with_column_coefficients(
+    sums: ContrastiveSums,
+    grads: ContrastiveGrads,
+    coefficients: Tensor,
+    problem: ContrastiveProblem,
+) -> tuple[ContrastiveSums, ContrastiveGrads]:
+    """The sums and gradients of a block whose keys have these coefficients."""
+    if not problem.symmetric:
+        return sums, grads
+    rest, grad_rest, *positive = (column.contiguous() for column in coefficients.unbind(1))
+    sums = sums._replace(column_rest=rest)
+    grads = grads._replace(column_rest=grad_rest)
+    return sums, grads._replace(column_positive_sum=positive[0]) if positive else grads

@@ -1,0 +1,176 @@
+"""fused_contrastive_loss over the ranks of a process group: sums, reduction, statistics.
+
+Each rank forms the terms of its own pairs. What that needs of other ranks, forward and backward,
+is one autograd function with two schedules (distributed_gather_loss, distributed_ring_loss), so
+that the order of collectives hangs on no autograd graph. Around it is ordinary autograd on vectors.
+
+Shapes: N_r pairs and H_r further negatives of this rank, N, H and M = N + H of all, W ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from crossalign.argument_checks import values_may_be_read
+from crossalign.contrastive_arguments import check_owner_given
+from crossalign.contrastive_ops import upstream_gradients
+from crossalign.contrastive_problem import (
+    NON_DIFFERENTIABLE_SUMS,
+    ContrastiveProblem,
+    ContrastiveSums,
+    LossArguments,
+)
+from crossalign.contrastive_terms import (
+    ContrastiveStats,
+    build_problem,
+    pair_terms,
+    reduce_terms,
+    stat_rows,
+    warn_without_negatives,
+)
+from crossalign.distributed_agreement import (
+    agree_on_arguments,
+    choose_schedule,
+    fill_missing,
+    spread_batch,
+)
+from crossalign.distributed_blocks import SpreadBatch
+from crossalign.distributed_gather_loss import gathered_gradients, gathered_problem, gathered_sums
+from crossalign.distributed_ring_loss import ring_gradients, ring_sums
+from crossalign.gather import ShardLayout, gather_rows
+from crossalign.rank_agreement import check_group
+
+_NAME = "fused_contrastive_loss"
+
+
+class _Schedule(NamedTuple):
+    """How queries meet the columns of other ranks; the functions are described where they are."""
+
+    problem: Callable[[ContrastiveProblem, SpreadBatch], ContrastiveProblem]
+    sums: Callable[..., tuple[ContrastiveSums, Tensor]]
+    gradients: Callable[..., tuple[Tensor, Tensor | None, Tensor | None, Tensor]]
+
+
+_SCHEDULES = {
+    "all_gather": _Schedule(gathered_problem, gathered_sums, gathered_gradients),
+    "ring": _Schedule(lambda problem, batch: problem, ring_sums, ring_gradients),
+}
+
+
+def loss_across_ranks(arguments: LossArguments) -> Any:
+    """fused_contrastive_loss where arguments.group is given; arguments as yet unchecked.
+
+    Cost beside the arithmetic, which is 1 / W of the whole on each rank: an exchange of records
+    that the host waits for; then, with "all_gather", one gather of the columns, one exchange of up
+    to three numbers per key, and in backward one gather of as many and one reduce-scatter of the
+    columns' gradients. With "ring" W - 1 (backward W) transfers between neighbours.
+    """
+    # torch.compile breaks its graph here: how many rows other ranks have is known at run time.
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(_loss_across_ranks)(arguments)  # type: ignore[no-untyped-call]
+    return _loss_across_ranks(arguments)
+
+
+def _loss_across_ranks(arguments: LossArguments) -> Any:
+    check_group(_NAME, arguments.group)
+    records = agree_on_arguments(arguments)
+    arguments = fill_missing(arguments, records)
+    check_owner_given(arguments)
+    rows = [record["rows"] for record in records]
+    if sum(rows) == 0:
+        raise ValueError(f"{_NAME}: some rank of the group must have a row, got {len(rows)} empty")
+    batch = spread_batch(arguments, records)
+    schedule = _SCHEDULES[choose_schedule(arguments, records)]
+    problem = schedule.problem(build_problem(arguments), batch)
+    scale = problem.scale
+    if any(record["needs gradient"] for record in records):
+        inputs = (arguments.query, arguments.key, arguments.negatives, scale)
+        if not any(given.requires_grad for given in inputs if given is not None):
+            scale = scale.detach().requires_grad_()  # this rank, too, takes part in the backward
+    outputs = _SumsAcrossRanks.apply(  # type: ignore[no-untyped-call]
+        arguments.query, arguments.key, arguments.negatives, scale, problem, batch, schedule
+    )
+    return _reduce(arguments, ContrastiveSums(*outputs), problem, batch)
+
+
+class _SumsAcrossRanks(torch.autograd.Function):
+    """(query, key, negatives, scale) -> the sums of this rank's pairs over the whole batch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        negatives: Tensor,
+        scale: Tensor,
+        problem: ContrastiveProblem,
+        batch: SpreadBatch,
+        schedule: _Schedule,
+    ) -> tuple[Tensor, ...]:
+        problem = problem._replace(scale=scale)
+        sums, columns = schedule.sums(query, key, negatives, problem, batch)
+        ctx.problem = problem._replace(scale=None)  # type: ignore[arg-type]
+        ctx.batch, ctx.schedule = batch, schedule
+        ctx.save_for_backward(query, columns, scale, *sums)
+        ctx.mark_non_differentiable(*(getattr(sums, name) for name in NON_DIFFERENTIABLE_SUMS))
+        ctx.set_materialize_grads(False)
+        return tuple(sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        query, columns, scale, *saved = ctx.saved_tensors
+        sums = ContrastiveSums(*saved)
+        grad_query, grad_key, grad_negatives, grad_scale = ctx.schedule.gradients(
+            query,
+            columns,
+            ctx.problem._replace(scale=scale),
+            sums,
+            upstream_gradients(upstream, sums),
+            ctx.batch,
+            ctx.needs_input_grad[3],
+        )
+        return grad_query, grad_key, grad_negatives, grad_scale, None, None, None
+
+
+def _reduce(
+    arguments: LossArguments,
+    sums: ContrastiveSums,
+    problem: ContrastiveProblem,
+    batch: SpreadBatch,
+) -> Any:
+    """W * this rank's part of the loss, or its terms; with the statistics of the whole batch."""
+    terms = pair_terms(sums, problem.symmetric)
+    weights = None if arguments.weights is None else arguments.weights.detach()
+    is_cpu, num_pairs = sums.own.device.type == "cpu", sum(batch.keys.rows)
+    total_weight: Tensor | int = num_pairs
+    stats = None
+    needs_weight = weights is not None and arguments.reduction == "mean"
+    has_negatives: Tensor | None = None
+    if needs_weight or batch.with_stats or is_cpu:
+        weight = sums.own.new_zeros(()) if weights is None else weights.sum()
+        has_rest = (sums.row_rest.detach() != -torch.inf).sum()
+        parts = [weight.double()[None], has_rest.double()[None]]
+        if batch.with_stats:
+            parts.append(stat_rows(sums, problem.scale).double().sum(1))
+        # One row per rank, added in rank order: the same bits on every rank.
+        one_each = ShardLayout(batch.keys.group, batch.rank, (1,) * len(batch.keys.rows), None)
+        totals = gather_rows(torch.cat(parts)[None], one_each).sum(0)
+        has_negatives = totals[1]
+        if needs_weight:
+            total_weight = totals[0].to(terms.dtype)
+        stats = ContrastiveStats(*(totals[2:] / num_pairs).float()) if batch.with_stats else None
+    no_rest = has_negatives is not None and values_may_be_read(has_negatives) and has_negatives == 0
+    if num_pairs + sum(batch.negatives.rows) == 1 or no_rest:
+        warn_without_negatives(stacklevel=5)
+    if arguments.reduction == "none":
+        loss = reduce_terms(terms, weights, "none")
+    else:
+        loss = reduce_terms(terms, weights, "sum") * len(batch.keys.rows)
+        loss = loss / total_weight if arguments.reduction == "mean" else loss
+    return (loss, stats) if batch.with_stats else loss

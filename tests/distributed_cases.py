@@ -1,0 +1,189 @@
+"""Batches spread over ranks, and their loss and gradients in one process, for the loss's tests.
+
+Truth is the dense reference on the whole batch. Every rank's loss gets an upstream gradient of its
+own, so that a factor W or a term formed on the wrong rank shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossalign import reference
+
+D = 6
+GRADIENTS = ("query", "key", "negatives", "temperature")
+
+
+class Case(NamedTuple):
+    """Rows and further negatives of each rank, and the options of the loss."""
+
+    rows: Sequence[int]
+    negatives: Sequence[int] | None = None
+    options: tuple[str, ...] = ()  # tensors to give: ids, negative_ids, owner, weights, temperature
+    arguments: dict[str, Any] = {}  # noqa: RUF012
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def world_size(self) -> int:
+        return len(self.rows)
+
+
+HARD = {"hard_negative_weight": 0.4}
+OWN_ONLY = {"share_negatives": False}
+SYMMETRIC = {"symmetric": True}
+POSITIVE = {"same_id": "positive"}
+NONE = {"reduction": "none"}
+SUM = {"reduction": "sum"}
+RAW = {"normalize": False, "temperature": 0.7}
+
+# What to ask for; each line adds something that the lines before it do not reach.
+WANTED: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+    ((), {}),
+    ((), SYMMETRIC),
+    # A running maximum instead of a constant shift, in both passes.
+    ((), SYMMETRIC | RAW),
+    (("temperature",), SYMMETRIC),
+    (("temperature", "negatives"), SUM),
+    (("negatives",), SYMMETRIC | NONE),
+    (("negatives", "owner"), HARD),
+    (("negatives", "owner"), SYMMETRIC | HARD | OWN_ONLY),
+    (("negatives", "owner", "temperature"), SYMMETRIC | OWN_ONLY | RAW),
+    (("ids",), SYMMETRIC),
+    (("ids", "negatives"), POSITIVE),
+    (("ids", "negatives", "negative_ids"), {}),
+    (("ids", "negatives", "negative_ids"), SYMMETRIC | POSITIVE | RAW),
+    (("weights",), {}),
+    (("weights", "temperature"), SYMMETRIC | SUM),
+    (
+        ("ids", "negatives", "negative_ids", "owner", "weights", "temperature"),
+        SYMMETRIC | POSITIVE | HARD,
+    ),
+    (
+        ("ids", "negatives", "negative_ids", "owner", "weights", "temperature"),
+        SYMMETRIC | POSITIVE | HARD | OWN_ONLY | NONE,
+    ),
+]
+# Rows, and further negatives where asked for: equal, unequal and empty shards, negatives on some
+# ranks only, and also on a rank without rows.
+SHARDS = {
+    2: [((3, 3), (2, 2)), ((5, 2), (0, 4)), ((0, 4), (0, 3))],
+    3: [((4, 0, 3), (3, 0, 1)), ((0, 5, 0), (0, 2, 0))],
+    4: [((2, 3, 0, 4), (1, 0, 0, 5))],
+}
+# Owners need a query on their rank, so this goes with the options that have none.
+EMPTY_RANK_WITH_NEGATIVES = {3: ((4, 0, 3), (0, 2, 1))}
+
+
+def cases(world_size: int, dtype: torch.dtype = torch.float64) -> list[Case]:
+    found = []
+    for options, arguments in WANTED:
+        shards = list(SHARDS[world_size])
+        if "negatives" in options and "owner" not in options:
+            shards += [EMPTY_RANK_WITH_NEGATIVES[n] for n in EMPTY_RANK_WITH_NEGATIVES if n == world_size]
+        for rows, negatives in shards:
+            given = negatives if "negatives" in options else None
+            found.append(Case(rows, given, options, arguments, dtype))
+    return found
+
+
+def whole_batch(case: Case) -> dict[str, Any]:
+    """The arguments of one process; owners index all queries."""
+    generator = torch.Generator().manual_seed(7)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(case.dtype)
+
+    num_pairs, num_negatives = sum(case.rows), sum(case.negatives or ())
+    batch: dict[str, Any] = {"query": random(num_pairs, D), "key": random(num_pairs, D)}
+    batch |= {"temperature": 0.3} | case.arguments
+    if case.negatives is not None:
+        batch["negatives"] = random(num_negatives, D)
+    if "temperature" in case.options:
+        batch["temperature"] = torch.tensor(batch["temperature"], dtype=torch.float64)
+    if "ids" in case.options:
+        batch["ids"] = torch.randint(3, (num_pairs,), generator=generator)
+    if "negative_ids" in case.options:
+        batch["negative_ids"] = torch.randint(3, (num_negatives,), generator=generator)
+    if "owner" in case.options:
+        first_row, owners = 0, []
+        for rows, negatives in zip(case.rows, case.negatives or (), strict=True):
+            owner = torch.randint(max(rows, 1), (negatives,), generator=generator)
+            owners.append(owner + first_row)
+            first_row += rows
+        batch["negative_owner"] = torch.cat(owners)
+    if "weights" in case.options:
+        batch["weights"] = torch.rand(num_pairs, generator=generator).to(case.dtype)
+    return batch
+
+
+def rank_arguments(case: Case, rank: int) -> dict[str, Any]:
+    """This rank's arguments; leaves that require a gradient. Ranks without rows leave out what
+    they may leave out."""
+    arguments = whole_batch(case)
+    for names, rows in (
+        (("query", "key", "ids", "weights"), case.rows),
+        (("negatives", "negative_ids", "negative_owner"), case.negatives),
+    ):
+        for name in names:
+            if name in arguments:
+                arguments[name] = arguments[name].split(list(rows))[rank].clone()
+    if "negative_owner" in arguments:
+        arguments["negative_owner"] -= sum(case.rows[:rank])
+    if case.rows[rank] == 0:
+        arguments.pop("weights", None)
+        if case.negatives is None or case.negatives[rank] == 0:
+            arguments.pop("ids", None)
+    if case.negatives is not None and case.negatives[rank] == 0:
+        for name in ("negatives", "negative_ids", "negative_owner"):
+            arguments.pop(name, None)
+    for name in GRADIENTS:
+        if isinstance(arguments.get(name), Tensor):
+            arguments[name].requires_grad_()
+    return arguments
+
+
+def upstream(case: Case, rank: int) -> Tensor:
+    """Of this rank's loss: another one on every rank, and for every term."""
+    if case.arguments.get("reduction") == "none":
+        values = torch.linspace(0.5, 2, max(sum(case.rows), 1), dtype=torch.float64)
+        return values.split(list(case.rows))[rank]
+    return torch.tensor(1.0 + rank / 4, dtype=torch.float64)
+
+
+class Outcome(NamedTuple):
+    """Of the whole batch: what each rank returns, and the gradients of all it was given."""
+
+    losses: list[Tensor]  # of the ranks
+    gradients: dict[str, Tensor]
+    stats: list[Tensor]
+
+
+def truth(case: Case, compute_dtype: torch.dtype = torch.float64) -> Outcome:
+    """In one process, from the reference's terms of the pairs."""
+    batch = whole_batch(case)
+    leaves = {name: batch[name] for name in GRADIENTS if isinstance(batch.get(name), Tensor)}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    reduction = batch.pop("reduction", "mean")
+    terms, stats = reference.contrastive_loss(
+        **batch, reduction="none", compute_dtype=compute_dtype
+    )
+    weights = batch.get("weights", torch.ones(sum(case.rows))).to(compute_dtype)
+    losses = list(terms.split(list(case.rows)))
+    if reduction != "none":
+        losses = [case.world_size * part.sum() for part in losses]
+    if reduction == "mean":
+        losses = [loss / weights.sum() for loss in losses]
+    total = torch.stack(
+        [(loss * upstream(case, rank).to(compute_dtype)).sum() for rank, loss in enumerate(losses)]
+    ).sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()))
+    return Outcome(
+        [loss.detach() for loss in losses],
+        dict(zip(leaves, gradients, strict=True)),
+        list(stats.values()),
+    )
