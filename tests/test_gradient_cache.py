@@ -67,14 +67,16 @@ def assert_equal_gradients(ours: list[Tensor | None], theirs: list[Tensor | None
             torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("negatives", [0, 5])
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_live_dropout_equals_one_big_batch(chunk: int, negatives: int) -> None:
+def test_live_dropout_equals_one_big_batch(chunk: int, negatives: int, device: str) -> None:
     sides = [rows(), rows(seed=2)] + ([rows(negatives, seed=3)] if negatives else [])
-    encoder = make_encoder()
+    sides = [side.to(device) for side in sides]
+    encoder = make_encoder().to(device)
     torch.manual_seed(9)
     expected = one_big_batch(encoder, loss_of, chunk, *sides)
-    after_big_batch = torch.rand(3)
+    after_big_batch = torch.rand(3, device=device)
     theirs = gradients(encoder)
     encoder.zero_grad()
     torch.manual_seed(9)
@@ -83,7 +85,7 @@ def test_live_dropout_equals_one_big_batch(chunk: int, negatives: int) -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
     assert_equal_gradients(gradients(encoder), theirs)
     # What is drawn next is not a repetition of the masks just used.
-    assert torch.equal(torch.rand(3), after_big_batch)
+    assert torch.equal(torch.rand(3, device=device), after_big_batch)
 
 
 def test_dropout_that_is_not_replayed_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +200,7 @@ def test_backward_runs_outside_of_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         GradientCache(encode, loss_of, 3).backward(*sides)
     for mine, other in zip(gradients(encoder), theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
 
 
 def test_weights_that_a_frozen_side_cast_still_train_the_other() -> None:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from crossalign.alignment import language_model_loss as lm
 from crossalign.alignment.language_model_loss import language_model_loss
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 HEADS = {
     "plain": {},
     "bias": {"bias": True},
@@ -78,10 +79,13 @@ def test_float64_equals_whole_logits(head: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head", HEADS)
-def test_lower_precision_stays_within_the_rule(head: str, dtype: torch.dtype) -> None:
+def test_lower_precision_stays_within_the_rule(head: str, dtype: torch.dtype, device: str) -> None:
     tensors, labels, options = make_inputs(head, dtype, shape=(2, 33, 24, 403))
+    tensors = [tensor.to(device) for tensor in tensors]
+    labels = labels.to(device)
     ours = with_gradients(fused, tensors, labels, options)
     truth = with_gradients(plain, [tensor.double() for tensor in tensors], labels, options)
     single = with_gradients(plain, [tensor.float() for tensor in tensors], labels, options)
@@ -230,6 +234,7 @@ def test_bad_inputs_are_named() -> None:
         (ValueError, "bias must have size 7", (hidden, weight, labels), {"bias": weight[1:, 0]}),
         (ValueError, "labels must index the vocabulary", (hidden, weight, labels + 7), {}),
         (ValueError, "labels must index the vocabulary", (hidden, weight, labels - 1), {}),
+        (ValueError, "softcap must be a finite number", (hidden, weight, labels), {"softcap": 0.0}),
     ]
     for error, message, arguments, options in cases:
         with pytest.raises(error, match=message):

@@ -25,6 +25,7 @@ from crossalign.argument_checks import (
     check_floating,
     check_in_range,
     check_integer,
+    check_positive_finite,
     check_same_device,
     check_same_dtype,
     check_size,
@@ -64,8 +65,7 @@ def language_model_loss(
         weight: (V, C) output embedding; dtype of hidden, unless autocast is on: then the products
             take the autocast dtype, as the model's own head would.
         labels: (B, T) integers, -100 = ignored. On the CPU they spare a wait for the GPU.
-        bias: (V,) of the output embedding.
-        scale: multiplies the logits.
+        bias, scale: (V,) added to the products; a factor of the sum.
         softcap: bounds the logits to (-softcap, softcap).
         group: average over the tokens of all its ranks: each rank returns
             world size * (its own sum) / (count of all), whose mean is the loss of the whole batch.
@@ -75,12 +75,13 @@ def language_model_loss(
 
     Raises:
         TypeError: an argument is not a tensor, or labels are not integers.
-        ValueError: shapes, dtypes or devices do not fit, or a label lies outside the vocabulary.
+        ValueError: shapes, dtypes or devices do not fit, a label lies outside the vocabulary (read
+            on the CPU, elsewhere if CROSSALIGN_CHECK=1), or softcap is not above 0.
 
     Cost: forward one, backward three products of N * V * C; holds blocks of N x (at most V / 8)
         float32 logits. Deterministic. create_graph=True raises.
     """
-    _check_arguments(hidden, weight, labels, bias)
+    _check_arguments(hidden, weight, labels, bias, softcap)
     targets = labels[:, 1:].reshape(-1)
     counted = (targets != IGNORED_LABEL).nonzero().squeeze(1)  # one wait, if labels are on the GPU
     targets = targets[counted].long()
@@ -179,9 +180,9 @@ def output_head(model: Any) -> OutputHead:
         )
     config = model.config.get_text_config(decoder=True)
     scale = 1.0
-    for name in ("logit_scale", "lm_head_multiplier"):
-        scale *= getattr(config, name, None) or 1.0
-    scale /= getattr(config, "logits_scaling", None) or 1.0
+    for name, power in (("logit_scale", 1), ("lm_head_multiplier", 1), ("logits_scaling", -1)):
+        if isinstance(factor := getattr(config, name, None), int | float):
+            scale *= factor**power
     softcap = getattr(config, "final_logit_softcapping", None)
     return OutputHead(head.weight, head.bias, scale, softcap)
 
@@ -216,7 +217,9 @@ def check_output_head(model: Any, input_ids: Tensor) -> None:
         )
 
 
-def _check_arguments(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> None:
+def _check_arguments(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, softcap: float | None
+) -> None:
     function = "language_model_loss"
     for name, value in (("hidden", hidden), ("weight", weight), ("labels", labels)):
         check_tensor(function, name, value)
@@ -227,6 +230,8 @@ def _check_arguments(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tenso
     check_integer(function, "labels", labels)
     for dim, axis in enumerate("BT"):
         check_size(function, "labels", labels, dim, hidden.shape[dim], f"{axis} of hidden")
+    if softcap is not None:
+        check_positive_finite(function, "softcap", softcap)
     check_size(function, "weight", weight, 1, hidden.shape[2], "C of hidden")
     parameters = [("weight", weight)]
     if bias is not None:
