@@ -271,14 +271,14 @@ def item(text: str, prompt_length: int) -> TrainingItem:
 
 
 def test_labels_are_the_answer_and_its_end() -> None:
-    texts = [item("w3 w4 : w5 w6", 8), item("w7 w8", 0), item("w3 w4", 4)]
+    texts = [item("w3 w4 : w5 w6", 8), item("w7 w8", 0), item("w3 w4", 4), item("w3 w4", 2)]
     rows = label_answers(tiny_tokenizer(), texts, 64)
     eos = 2
     assert rows[0].input_ids == [3, 4, 0, 5, 6, eos]
     assert rows[0].labels == [IGNORED, IGNORED, IGNORED, 5, 6, eos]
     assert rows[1].labels == [7, 8, eos]
     # The border lies inside "w4": a token that spans it belongs to the answer.
-    assert rows[2].labels == [IGNORED, 4, eos]
+    assert rows[2].labels == rows[3].labels == [IGNORED, 4, eos]
 
 
 def test_characters_are_counted_not_bytes() -> None:
