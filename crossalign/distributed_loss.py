@@ -146,7 +146,7 @@ def _reduce(
 ) -> Any:
     """W * this rank's part of the loss, or its terms; with the statistics of the whole batch."""
     terms = pair_terms(sums, problem.symmetric)
-    weights = None if arguments.weights is None else arguments.weights.detach()
+    weights = None if arguments.weights is None else arguments.weights.detach().to(terms.dtype)
     is_cpu, num_pairs = sums.own.device.type == "cpu", sum(batch.keys.rows)
     total_weight: Tensor | int = num_pairs
     stats = None
@@ -167,7 +167,7 @@ def _reduce(
         stats = ContrastiveStats(*(totals[2:] / num_pairs).float()) if batch.with_stats else None
     no_rest = has_negatives is not None and values_may_be_read(has_negatives) and has_negatives == 0
     if num_pairs + sum(batch.negatives.rows) == 1 or no_rest:
-        warn_without_negatives(stacklevel=5)
+        warn_without_negatives(stacklevel=6)
     if arguments.reduction == "none":
         loss = reduce_terms(terms, weights, "none")
     else:

@@ -67,26 +67,26 @@ WANTED: list[tuple[tuple[str, ...], dict[str, Any]]] = [
         SYMMETRIC | POSITIVE | HARD | OWN_ONLY | NONE,
     ),
 ]
-# Rows, and further negatives where asked for: equal, unequal and empty shards, negatives on some
-# ranks only, and also on a rank without rows.
+# Rows, and further negatives where asked for: unequal, equal and empty shards, negatives on some
+# ranks only. The last of each also has negatives on a rank without rows, which owners cannot have.
 SHARDS = {
-    2: [((3, 3), (2, 2)), ((5, 2), (0, 4)), ((0, 4), (0, 3))],
-    3: [((4, 0, 3), (3, 0, 1)), ((0, 5, 0), (0, 2, 0))],
-    4: [((2, 3, 0, 4), (1, 0, 0, 5))],
+    2: [((5, 2), (0, 4)), ((3, 3), (2, 2)), ((0, 4), (3, 1))],
+    3: [((4, 0, 3), (3, 0, 1)), ((0, 5, 0), (0, 2, 1))],
+    4: [((2, 3, 0, 4), (1, 0, 0, 5)), ((1, 1, 1, 0), (0, 1, 0, 2))],
 }
-# Owners need a query on their rank, so this goes with the options that have none.
-EMPTY_RANK_WITH_NEGATIVES = {3: ((4, 0, 3), (0, 2, 1))}
 
 
-def cases(world_size: int, dtype: torch.dtype = torch.float64) -> list[Case]:
+def cases(world_size: int) -> list[Case]:
+    """Every option with every layout in float64, with the first one in float32."""
     found = []
     for options, arguments in WANTED:
-        shards = list(SHARDS[world_size])
-        if "negatives" in options and "owner" not in options:
-            shards += [EMPTY_RANK_WITH_NEGATIVES[n] for n in EMPTY_RANK_WITH_NEGATIVES if n == world_size]
-        for rows, negatives in shards:
+        for index, (rows, negatives) in enumerate(SHARDS[world_size]):
+            if "owner" in options:
+                negatives = [n if row else 0 for n, row in zip(negatives, rows, strict=True)]
             given = negatives if "negatives" in options else None
-            found.append(Case(rows, given, options, arguments, dtype))
+            found.append(Case(rows, given, options, arguments))
+            if index == 0:
+                found.append(Case(rows, given, options, arguments, torch.float32))
     return found
 
 
@@ -155,7 +155,7 @@ def upstream(case: Case, rank: int) -> Tensor:
 
 
 class Outcome(NamedTuple):
-    """Of the whole batch: what each rank returns, and the gradients of all it was given."""
+    """Of the whole batch: what each rank returns, and the gradients of what all were given."""
 
     losses: list[Tensor]  # of the ranks
     gradients: dict[str, Tensor]
@@ -163,9 +163,12 @@ class Outcome(NamedTuple):
 
 
 def truth(case: Case, compute_dtype: torch.dtype = torch.float64) -> Outcome:
-    """In one process, from the reference's terms of the pairs."""
+    """In one process, from the reference's terms of the pairs; float64 gives float64 gradients."""
     batch = whole_batch(case)
     leaves = {name: batch[name] for name in GRADIENTS if isinstance(batch.get(name), Tensor)}
+    if compute_dtype == torch.float64:
+        leaves = {name: leaf.double() for name, leaf in leaves.items()}
+        batch |= leaves
     for leaf in leaves.values():
         leaf.requires_grad_()
     reduction = batch.pop("reduction", "mean")
@@ -187,3 +190,13 @@ def truth(case: Case, compute_dtype: torch.dtype = torch.float64) -> Outcome:
         dict(zip(leaves, gradients, strict=True)),
         list(stats.values()),
     )
+
+
+def joined_gradients(case: Case, by_rank: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of the whole batch: rows in rank order, the shared temperature's gradients added up."""
+    names = dict.fromkeys(name for gradients in by_rank for name in gradients)
+    joined = {}
+    for name in names:
+        parts = [gradients[name] for gradients in by_rank if name in gradients]
+        joined[name] = sum(parts[1:], parts[0]) if name == "temperature" else torch.cat(parts)
+    return joined

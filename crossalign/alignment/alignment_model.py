@@ -138,7 +138,11 @@ class AlignmentModel(nn.Module):
             owner,
             ids=ids,
         )
-        lm_loss = contrastive_loss.new_zeros(()) if lm is None else self.next_token_loss(lm)
+        lm_loss = contrastive_loss.new_zeros(())
+        if lm is not None:
+            lm_loss = self.next_token_loss(lm)
+        elif self.group is not None:  # another rank may have texts: no token of them is here
+            dist.all_reduce(torch.zeros_like(lm_loss), group=self.group)
         loss = self.contrastive_weight * contrastive_loss + self.lm_weight * lm_loss
         return AlignmentOutput(loss, contrastive_loss, lm_loss, stats)
 
@@ -160,6 +164,9 @@ class AlignmentModel(nn.Module):
         ids: Tensor | None = None,
     ) -> tuple[Tensor, ContrastiveStats]:
         """The unweighted contrastive loss of embeddings (N, C), (N, C), (H, C), and its stats."""
+        if negatives is None and self.group is not None and self.hard_negative_weight != 0.0:
+            # Another rank may have hard negatives, and this one then has none of them.
+            negatives, owner = query.detach()[:0], query.new_empty(0, dtype=torch.int64)
         loss, stats = fused_contrastive_loss(
             query,
             key,
