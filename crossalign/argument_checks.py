@@ -81,7 +81,7 @@ def check_option(function: str, name: str, value: Any, allowed: Sequence[str]) -
 
 
 def check_positive_finite(function: str, name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:
         raise ValueError(f"{function}: {name} must be a finite number above 0, got {value}")
 
 

@@ -118,7 +118,7 @@ def _check_integers(name: str, value: Tensor, size: int, why: str, query: Tensor
 
 def _check_hard_negatives(arguments: LossArguments, may_lack_owner: bool) -> None:
     weight, owner = arguments.hard_negative_weight, arguments.negative_owner
-    if not math.isfinite(weight):
+    if not -math.inf < weight < math.inf:
         raise ValueError(f"{_NAME}: hard_negative_weight must be finite, got {weight}")
     if not may_lack_owner:
         check_owner_given(arguments)
@@ -130,13 +130,12 @@ def check_owner_given(arguments: LossArguments) -> None:
     """Where an option speaks of owners, they must be known."""
     if arguments.negative_owner is not None:
         return
-    weight = arguments.hard_negative_weight
-    for option, needs_owner in (
-        (f"hard_negative_weight={weight}", weight != 0),
-        ("share_negatives=False", not arguments.share_negatives),
-    ):
-        if needs_owner:
-            raise ValueError(
-                f"{_NAME}: {option} needs negative_owner, got None; pass the query that owns each "
-                "negative"
-            )
+    weight, way_out = arguments.hard_negative_weight, "pass the query that owns each negative"
+    if weight != 0:
+        raise ValueError(
+            f"{_NAME}: hard_negative_weight={weight} needs negative_owner, got None; {way_out}"
+        )
+    if not arguments.share_negatives:
+        raise ValueError(
+            f"{_NAME}: share_negatives=False needs negative_owner, got None; {way_out}"
+        )

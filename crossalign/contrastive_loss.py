@@ -112,7 +112,8 @@ def fused_contrastive_loss(
     problem = build_problem(arguments)
     sums = contrastive_sums(query, columns, problem, with_stats=return_stats, use_triton=use_triton)
     rest = sums.row_rest
-    if len(columns) == 1 or (values_may_be_read(rest) and bool((rest == -math.inf).all())):
+    has_none = len(columns) == 1 or (values_may_be_read(rest) and bool((rest == -math.inf).all()))
+    if has_none and not torch.compiler.is_compiling():
         warn_without_negatives(stacklevel=3)
     loss = reduce_terms(pair_terms(sums, symmetric), weights, reduction)
     if return_stats:

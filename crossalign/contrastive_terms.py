@@ -87,7 +87,8 @@ def pair_terms(sums: ContrastiveSums, symmetric: bool) -> Tensor:
 
 def _term(own: Tensor, rest: Tensor, positive_sum: Tensor, positive_count: Tensor) -> Tensor:
     """logsumexp over own and rest, minus the mean logit of the positives; all (N,)."""
-    term = F.softplus(rest - own, threshold=SOFTPLUS_THRESHOLD)
+    # 0 * own is NaN for an infinite own logit, which alone would make the softplus 0.
+    term = F.softplus(rest - own, threshold=SOFTPLUS_THRESHOLD) + 0 * own
     if positive_sum.shape != own.shape:
         return term
     return term - (positive_sum - positive_count * own) / (1 + positive_count)
