@@ -155,7 +155,7 @@ def encode(
         batches = tqdm(batches, desc="encode", unit="batch")
     with _eval_mode(model), torch.no_grad():
         for rows in batches:
-            inputs = _pad_right([token_ids[row] for row in rows], _input_device(model))
+            inputs = pad_right([token_ids[row] for row in rows], _input_device(model))
             hidden = hidden_states_at(model, layer, **inputs)
             mask = inputs["attention_mask"].to(hidden.device)
             pooled = pool(hidden.float(), mask, pooling, normalize=normalize)
@@ -219,23 +219,25 @@ def _checked_sentences(sentences: Sequence[str]) -> list[str]:
     return sentences
 
 
+def longest_input(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Tokens that both the model and the tokenizer take; None where neither sets a limit."""
+    limits = (tokenizer.model_max_length, getattr(_text_config(model), _MAX_POSITIONS, None))
+    return min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)
+
+
 def _tokenize(
     model: Any, tokenizer: PreTrainedTokenizerBase, sentences: list[str]
 ) -> list[list[int]]:
     """Token ids without padding, cut at what the model and the tokenizer take."""
-    limits = (tokenizer.model_max_length, getattr(_text_config(model), _MAX_POSITIONS, None))
-    known = [limit for limit in limits if limit is not None and limit < _NO_LIMIT]
+    limit = longest_input(model, tokenizer)
     encoded = tokenizer(
-        sentences,
-        truncation=bool(known),
-        max_length=min(known, default=None),
-        return_attention_mask=False,
+        sentences, truncation=limit is not None, max_length=limit, return_attention_mask=False
     )
     ids: list[list[int]] = encoded["input_ids"]
     return ids
 
 
-def _pad_right(token_ids: list[list[int]], device: torch.device) -> dict[str, Tensor]:
+def pad_right(token_ids: list[list[int]], device: torch.device) -> dict[str, Tensor]:
     """input_ids and attention_mask (B, T); T is at least 1, for sentences without tokens."""
     width = max(1, *(len(ids) for ids in token_ids))
     # Any id of the vocabulary will do as padding: masked positions are not read.

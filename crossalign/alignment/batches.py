@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.alignment.data_builders import TrainingItem, build_items
-from crossalign.alignment.lm_items import IGNORED, LabelledTokens, label_answers
+from crossalign.alignment.language_model_loss import IGNORED_LABEL
+from crossalign.alignment.lm_items import label_answers
 from crossalign.alignment.pairs import Pair, pair_ids
 from crossalign.alignment.training_config import TrainingConfig
+from crossalign.encoders import longest_input, pad_right
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("crossalign")
 
+CPU = torch.device("cpu")
 Inputs = dict[str, Tensor]
 
 
@@ -90,7 +93,8 @@ class Batches:
         self.tokenizer = tokenizer
         self.pairs = pairs
         self.ids = torch.tensor(pair_ids(pairs))
-        self.max_length = _longest(model, config.max_length)
+        limit = longest_input(model, tokenizer)
+        self.max_length = min(config.max_length, limit or config.max_length)
         self.pair_stream = ShuffledStream(len(pairs), f"pairs {config.seed}")
         self.batch_size = _at_most(config.batch_size, len(pairs), "batch_size", "pairs")
         self.lm_items: Sequence[TrainingItem] = ()
@@ -126,14 +130,14 @@ class Batches:
         encoded = self.tokenizer(
             sentences, truncation=True, max_length=self.max_length, return_attention_mask=False
         )
-        return _padded([LabelledTokens(ids, []) for ids in encoded["input_ids"]])
+        return pad_right(encoded["input_ids"], CPU)
 
     def _texts(self, step: int) -> Inputs | None:
         chosen = self.lm_stream.take(step * self.lm_batch_size, self.lm_batch_size)
         items = [self.lm_items[index] for index in chosen]
         rows = label_answers(self.tokenizer, items, self.max_length)
         # The first token of a row is predicted by nothing, so its label carries no loss.
-        lost = sum(all(label == IGNORED for label in row.labels[1:]) for row in rows)
+        lost = sum(all(label == IGNORED_LABEL for label in row.labels[1:]) for row in rows)
         if lost:
             logger.warning(
                 "step %d: %d of %d texts have no answer within max_length=%d; raise max_length",
@@ -141,23 +145,10 @@ class Batches:
             )
         if lost == len(rows):
             return None
-        texts = _padded(rows)
+        texts = pad_right([row.input_ids for row in rows], CPU)
         labels = [torch.tensor(row.labels) for row in rows]
-        texts["labels"] = nn.utils.rnn.pad_sequence(labels, True, IGNORED)
+        texts["labels"] = nn.utils.rnn.pad_sequence(labels, True, IGNORED_LABEL)
         return texts
-
-
-def _padded(rows: Sequence[LabelledTokens]) -> Inputs:
-    """input_ids and attention_mask (B, T), padded on the right, T at least 1.
-
-    Any id of the vocabulary will do as padding: masked positions are not read.
-    """
-    width = max(1, *(len(row.input_ids) for row in rows))
-    lengths = torch.tensor([len(row.input_ids) for row in rows])
-    mask = (torch.arange(width) < lengths[:, None]).long()
-    input_ids = torch.zeros_like(mask)
-    input_ids[mask.bool()] = torch.tensor([token for row in rows for token in row.input_ids])
-    return {"input_ids": input_ids, "attention_mask": mask}
 
 
 def _to(inputs: Inputs, device: torch.device) -> Inputs:
@@ -166,12 +157,6 @@ def _to(inputs: Inputs, device: torch.device) -> Inputs:
         name: tensor if name == "labels" else tensor.to(device, non_blocking=True)
         for name, tensor in inputs.items()
     }
-
-
-def _longest(model: nn.Module, max_length: int) -> int:
-    """max_length, or the number of the model's positions if that is smaller."""
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    return min(max_length, positions) if positions else max_length
 
 
 def _at_most(wanted: int, available: int, name: str, things: str) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crossalign.alignment.alignment_model import AlignmentModel, AlignmentOutput
 from crossalign.alignment.batches import StepBatch
-from crossalign.alignment.lm_items import IGNORED
+from crossalign.alignment.language_model_loss import IGNORED_LABEL
 from crossalign.contrastive_terms import ContrastiveStats
 from crossalign.gradient_cache import GradientCache
 
@@ -38,7 +38,7 @@ def _chunked_lm_backward(model: AlignmentModel, batch: StepBatch, chunk_size: in
     total = torch.zeros((), device=batch.ids.device)
     if batch.lm is None:
         return total
-    per_text = (batch.lm["labels"][:, 1:] != IGNORED).sum(dim=1)
+    per_text = (batch.lm["labels"][:, 1:] != IGNORED_LABEL).sum(dim=1)
     for start in range(0, len(per_text), chunk_size):
         rows = slice(start, start + chunk_size)
         share = float(per_text[rows].sum() / per_text.sum())

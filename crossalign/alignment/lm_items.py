@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from crossalign.alignment.data_builders import TrainingItem
+from crossalign.alignment.language_model_loss import IGNORED_LABEL
 from crossalign.text_files import DataError, read_json_objects, text_field
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # a label without loss, as PyTorch's cross-entropy has it
-
 
 class LabelledTokens(NamedTuple):
-    """One text: its token ids, and per token the id to predict or IGNORED."""
+    """One text: its token ids, and per token the id to predict or IGNORED_LABEL."""
 
     input_ids: list[int]
     labels: list[int]
@@ -66,7 +65,7 @@ def label_answers(
     ):
         prompt = item["clm_prompt_len"]
         labels = [
-            token if end > prompt or token in ends else IGNORED
+            token if end > prompt or token in ends else IGNORED_LABEL
             for token, (_, end) in zip(ids, spans, strict=True)
         ]
         eos = tokenizer.eos_token_id
