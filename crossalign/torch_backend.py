@@ -21,9 +21,9 @@ from crossalign.contrastive_problem import (
     label_range,
 )
 
-# Logits per chunk. On a CPU 2^20 float32 (4 MiB) stay near the cores' caches between the passes
+# Logits per chunk. On a CPU 2^21 float32 (8 MiB) stay near the cores' caches between the passes
 # over them; a GPU needs larger products to be busy. At least MIN_ROWS keeps the product efficient.
-CPU_CHUNK_LOGITS = 2**20
+CPU_CHUNK_LOGITS = 2**21
 GPU_CHUNK_LOGITS = 2**26
 MIN_ROWS = 64
 
@@ -159,15 +159,15 @@ def contrastive_fwd(
             _count_above(sums, rows, logits_RM, positives_RM)
         _add_rest(sums, rows, logits_RM, problem)
     if problem.shift is not None:
-        sums.row_rest.log_().add_(problem.shift)
-        sums.column_rest.log_().add_(problem.shift)
+        sums.row_rest.log_()
+        sums.column_rest.log_()
     return sums
 
 
 def _add_rest(
     sums: ContrastiveSums, rows: slice, logits_RM: Tensor, problem: ContrastiveProblem
 ) -> None:
-    """Row and column sums of one chunk; with a constant shift these are plain sums of exp."""
+    """Row and column sums of one chunk; of bounded logits these are plain sums of exp."""
     keys_RK = logits_RM[:, : problem.num_keys]
     if problem.shift is None:
         torch.logsumexp(logits_RM, 1, out=sums.row_rest[rows])
@@ -175,7 +175,7 @@ def _add_rest(
             total = torch.logaddexp(sums.column_rest, torch.logsumexp(keys_RK, 0))
             sums.column_rest.copy_(total)
         return
-    logits_RM.sub_(problem.shift).exp_()
+    logits_RM.exp_()
     torch.sum(logits_RM, 1, out=sums.row_rest[rows])
     if problem.symmetric:
         sums.column_rest.add_(keys_RK.sum(0))
@@ -223,8 +223,10 @@ def contrastive_bwd(
     grad_query = torch.empty_like(query)
     grad_columns_MD = torch.zeros_like(chunks.columns_MD)
     grad_scale = torch.zeros_like(problem.scale)
+    # A second workspace, kept: fresh memory for every chunk costs more than the arithmetic on it.
+    scratch_RM = torch.empty_like(chunks.workspace_RM) if problem.symmetric else query.new_empty(0)
     for rows, query_RD, logits_RM, positives_RM in chunks:
-        _logits_to_grad(logits_RM, positives_RM, rows, problem, sums, grads)
+        _logits_to_grad(logits_RM, scratch_RM, positives_RM, rows, problem, sums, grads)
         grad_RD = logits_RM @ chunks.columns_MD
         grad_columns_MD.addmm_(logits_RM.T, query_RD)
         grad_scale += (grad_RD * query_RD).sum() / problem.scale
@@ -241,6 +243,7 @@ def contrastive_bwd(
 
 def _logits_to_grad(
     logits_RM: Tensor,
+    scratch_RM: Tensor,
     positives_RM: Tensor | None,
     rows: slice,
     problem: ContrastiveProblem,
@@ -257,11 +260,12 @@ def _logits_to_grad(
         logits_RM.sub_(row_rest.masked_fill(row_rest == -torch.inf, torch.inf)[:, None]).exp_()
         logits_RM.mul_(row_coefficient[:, None])
     elif problem.shift is not None:
-        # One exponential serves both directions: exp(z - shift) times a rank-one sum.
-        row_factor = _shifted_factor(row_coefficient, row_rest, problem.shift)
-        column_factor = _shifted_factor(grads.column_rest, sums.column_rest, problem.shift)
-        logits_RM.sub_(problem.shift).exp_()
-        factors_RK = row_factor[:, None] + column_factor[None, :]
+        # One exponential serves both directions: exp(z) times a rank-one sum.
+        row_factor = _softmax_factor(row_coefficient, row_rest)
+        column_factor = _softmax_factor(grads.column_rest, sums.column_rest)
+        logits_RM.exp_()
+        factors_RK = scratch_RM[: logits_RM.shape[0], :num_keys]
+        torch.add(row_factor[:, None], column_factor[None, :], out=factors_RK)
         logits_RM[:, :num_keys].mul_(factors_RK)
         logits_RM[:, num_keys:].mul_(row_factor[:, None])
     else:
@@ -280,6 +284,6 @@ def _logits_to_grad(
     own.copy_(grads.own[first_row : first_row + count])
 
 
-def _shifted_factor(coefficient: Tensor, rest: Tensor, shift: float) -> Tensor:
-    """coefficient * exp(shift - rest), 0 where there is no rest."""
-    return coefficient * (shift - rest.masked_fill(rest == -torch.inf, torch.inf)).exp_()
+def _softmax_factor(coefficient: Tensor, rest: Tensor) -> Tensor:
+    """coefficient * exp(-rest), 0 where there is no rest."""
+    return coefficient * rest.masked_fill(rest == -torch.inf, torch.inf).neg_().exp_()

@@ -8,8 +8,9 @@ to a bounded workspace; the library's matrix product then multiplies H with the 
 float32 accumulation. Folding both inverse norms into H lets one chunk serve both products without
 normalised copies; each product is divided by its own side's norm afterwards.
 
-In float16 H is kept within range: coefficients are scaled to a largest of 2^13, inverse norms to a
-largest of 1, and the float32 result is scaled back.
+In float16 H is kept within range: coefficients are scaled to a largest of 2^13, and the products
+read copies of the operands whose rows are scaled by powers of two to norms of 2^8 to 2^9. H is left
+with factors of 1/2 to 1 of the inverse norms; the float32 result is scaled back.
 
 Per chunk of CHUNK x CHUNK: writes H once, reads it twice. 8 N M D multiply-adds in all with the
 forward pass. The temperature gradient sums G * similarity in float32 before G is rounded.
@@ -22,7 +23,6 @@ import triton
 from torch import Tensor
 
 from crossalign.contrastive_problem import (
-    NORM_FLOOR,
     ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,
@@ -38,6 +38,7 @@ from crossalign.kernels.row_norms import scale_rows
 CHUNK = 64 if INTERPRETED else 8192
 # A logit's gradient is at most four times the largest coefficient: below float16's 65,504.
 FLOAT16_LARGEST = 2.0**13
+FLOAT16_ROW_NORM = 2.0**8
 
 
 def contrastive_bwd(
@@ -49,19 +50,25 @@ def contrastive_bwd(
     need_scale_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (query (N, D), columns (M, D), scale ()), the first two in their dtype."""
+    num_queries, num_columns = query.shape[0], columns.shape[0]
+    no_scale_grad = torch.zeros_like(problem.scale)
+    if num_queries == 0 or num_columns == 0:
+        return query.new_zeros(query.shape), columns.new_zeros(columns.shape), no_scale_grad
     norms = (sums.query_inverse_norm, sums.column_inverse_norm) if problem.normalize else None
     operands = TileOperands.make(query, columns, problem, norms)
     tiles = backward_tiles(query, problem, need_scale_grad)
-    num_queries, num_columns = query.shape[0], columns.shape[0]
-    vectors = _prepare_vectors(operands, sums, grads)
     row_norm, column_norm = norms or (None, None)
-    row_fold, column_fold = vectors.rows[4], vectors.columns[3]
+    query_matrix, row_fold = _fold(operands.query, row_norm)
+    column_matrix, column_fold = _fold(operands.columns, column_norm)
+    vectors = _prepare_vectors(operands, sums, grads, row_fold, column_fold)
     unscale = problem.scale / vectors.coefficient_factor
+    if problem.normalize and query.dtype == torch.float16:
+        unscale = unscale / FLOAT16_ROW_NORM
 
     def empty(*shape: int, dtype: torch.dtype = problem.scale.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=query.device)
 
-    grad_query, grad_columns = empty(*query.shape, dtype=query.dtype), empty(0)
+    grad_query, grad_columns = (empty(*x.shape, dtype=x.dtype) for x in (query, columns))
     columns_sum = empty(*operands.columns.shape)
     # Rows of whole 16-byte units, which a tensor descriptor asks for.
     gradient = empty(
@@ -78,27 +85,13 @@ def contrastive_bwd(
                 gradient_tiles(
                     operands, vectors, tiles, rows, span, tile, scale_partial, need_scale_grad
                 )
-                _accumulate(rows_sum[: tile.shape[0]], tile, operands.columns[span], span.start)
-                _accumulate(columns_sum[span], tile.T, operands.query[rows], rows.start)
-            scale_rows(
-                rows_sum,
-                operands.query[rows],
-                None if row_norm is None else row_norm[rows],
-                None if row_norm is None else row_fold[rows],
-                unscale / vectors.column_fold_factor,
-                grad_query[rows],
-            )
-        grad_columns = empty(*columns.shape, dtype=columns.dtype)
-        scale_rows(
-            columns_sum,
-            operands.columns,
-            column_norm,
-            None if column_norm is None else column_fold,
-            unscale / vectors.row_fold_factor,
-            grad_columns,
-        )
+                _accumulate(rows_sum[: tile.shape[0]], tile, column_matrix[span], span.start)
+                _accumulate(columns_sum[span], tile.T, query_matrix[rows], rows.start)
+            norm, fold = (None if part is None else part[rows] for part in (row_norm, row_fold))
+            scale_rows(rows_sum, operands.query[rows], norm, fold, unscale, grad_query[rows])
+        scale_rows(columns_sum, operands.columns, column_norm, column_fold, unscale, grad_columns)
     if not need_scale_grad:
-        return grad_query, grad_columns, torch.zeros_like(problem.scale)
+        return grad_query, grad_columns, no_scale_grad
     # In log2 units, which hold a factor of log2(e) * scale.
     grad_scale = scale_partial.sum() * LN_2.value / (vectors.coefficient_factor * problem.scale)
     return grad_query, grad_columns, grad_scale
@@ -120,7 +113,11 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor, position: int) -> No
 
 
 def _prepare_vectors(
-    operands: TileOperands, sums: ContrastiveSums, grads: ContrastiveGrads
+    operands: TileOperands,
+    sums: ContrastiveSums,
+    grads: ContrastiveGrads,
+    row_fold: Tensor | None,
+    column_fold: Tensor | None,
 ) -> GradientVectors:
     problem = operands.problem
     is_half = operands.query.dtype == torch.float16
@@ -133,44 +130,41 @@ def _prepare_vectors(
     rows = torch.zeros((5, num_queries), dtype=one.dtype, device=one.device)
     columns = torch.zeros((4, num_columns), dtype=one.dtype, device=one.device)
     num_keys = problem.num_keys
-    rows[0], rows[1] = _coefficient_and_rest(grads.row_rest, sums.row_rest, problem.shift)
+    is_bounded = problem.shift is not None
+    rows[0], rows[1] = _coefficient_and_rest(grads.row_rest, sums.row_rest, is_bounded)
     rows[2] = grads.own
     if problem.symmetric:
         columns[0, :num_keys], columns[1, :num_keys] = _coefficient_and_rest(
-            grads.column_rest, sums.column_rest, problem.shift
+            grads.column_rest, sums.column_rest, is_bounded
         )
     if problem.multi_positive:
         rows[3] = grads.row_positive_sum
         if problem.symmetric:
             columns[2, :num_keys] = grads.column_positive_sum
     if is_half:
-        # The rest (index 1) is no coefficient.
-        rows[[0, 2, 3]] *= coefficient_factor
-        columns[[0, 2]] *= coefficient_factor
-    row_factor = column_factor = one
-    if problem.normalize:
-        rows[4], row_factor = _fold(operands.query_inverse_norm, is_half, one)
-        columns[3], column_factor = _fold(operands.column_inverse_norm, is_half, one)
-    return GradientVectors(rows, columns, coefficient_factor, row_factor, column_factor)
+        # One by one: a list of indices would be copied to the GPU, for which the host waits.
+        for coefficient in (rows[0], rows[2], rows[3], columns[0], columns[2]):
+            coefficient *= coefficient_factor
+    if row_fold is not None and column_fold is not None:
+        rows[4], columns[3] = row_fold, column_fold
+    return GradientVectors(rows, columns, coefficient_factor)
 
 
 def _coefficient_and_rest(
-    coefficient: Tensor, rest: Tensor, shift: float | None
+    coefficient: Tensor, rest: Tensor, is_bounded: bool
 ) -> tuple[Tensor, Tensor]:
-    """(coefficient, rest in log2 units); with a shift the coefficient takes exp(shift - rest)."""
+    """(coefficient, rest in log2 units); of bounded logits the coefficient takes exp(-rest)."""
     # Without a rest every logit is -inf and its exponential 0; -inf - -inf would be NaN.
     rest = rest.masked_fill(rest == -torch.inf, torch.inf)
-    if shift is not None:
-        coefficient = coefficient * (shift - rest).exp_()
+    if is_bounded:
+        coefficient = coefficient * (-rest).exp_()
     return coefficient, rest * LOG2_E.value
 
 
-def _fold(inverse_norm: Tensor, is_half: bool, one: Tensor) -> tuple[Tensor, Tensor]:
-    """(inverse norms as folded into H, the factor they were multiplied by)."""
-    if not is_half:
-        return inverse_norm, one
-    # A float16 row below the floor is all zero: its fold multiplies nothing, so 1 will do.
-    is_zero = inverse_norm >= 1 / NORM_FLOOR
-    factor = inverse_norm.masked_fill(is_zero, 0).amax()
-    factor = torch.where(factor > 0, factor, 1.0).reciprocal()
-    return (inverse_norm * factor).masked_fill(is_zero, 1.0), factor
+def _fold(x: Tensor, inverse_norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(x as the products read it, the part of its inverse norms that H takes)."""
+    if inverse_norm is None or x.dtype != torch.float16:
+        return x, inverse_norm
+    fold, _ = torch.frexp(inverse_norm)
+    power_of_two = FLOAT16_ROW_NORM * inverse_norm / fold
+    return (x * power_of_two[:, None]).to(x.dtype), fold

@@ -5,8 +5,8 @@
 Each program owns a group of row blocks and a split of the columns and walks its tiles in a fixed
 order: row sums stay in registers, column sums in the group's own line of a (groups, K) workspace.
 Nothing is shared between programs, so there are no atomics and the same input gives the same bits.
-A constant upper bound replaces the running maximum where one is known (one exp2 per logit serves
-both directions); otherwise both sums follow an online maximum.
+Where a small enough bound of the logits is known no maximum is subtracted, and one exp2 per logit
+serves both directions; otherwise both sums follow an online maximum.
 
 Reads 2 (N + M) D elements per tile row or column from L2, 2 N M D multiply-adds, writes O(N + M).
 Accumulates in float32 (float64 for float64). Source: the online softmax of Milakov and
@@ -24,7 +24,6 @@ from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums, 
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     LN_2,
-    LOG2_E,
     apply_owners,
     equal_ids,
     holds_own_or_edge,
@@ -94,7 +93,6 @@ def _contrastive_fwd_kernel(
     num_groups,
     blocks_per_group,
     blocks_per_split,
-    shift,
     hard_negative_weight,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -104,7 +102,7 @@ def _contrastive_fwd_kernel(
     NORMALIZE: tl.constexpr,
     USE_DESCRIPTORS: tl.constexpr,
     SYMMETRIC: tl.constexpr,
-    CONSTANT_SHIFT: tl.constexpr,
+    IS_BOUNDED: tl.constexpr,
     HAS_IDS: tl.constexpr,
     MULTI_POSITIVE: tl.constexpr,
     HAS_OWNERS: tl.constexpr,
@@ -117,7 +115,7 @@ def _contrastive_fwd_kernel(
     group = tl.program_id(0) % num_groups
     split = tl.program_id(0) // num_groups
     num_splits = tl.num_programs(0) // num_groups
-    no_sum = 0.0 if CONSTANT_SHIFT else float("-inf")
+    no_sum = 0.0 if IS_BOUNDED else float("-inf")
     row_sum = tl.full((BLOCK_N,), no_sum, ACC_DTYPE)
     positive_sum = tl.zeros((BLOCK_N,), ACC_DTYPE)
     positive_count = tl.zeros((BLOCK_N,), ACC_DTYPE)
@@ -187,8 +185,8 @@ def _contrastive_fwd_kernel(
             tl.store(row_counts_ptr + row_offs, num_above, mask=in_range_n)
             tl.store(row_counts_ptr + row_size + row_offs, num_tied, mask=in_range_n)
         row_sum = tl.where(is_first, no_sum, row_sum)
-        if CONSTANT_SHIFT:
-            exponentials = tl.exp2(logits - shift * LOG2_E)
+        if IS_BOUNDED:
+            exponentials = tl.exp2(logits)
             row_sum += tl.sum(exponentials, 1)
             if SYMMETRIC:
                 _add_to(column_partial_ptr + column_offs, tl.sum(exponentials, 0), is_key)
@@ -218,7 +216,8 @@ def contrastive_fwd(
         triton.cdiv(num_columns, tiles.block_m),
         program_slots(query),
     )
-    no_sum = 0.0 if problem.shift is not None else -torch.inf
+    is_bounded = problem.shift is not None
+    no_sum = 0.0 if is_bounded else -torch.inf
 
     def workspace(*shape: int, fill: float = 0.0, of: torch.dtype = dtype) -> Tensor:
         return torch.full(shape, fill, dtype=of, device=query.device)
@@ -246,39 +245,38 @@ def contrastive_fwd(
                 blocks_per_split=plan.blocks_per_split,
                 WITH_STATS=with_stats,
             )
-    counts = row_counts.sum(1, dtype=torch.int32)
-    row_positives, column_positives = row_positive.sum(1), column_positive.sum(1)
+    # Lines are summed one by one: the outputs of an op may not share storage.
     return ContrastiveSums(
         own=own,
-        row_rest=_join_partials(row_partial, problem.shift),
-        column_rest=_join_partials(column_partial, problem.shift),
-        row_positive_sum=row_positives[0],
-        row_positive_count=row_positives[1],
-        column_positive_sum=column_positives[0],
-        column_positive_count=column_positives[1],
-        num_above=counts[0],
-        num_tied=counts[1],
+        row_rest=_join_partials(row_partial, is_bounded),
+        column_rest=_join_partials(column_partial, is_bounded),
+        row_positive_sum=row_positive[0].sum(0),
+        row_positive_count=row_positive[1].sum(0),
+        column_positive_sum=column_positive[0].sum(0),
+        column_positive_count=column_positive[1].sum(0),
+        num_above=row_counts[0].sum(0, dtype=torch.int32),
+        num_tied=row_counts[1].sum(0, dtype=torch.int32),
         query_inverse_norm=operands.query_inverse_norm,
         column_inverse_norm=operands.column_inverse_norm,
     )
 
 
-def _join_partials(partial: Tensor, shift: float | None) -> Tensor:
+def _join_partials(partial: Tensor, is_bounded: bool) -> Tensor:
     """(lines, n) partial sums -> (n,) natural log-sum-exp, lines in their fixed order."""
-    if shift is not None:
-        return partial.sum(0).log_().add_(shift)
+    if is_bounded:
+        return partial.sum(0).log_()
     return torch.logsumexp(partial * LN_2.value, 0)
 
 
 OPTION_CASES: dict[str, dict[str, object]] = {
     "symmetric": {},
     "one_way": {"SYMMETRIC": False},
-    "online": {"CONSTANT_SHIFT": False},
+    "online": {"IS_BOUNDED": False},
     "ids_stats": {"HAS_IDS": True, "WITH_STATS": True},
     "owners": {"HAS_IDS": True, "HAS_OWNERS": True, "WITH_STATS": True},
     "everything": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
-        "WITH_STATS": True, "CONSTANT_SHIFT": False,
+        "WITH_STATS": True, "IS_BOUNDED": False,
     },
 }  # fmt: skip
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
-    LOG2_E,
     apply_owners,
     equal_ids,
     holds_own_or_edge,
@@ -44,8 +43,6 @@ class GradientVectors(NamedTuple):
     rows: Tensor  # (5, N)
     columns: Tensor  # (4, M)
     coefficient_factor: Tensor  # () what all coefficients were multiplied by
-    row_fold_factor: Tensor  # () what the rows' inverse norms were multiplied by
-    column_fold_factor: Tensor  # ()
 
 
 @triton.jit(do_not_specialize=[*BATCH_SIZES, "first_chunk_row", "first_chunk_column"])
@@ -75,7 +72,6 @@ def _contrastive_bwd_kernel(
     first_chunk_column,
     num_tiles_m,
     num_tiles,
-    shift,
     hard_negative_weight,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -85,7 +81,7 @@ def _contrastive_bwd_kernel(
     NORMALIZE: tl.constexpr,
     USE_DESCRIPTORS: tl.constexpr,
     SYMMETRIC: tl.constexpr,
-    CONSTANT_SHIFT: tl.constexpr,
+    IS_BOUNDED: tl.constexpr,
     HAS_IDS: tl.constexpr,
     MULTI_POSITIVE: tl.constexpr,
     HAS_OWNERS: tl.constexpr,
@@ -126,9 +122,9 @@ def _contrastive_bwd_kernel(
             )
         row_coefficient = tl.load(row_ptrs, mask=in_range_n, other=0.0)[:, None]
         column_coefficient = tl.load(column_ptrs, mask=in_range_m, other=0.0)[None, :]
-        if CONSTANT_SHIFT:
-            # The coefficients hold exp(shift - rest): one exponential for both directions.
-            gradient = tl.exp2(logits - shift * LOG2_E)
+        if IS_BOUNDED:
+            # The coefficients hold exp(-rest): one exponential for both directions.
+            gradient = tl.exp2(logits)
             if SYMMETRIC:
                 gradient *= row_coefficient + column_coefficient
             else:
@@ -208,10 +204,10 @@ OPTION_CASES: dict[str, dict[str, object]] = {
     "symmetric": {},
     "one_way": {"SYMMETRIC": False},
     "ids_owners": {"HAS_IDS": True, "HAS_OWNERS": True},
-    "online": {"CONSTANT_SHIFT": False, "NEED_SCALE_GRAD": True},
+    "online": {"IS_BOUNDED": False, "NEED_SCALE_GRAD": True},
     "everything": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
-        "CONSTANT_SHIFT": False, "NEED_SCALE_GRAD": True,
+        "IS_BOUNDED": False, "NEED_SCALE_GRAD": True,
     },
 }  # fmt: skip
 

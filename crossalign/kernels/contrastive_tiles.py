@@ -129,6 +129,8 @@ class ProgramPlan(NamedTuple):
 @functools.lru_cache(maxsize=1024)
 def plan_programs(row_blocks: int, column_blocks: int, slots: int) -> ProgramPlan:
     """The partition whose largest rectangle is smallest; of equals, the fewest splits."""
+    if not (row_blocks and column_blocks):
+        return ProgramPlan(1, 1, 0, 0)
     plans = []
     for splits in range(1, min(column_blocks, slots) + 1):
         blocks_per_split = -(-column_blocks // splits)
@@ -136,7 +138,7 @@ def plan_programs(row_blocks: int, column_blocks: int, slots: int) -> ProgramPla
         groups = -(-row_blocks // blocks_per_group)
         plan = ProgramPlan(groups, splits, blocks_per_group, blocks_per_split)
         plans.append((blocks_per_group * blocks_per_split, splits, plan))
-    return min(plans)[2] if plans and row_blocks else ProgramPlan(1, 1, 0, 0)
+    return min(plans)[2]
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,10 @@ class TileOperands:
         query, columns = _readable(query), _readable(columns)
         if norms is None and problem.normalize:
             norms = inverse_norms(query), inverse_norms(columns)
-        none = torch.empty(0, dtype=accumulator(query.dtype), device=query.device)
-        return cls(query, columns, problem, *(norms or (none, none)))
+        if norms is None:
+            none = torch.empty(0, dtype=accumulator(query.dtype), device=query.device)
+            norms = none, none.clone()
+        return cls(query, columns, problem, *norms)
 
     def tile_arguments(self, tiles: Tiles) -> dict[str, Any]:
         """What similarity_tile and scaled_tile take."""
@@ -206,7 +210,7 @@ class TileOperands:
         return TensorDescriptor(x, list(x.shape), list(x.stride()), [block_rows, block_width])
 
     def rule_arguments(self) -> dict[str, Any]:
-        """What shapes the logits beyond their product: ids, owners, the shift."""
+        """What shapes the logits beyond their product: ids, owners, a bound."""
         problem = self.problem
         has_ids = problem.query_ids is not None and problem.column_ids is not None
         return {
@@ -214,10 +218,9 @@ class TileOperands:
             "column_ids_ptr": problem.column_ids,
             "negative_owner_ptr": problem.negative_owner,
             "num_ids": 0 if problem.column_ids is None else problem.column_ids.shape[0],
-            "shift": 0.0 if problem.shift is None else problem.shift,
             "hard_negative_weight": problem.hard_negative_weight,
             "SYMMETRIC": problem.symmetric,
-            "CONSTANT_SHIFT": problem.shift is not None,
+            "IS_BOUNDED": problem.shift is not None,
             "HAS_IDS": has_ids,
             "MULTI_POSITIVE": problem.multi_positive,
             "HAS_OWNERS": problem.negative_owner is not None,
@@ -228,10 +231,11 @@ class TileOperands:
 def _readable(x: Tensor) -> Tensor:
     """x itself where the kernels can read it, else a contiguous copy, D padded with zeros.
 
-    A tensor descriptor needs unit stride along D and 16-byte aligned rows.
+    A tensor descriptor needs unit stride along D and rows of their own, 16-byte aligned.
     """
     per_16_bytes = max(1, 16 // x.element_size())
-    if x.stride(1) == 1 and x.stride(0) % per_16_bytes == 0 and x.data_ptr() % 16 == 0:
+    has_rows = x.stride(1) == 1 and x.stride(0) >= x.shape[1]
+    if has_rows and x.stride(0) % per_16_bytes == 0 and x.data_ptr() % 16 == 0:
         return x
     padding = -x.shape[1] % per_16_bytes
     if padding:
@@ -261,7 +265,7 @@ def compile_case(
     constexprs: dict[str, object] = {
         "BLOCK_N": tiles.block_n, "BLOCK_M": tiles.block_m, "BLOCK_D": tiles.block_d,
         "ACC_DTYPE": tl.float32, "PRECISION": "ieee", "NORMALIZE": True,
-        "USE_DESCRIPTORS": use_descriptors, "SYMMETRIC": True, "CONSTANT_SHIFT": True,
+        "USE_DESCRIPTORS": use_descriptors, "SYMMETRIC": True, "IS_BOUNDED": True,
         "HAS_IDS": False, "MULTI_POSITIVE": False, "HAS_OWNERS": False, "SHARE_NEGATIVES": True,
         "WITH_STATS": False, "NEED_SCALE_GRAD": False, "DTYPE": TRITON_DTYPES[dtype],
     } | options  # fmt: skip
@@ -270,7 +274,7 @@ def compile_case(
     if not constexprs["HAS_OWNERS"]:
         constexprs["negative_owner_ptr"] = None
     constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
-    types = {"shift": "fp32", "hard_negative_weight": "fp32", "row_counts_ptr": "*i32"}
+    types = {"hard_negative_weight": "fp32", "row_counts_ptr": "*i32"}
     types |= dict.fromkeys(("query_ids_ptr", "column_ids_ptr", "negative_owner_ptr"), "*i64")
     signature = {}
     for argument in kernel.arg_names:

@@ -8,7 +8,6 @@ the last bit. Costs one tile per row block.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -71,7 +70,9 @@ def own_logits(operands: TileOperands, tiles: Tiles) -> Tensor:
     """(N,) in natural units; 0 where the own key is not among the columns."""
     num_queries = operands.query.shape[0]
     scale = operands.problem.scale
-    own = torch.empty(num_queries, dtype=scale.dtype, device=scale.device)
+    if operands.columns.shape[0] == 0:
+        return scale.new_zeros(num_queries)
+    own = scale.new_empty(num_queries)
     if num_queries:
         _own_logits_kernel[(triton.cdiv(num_queries, tiles.block_n),)](
             **operands.tile_arguments(tiles), own_ptr=own
