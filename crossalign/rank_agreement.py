@@ -7,6 +7,7 @@ every rank first sends one small record; all read all of them and come to the sa
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,7 +52,10 @@ def all_gather_single(output: Tensor, shard: Tensor, group: dist.ProcessGroup) -
 def exchange_records(
     record: Mapping[str, object], group: dist.ProcessGroup
 ) -> list[dict[str, Any]]:
-    """Every rank's record, in rank order. One small collective; with NCCL alone it waits for it."""
+    """Every rank's record, in rank order; equal ones may be one object.
+
+    One small collective; with NCCL alone the host waits for it.
+    """
     text = json.dumps(record).encode()
     assert len(text) <= RECORD_BYTES, f"record of {len(text)} bytes: {record}"
     device = transport_device(group, torch.device("cpu"))
@@ -61,9 +65,9 @@ def exchange_records(
     all_gather_single(received, mine, group)
     everyone.copy_(received)
     texts = ctypes.string_at(everyone.data_ptr(), everyone.numel())
+    parse = functools.cache(json.loads)  # thousands of ranks say the same
     return [
-        json.loads(texts[start : start + RECORD_BYTES])
-        for start in range(0, len(texts), RECORD_BYTES)
+        parse(texts[start : start + RECORD_BYTES]) for start in range(0, len(texts), RECORD_BYTES)
     ]
 
 
@@ -105,16 +109,15 @@ def agree(
     for rank, record in enumerate(records):
         if "problem" in record:
             raise ValueError(f"{function}: rank {rank} of the group stopped: {record['problem']}")
-    names = dict.fromkeys(name for record in records for name in record)
-    for name in names:
-        ranks_by_value: dict[object, list[int]] = {}
-        for rank, record in enumerate(records):
-            if record.get(name) is not None:
-                ranks_by_value.setdefault(record[name], []).append(rank)
-        if name not in may_differ and len(ranks_by_value) > 1:
+    distinct = list({id(record): record for record in records}.values())
+    for name in dict.fromkeys(name for record in distinct for name in record):
+        values = dict.fromkeys(record.get(name) for record in distinct)
+        values.pop(None, None)
+        if name not in may_differ and len(values) > 1:
             listing = "; ".join(
-                f"{value} on rank {', '.join(map(str, ranks))}"
-                for value, ranks in ranks_by_value.items()
+                f"{value} on rank "
+                + ", ".join(str(r) for r, record in enumerate(records) if record.get(name) == value)
+                for value in values
             )
             raise ValueError(
                 f"{records[0]['function']}: {name} must be the same on every rank of the group, "
