@@ -73,7 +73,7 @@ class ContrastiveSums(NamedTuple):
     column_positive_sum: Tensor  # (num_keys,) likewise, if symmetric too
     column_positive_count: Tensor  # (num_keys,)
     num_above: Tensor  # (N,) int32 rest columns (no positives) above the own logit, if with_stats
-    num_tied: Tensor  # (N,) int32 equal to it
+    num_tied: Tensor  # (N,) int32 equal to it, see tie_slack
     query_inverse_norm: Tensor  # (N,), if normalize
     column_inverse_norm: Tensor  # (M,), if normalize
 
@@ -104,3 +104,23 @@ def label_range(problem: ContrastiveProblem, first_row: int, last_row: int) -> t
     start = max(first_row, -problem.label_offset)
     stop = min(last_row, problem.num_keys - problem.label_offset)
     return start, start + problem.label_offset, max(0, stop - start)
+
+
+def tie_slack(query: Tensor, columns: Tensor, problem: ContrastiveProblem, own: Tensor) -> Tensor:
+    """(N,) how far from row i's own logit another one still ties with it.
+
+    On a CPU, matrix products sum the columns of a tail in another order, so that a copy of the own
+    key can differ by the rounding of a dot product, sqrt(D) eps |q| |k|. On a GPU all columns are
+    multiplied alike, and equal means equal.
+    """
+    if query.is_cuda:
+        return torch.zeros_like(own)
+    rounding = query.shape[1] ** 0.5 * torch.finfo(own.dtype).eps
+    if problem.normalize:
+        return (rounding * problem.scale).expand(own.shape)
+    slack = rounding * own.abs()  # all there is to go by where the own key is not here
+    row, column, count = label_range(problem, 0, own.shape[0])
+    pairs = (query[row : row + count], columns[column : column + count])
+    norms = [torch.linalg.vector_norm(x, dim=1, dtype=own.dtype) for x in pairs]
+    slack[row : row + count] = rounding * problem.scale * norms[0] * norms[1]
+    return slack

@@ -19,6 +19,7 @@ from crossalign.contrastive_problem import (
     ContrastiveSums,
     accumulator,
     label_range,
+    tie_slack,
 )
 
 # Logits per chunk. On a CPU 2^21 float32 (8 MiB) stay near the cores' caches between the passes
@@ -148,6 +149,7 @@ def contrastive_fwd(
     )
     if problem.shift is None:
         sums.column_rest.fill_(-torch.inf)
+    slack = tie_slack(query, columns, problem, sums.own) if with_stats else None
     for rows, _, logits_RM, positives_RM in chunks:
         own = own_view(logits_RM, problem, rows)
         first_row, _, count = label_range(problem, rows.start, rows.stop)
@@ -155,8 +157,8 @@ def contrastive_fwd(
         own.fill_(-torch.inf)
         if positives_RM is not None:
             _add_positives(sums, rows, logits_RM, positives_RM, problem)
-        if with_stats:
-            _count_above(sums, rows, logits_RM, positives_RM)
+        if slack is not None:
+            _count_above(sums, rows, slack[rows], logits_RM, positives_RM)
         _add_rest(sums, rows, logits_RM, problem)
     if problem.shift is not None:
         sums.row_rest.log_()
@@ -197,10 +199,16 @@ def _add_positives(
 
 
 def _count_above(
-    sums: ContrastiveSums, rows: slice, logits_RM: Tensor, positives_RM: Tensor | None
+    sums: ContrastiveSums,
+    rows: slice,
+    slack_R: Tensor,
+    logits_RM: Tensor,
+    positives_RM: Tensor | None,
 ) -> None:
-    for counts, compare in ((sums.num_above, torch.gt), (sums.num_tied, torch.eq)):
-        hits_RM = compare(logits_RM, sums.own[rows, None])
+    own_R = sums.own[rows]
+    is_above_RM = logits_RM > (own_R + slack_R)[:, None]
+    is_tied_RM = (logits_RM >= (own_R - slack_R)[:, None]).logical_and_(~is_above_RM)
+    for counts, hits_RM in ((sums.num_above, is_above_RM), (sums.num_tied, is_tied_RM)):
         if positives_RM is not None:
             hits_RM.logical_and_(~positives_RM)
         counts[rows] = hits_RM.sum(1, dtype=torch.int32)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums, accumulator
+from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums, tie_slack
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     LN_2,
@@ -76,7 +76,7 @@ def _contrastive_fwd_kernel(
     query_ids_ptr,  # (N,)
     column_ids_ptr,  # (num_ids,)
     negative_owner_ptr,  # (M - K,)
-    own_ptr,  # (N,)
+    tie_bounds_ptr,  # (2, N): a logit above the second is above the own one, one between is tied
     row_partial_ptr,  # (splits, N) out: sum of exp2, or its log2
     column_partial_ptr,  # (groups, K) in and out, likewise
     row_positive_ptr,  # (2, splits, N) out: sums of logits, counts
@@ -173,10 +173,12 @@ def _contrastive_fwd_kernel(
             else:
                 logits = tl.where(is_equal, float("-inf"), logits)
         if WITH_STATS:
-            rival = tl.load(own_ptr + offs_n, mask=in_range_n, other=0.0)[:, None]
+            lower = tl.load(tie_bounds_ptr + offs_n, mask=in_range_n, other=0.0)[:, None]
+            upper_ptrs = tie_bounds_ptr + num_queries + offs_n
+            upper = tl.load(upper_ptrs, mask=in_range_n, other=0.0)[:, None]
             # Compared in natural units, rounded as own was.
-            is_above = logits * LN_2 > rival
-            is_tied = logits * LN_2 == rival
+            is_above = logits * LN_2 > upper
+            is_tied = (logits * LN_2 >= lower) & ~is_above
             if MULTI_POSITIVE:
                 is_above = is_above & ~is_equal
                 is_tied = is_tied & ~is_equal
@@ -208,7 +210,6 @@ def contrastive_fwd(
 ) -> ContrastiveSums:
     """query: (N, D), columns: (M, D); known_own: (N,) own logits where they are not among these."""
     num_queries, num_columns, num_keys = query.shape[0], columns.shape[0], problem.num_keys
-    dtype = accumulator(query.dtype)
     symmetric, multi = problem.symmetric, problem.multi_positive
     tiles = forward_tiles(query, problem, with_stats)
     plan = plan_programs(
@@ -219,7 +220,7 @@ def contrastive_fwd(
     is_bounded = problem.shift is not None
     no_sum = 0.0 if is_bounded else -torch.inf
 
-    def workspace(*shape: int, fill: float = 0.0, of: torch.dtype = dtype) -> Tensor:
+    def workspace(*shape: int, fill: float = 0.0, of: torch.dtype = problem.scale.dtype) -> Tensor:
         return torch.full(shape, fill, dtype=of, device=query.device)
 
     row_partial = workspace(plan.splits, num_queries, fill=no_sum)
@@ -230,11 +231,13 @@ def contrastive_fwd(
     operands = TileOperands.make(query, columns, problem)
     with device_guard(query):
         own = known_own.clone() if known_own is not None else own_logits(operands, tiles)
+        slack = tie_slack(query, columns, problem, own) if with_stats else None
+        tie_bounds = None if slack is None else torch.stack([own - slack, own + slack])
         if num_queries and num_columns:
             _contrastive_fwd_kernel[(plan.groups * plan.splits,)](
                 **operands.tile_arguments(tiles),
                 **operands.rule_arguments(),
-                own_ptr=own,
+                tie_bounds_ptr=tie_bounds,
                 row_partial_ptr=row_partial,
                 column_partial_ptr=column_partial,
                 row_positive_ptr=row_positive,
