@@ -14,6 +14,7 @@ both gradients are formed without subtracting nearly equal numbers.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -115,7 +116,7 @@ def tie_slack(query: Tensor, columns: Tensor, problem: ContrastiveProblem, own: 
     """
     if query.is_cuda:
         return torch.zeros_like(own)
-    rounding = query.shape[1] ** 0.5 * torch.finfo(own.dtype).eps
+    rounding = math.sqrt(query.shape[1]) * torch.finfo(own.dtype).eps
     if problem.normalize:
         return (rounding * problem.scale).expand(own.shape)
     slack = rounding * own.abs()  # all there is to go by where the own key is not here
