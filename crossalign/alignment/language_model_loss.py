@@ -3,10 +3,10 @@
 logits[n, v] = cap * tanh(scale * (<h_n, W_v> + bias_v) / cap), or scale * (...) without a cap
 loss = mean_n logsumexp_v logits[n, v] - logits[n, label_n]
 
-The vocabulary is walked in blocks: forward for the log-sum-exp, backward for p - 1[v = label].
-Each row of the weight's gradient belongs to one block, so one product forms it and it is written
-once. Chunks of tokens would spare one of four products, but each chunk would read and write the
-whole (V, C) gradient, and multilingual models have V = 250,000.
+With liger-kernel on a GPU its kernels do this (fused_cross_entropy). Elsewhere the vocabulary is
+walked in blocks: forward for the log-sum-exp, backward for p - 1[v = label]. Each row of the
+weight's gradient belongs to one block and is written once; chunks of tokens would spare one of four
+products but each touch the whole (V, C) gradient.
 
 Shapes: B sentences, T tokens, C hidden size, V vocabulary, N positions whose label counts.
 Accumulation is float32 (float64 for float64), logits included, whatever the dtype of the inputs.
@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from crossalign.alignment.fused_cross_entropy import can_fuse, fused_cross_entropy_sum
 from crossalign.argument_checks import (
     check_dims,
     check_floating,
@@ -88,11 +89,13 @@ def language_model_loss(
     check_in_range("language_model_loss", "labels", targets, weight.shape[0], "the vocabulary")
     flat = hidden[:, :-1].reshape(-1, hidden.shape[-1])
     flat = flat.index_select(0, counted.to(hidden.device, non_blocking=True))
-    dtype = _product_dtype(hidden)
-    targets = targets.to(hidden.device, non_blocking=True)
-    total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        flat.to(dtype), weight, bias, targets, scale, softcap
-    )
+    flat, targets = flat.to(_product_dtype(hidden)), targets.to(hidden.device, non_blocking=True)
+    if can_fuse(flat, scale):
+        total = fused_cross_entropy_sum(flat, weight, bias, targets, softcap)
+    else:
+        total = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            flat, weight, bias, targets, scale, softcap
+        )
     count = counted.numel()
     if group is None:
         return total / max(count, 1)
@@ -233,13 +236,11 @@ def _check_arguments(
     if softcap is not None:
         check_positive_finite(function, "softcap", softcap)
     check_size(function, "weight", weight, 1, hidden.shape[2], "C of hidden")
-    parameters = [("weight", weight)]
     if bias is not None:
         check_tensor(function, "bias", bias)
         check_dims(function, "bias", bias, "(V,)")
         check_size(function, "bias", bias, 0, weight.shape[0], "V of weight")
-        parameters.append(("bias", bias))
-    for name, parameter in parameters:
+    for name, parameter in (("weight", weight), ("bias", weight if bias is None else bias)):
         check_same_device(function, name, parameter, "hidden", hidden)
         if not torch.is_autocast_enabled(hidden.device.type):
             check_same_dtype(function, name, parameter, "hidden", hidden)
