@@ -17,8 +17,11 @@ PACKAGE = ROOT / "crossalign"
 # A module may import from layers above its own in this list, and from its own layer only inside a
 # subpackage. A name that ends in a dot stands for the modules of that subpackage.
 LAYERS = (
-    ("argument_checks", "contrastive_problem", "rank_agreement", "scaling_model", "text_files"),
-    ("contrastive_arguments", "contrastive_terms", "reference", "shared_memory", "torch_backend"),
+    ("argument_checks", "contrastive_problem", "rank_agreement", "text_files"),
+    (
+        *("contrastive_arguments", "contrastive_terms", "reference", "scaling_model"),
+        *("shared_memory", "torch_backend"),
+    ),
     ("kernels.launch",),
     ("kernels.",),
     ("contrastive_ops", "pooling_ops", "symmetric_gather"),
