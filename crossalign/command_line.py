@@ -97,6 +97,7 @@ def _demo(args: argparse.Namespace, argv: list[str]) -> None:
         choose_device(args.device)
     except ValueError as error:
         args.parser.error(str(error))
+    align_command.quiet_transformers()
     run_demo(args.output, device=args.device, seed=args.seed, smoke=args.smoke)
 
 

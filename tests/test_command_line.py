@@ -479,6 +479,21 @@ def test_data_build_errors(run: Run, tmp_path: Path, pairs_file: Path) -> None:
     assert not output.exists()
 
 
+def test_demo_tells_its_story(run: Run, tmp_path: Path) -> None:
+    status, out, error = run("demo", "--smoke", "--output", tmp_path / "demo")
+    assert (status, error) == (0, "")
+    assert "report.html" in out
+    assert (tmp_path / "demo" / "report.html").is_file()
+    for flags, message in (
+        (["--device", "abacus"], "device must be"),
+        (["--seed", -1], "seed must"),
+    ):
+        status, _, error = run("demo", "--output", tmp_path / "other", *flags)
+        assert status == 2
+        assert_one_line(error, message)
+    assert not (tmp_path / "other").exists()
+
+
 def test_info_as_text_and_json(run: Run) -> None:
     status, out, _ = run("info", "--json")
     assert status == 0

@@ -162,18 +162,24 @@ def _pick(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def _load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """In float32, which is what the optimiser updates, whatever the file holds."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def quiet_transformers() -> None:
+    """No bars where nobody watches, and no warning of every retry: it would bury the one line
+    that tells what failed."""
     from transformers.utils.logging import disable_progress_bar
 
     if not sys.stderr.isatty():
         disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """In float32, which is what the optimiser updates, whatever the file holds."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet_transformers()
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if is_path and not Path(name).is_dir():
         raise FileNotFoundError(f"--model: {name} is no directory")
-    # Its warnings of every retry would bury the one line that tells what failed.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     return model, AutoTokenizer.from_pretrained(name)
