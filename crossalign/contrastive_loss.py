@@ -74,11 +74,16 @@ def fused_contrastive_loss(
     Returns:
         The loss, float32 (float64 for float64 inputs), () or (N,); with return_stats also the
         stats. Gradients flow to query, key, negatives and a tensor temperature, in their dtypes.
+        With a group each rank returns W * its part of the whole batch's loss (W ranks), so that the
+        mean over ranks is that loss, and gradients averaged over ranks are its gradients; "none"
+        gives the rank's own terms. Stats are those of the whole batch. See docs/scaling.md.
 
     Raises:
         TypeError: an argument is not a tensor, or ids or owners are not integers.
         ValueError: shapes, dtypes, devices, values or options do not fit; the message names them.
             Values of CUDA tensors are read only when CROSSALIGN_CHECK=1, since that stalls.
+            With a group, arguments that differ between ranks: the same text on every rank.
+        RuntimeError: a rank of the group died, or did not call in time.
 
     Cost: 2 N M D forward, 6 N M D backward multiply-adds; extra memory O((N + M) D) plus a bounded
     workspace. Deterministic: same inputs and device, same bits. Differentiating twice raises.

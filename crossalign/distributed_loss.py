@@ -147,30 +147,42 @@ def _reduce(
     """W * this rank's part of the loss, or its terms; with the statistics of the whole batch."""
     terms = pair_terms(sums, problem.symmetric)
     weights = None if arguments.weights is None else arguments.weights.detach().to(terms.dtype)
-    is_cpu, num_pairs = sums.own.device.type == "cpu", sum(batch.keys.rows)
-    total_weight: Tensor | int = num_pairs
+    num_ranks, num_pairs = len(batch.keys.rows), sum(batch.keys.rows)
+    has_negatives = num_pairs + sum(batch.negatives.rows) > 1
+    divisor: Tensor | int = num_pairs
     stats = None
-    needs_weight = weights is not None and arguments.reduction == "mean"
-    has_negatives: Tensor | None = None
-    if needs_weight or batch.with_stats or is_cpu:
-        weight = sums.own.new_zeros(()) if weights is None else weights.sum()
-        has_rest = (sums.row_rest.detach() != -torch.inf).sum()
-        parts = [weight.double()[None], has_rest.double()[None]]
+    if weights is not None or batch.with_stats or terms.device.type == "cpu":
+        totals = _totals(sums, weights, problem, batch)
+        if weights is not None:
+            divisor = totals[0].to(terms.dtype)
+        if values_may_be_read(totals):
+            has_negatives = has_negatives and bool(totals[1] > 0)
         if batch.with_stats:
-            parts.append(stat_rows(sums, problem.scale).double().sum(1))
-        # One row per rank, added in rank order: the same bits on every rank.
-        one_each = ShardLayout(batch.keys.group, batch.rank, (1,) * len(batch.keys.rows), None)
-        totals = gather_rows(torch.cat(parts)[None], one_each).sum(0)
-        has_negatives = totals[1]
-        if needs_weight:
-            total_weight = totals[0].to(terms.dtype)
-        stats = ContrastiveStats(*(totals[2:] / num_pairs).float()) if batch.with_stats else None
-    no_rest = has_negatives is not None and values_may_be_read(has_negatives) and has_negatives == 0
-    if num_pairs + sum(batch.negatives.rows) == 1 or no_rest:
+            stats = ContrastiveStats(*(totals[2:] / num_pairs).float())
+    if not has_negatives:
         warn_without_negatives(stacklevel=6)
     if arguments.reduction == "none":
         loss = reduce_terms(terms, weights, "none")
     else:
-        loss = reduce_terms(terms, weights, "sum") * len(batch.keys.rows)
-        loss = loss / total_weight if arguments.reduction == "mean" else loss
+        loss = reduce_terms(terms, weights, "sum") * num_ranks
+    if arguments.reduction == "mean":
+        loss = loss / divisor
     return (loss, stats) if batch.with_stats else loss
+
+
+def _totals(
+    sums: ContrastiveSums, weights: Tensor | None, problem: ContrastiveProblem, batch: SpreadBatch
+) -> Tensor:
+    """(2 or 6,) float64, of all ranks: weights, rows that have a negative, the statistics' sums.
+
+    Added in rank order, so that every rank has the same bits.
+    """
+    rows = [
+        torch.ones_like(sums.own) if weights is None else weights,
+        sums.row_rest.detach() != -torch.inf,
+    ]
+    if batch.with_stats:
+        rows.extend(stat_rows(sums, problem.scale))
+    totals = torch.stack([row.detach().double().sum() for row in rows])
+    one_each = ShardLayout(batch.keys.group, batch.rank, (1,) * len(batch.keys.rows), None)
+    return gather_rows(totals[None], one_each).sum(0)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from built_extension import extension_folder, use_extension
 from cases import needs_interpreter
 from distributed_cases import (
     GRADIENTS,
@@ -28,7 +31,7 @@ from process_group import run_ranks
 from tolerances import assert_within_rule
 from torch import Tensor
 
-from crossalign import reference
+from crossalign import reference, symmetric_gather
 from crossalign.contrastive_loss import fused_contrastive_loss
 
 SCHEDULES = ("all_gather", "ring")
@@ -158,3 +161,24 @@ def test_triton_kernels_serve_every_rank(marked: str) -> None:
         for gather in SCHEDULES:
             tolerance = 1e-5 if case.dtype == torch.float32 else 5e-3
             assert_equals_one_process(case, [one[index][gather] for one in by_rank], tolerance)
+
+
+def run_through_extension(rank: int, all_cases: list[Case], folder: Path) -> None:
+    """The extension adds in the same order as the collectives: not a bit may differ."""
+    use_extension(folder)
+    for case in all_cases:
+        by_way = []
+        for way in ("collective", "extension"):
+            os.environ["CROSSALIGN_GATHER"] = way
+            by_way.append(run_case(case, rank, "all_gather"))
+            assert bool(symmetric_gather._workspaces) == (
+                way == "extension" or case != all_cases[0]
+            )
+        through_collectives, through_extension = by_way
+        assert torch.equal(through_collectives.loss, through_extension.loss)
+        for name, gradient in through_collectives.gradients.items():
+            assert torch.equal(gradient, through_extension.gradients[name]), (case, name)
+
+
+def test_extension_gathers_to_the_same_bits() -> None:
+    run_ranks(run_through_extension, 3, NARROW, extension_folder())

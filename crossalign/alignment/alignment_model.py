@@ -42,7 +42,8 @@ class AlignmentModel(nn.Module):
 
     Wrap it, not the language model inside, in DistributedDataParallel or FSDP; with
     DistributedDataParallel and no lm, the blocks past `layer` get no gradient, so freeze them or
-    set find_unused_parameters=True.
+    set find_unused_parameters=True. On several ranks give lm on all of them or on none; a rank that
+    has no text can pass one whose labels are all -100.
 
     Args:
         model: a Hugging Face causal LM, also with PEFT adapters (but none on its output embedding).
