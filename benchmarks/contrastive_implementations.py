@@ -63,7 +63,7 @@ def eager(query: Tensor, key: Tensor, symmetric: bool) -> Tensor:
 
 
 def eager_sigmoid(query: Tensor, key: Tensor) -> Tensor:
-    """The sigmoid loss of siglip-kernel, whose reference is not importable without a GPU."""
+    """The loss that siglip-kernel computes, written out: what it is checked against."""
     logits = query @ key.T * SIGMOID_SCALE + SIGMOID_BIAS
     signs = 2 * torch.eye(len(query), dtype=logits.dtype, device=logits.device) - 1
     return -F.logsigmoid(signs * logits).sum() / len(query)
