@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums, tie_slack
+from crossalign.kernels.contrastive_configurations import compile_cases_of
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     LN_2,
@@ -32,14 +33,14 @@ from crossalign.kernels.contrastive_logits import (
     similarity_tile,
 )
 from crossalign.kernels.contrastive_tiles import (
-    TILES,
     TileOperands,
-    compile_case,
+    Tiles,
+    TileTable,
     forward_tiles,
     plan_programs,
     program_slots,
 )
-from crossalign.kernels.launch import CompileCase, device_guard
+from crossalign.kernels.launch import INTERPRETED, CompileCase, device_guard
 from crossalign.kernels.own_logits import own_logits
 
 
@@ -108,6 +109,7 @@ def _contrastive_fwd_kernel(
     HAS_OWNERS: tl.constexpr,
     SHARE_NEGATIVES: tl.constexpr,
     WITH_STATS: tl.constexpr,
+    HAS_TIE_SLACK: tl.constexpr,
 ):
     """Adds every tile of this program's rectangle (a row group times a column split) to its lines
     of the partial sums. One loop over tiles, so that the next tile's loads overlap this one's
@@ -174,8 +176,10 @@ def _contrastive_fwd_kernel(
                 logits = tl.where(is_equal, float("-inf"), logits)
         if WITH_STATS:
             lower = tl.load(tie_bounds_ptr + offs_n, mask=in_range_n, other=0.0)[:, None]
-            upper_ptrs = tie_bounds_ptr + num_queries + offs_n
-            upper = tl.load(upper_ptrs, mask=in_range_n, other=0.0)[:, None]
+            upper = lower
+            if HAS_TIE_SLACK:
+                upper_ptrs = tie_bounds_ptr + num_queries + offs_n
+                upper = tl.load(upper_ptrs, mask=in_range_n, other=0.0)[:, None]
             # Compared in natural units, rounded as own was.
             is_above = logits * LN_2 > upper
             is_tied = (logits * LN_2 >= lower) & ~is_above
@@ -247,6 +251,7 @@ def contrastive_fwd(
                 blocks_per_group=plan.blocks_per_group,
                 blocks_per_split=plan.blocks_per_split,
                 WITH_STATS=with_stats,
+                HAS_TIE_SLACK=INTERPRETED,
             )
     # Lines are summed one by one: the outputs of an op may not share storage.
     return ContrastiveSums(
@@ -277,6 +282,7 @@ OPTION_CASES: dict[str, dict[str, object]] = {
     "online": {"IS_BOUNDED": False},
     "ids_stats": {"HAS_IDS": True, "WITH_STATS": True},
     "owners": {"HAS_IDS": True, "HAS_OWNERS": True, "WITH_STATS": True},
+    "tf32": {"PRECISION": "tf32"},
     "everything": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
         "WITH_STATS": True, "IS_BOUNDED": False,
@@ -285,16 +291,7 @@ OPTION_CASES: dict[str, dict[str, object]] = {
 
 
 def compile_cases() -> list[CompileCase]:
-    """All options in bfloat16; the plainest and the heaviest in float16 and float32."""
-    cases = []
-    for (arch, size), table in TILES.items():
-        for dtype in ("bf16", "fp16") if size == 2 else ("fp32",):
-            for options_name, options in OPTION_CASES.items():
-                if dtype != "bf16" and options_name not in ("symmetric", "everything"):
-                    continue
-                is_masked = options_name in ("owners", "everything")
-                tiles = table.forward_masked if is_masked else table.forward
-                name = f"contrastive_fwd_{dtype}_{options_name}"
-                kernel = _contrastive_fwd_kernel
-                cases.append(compile_case(kernel, name, arch, dtype, tiles, options))
-    return cases
+    def tiles_for(table: TileTable, name: str) -> Tiles:
+        return table.forward_masked if name in ("owners", "everything") else table.forward
+
+    return compile_cases_of(_contrastive_fwd_kernel, "contrastive_fwd", OPTION_CASES, tiles_for)

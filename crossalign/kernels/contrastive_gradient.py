@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from crossalign.kernels.contrastive_configurations import compile_cases_of
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     apply_owners,
@@ -27,11 +28,10 @@ from crossalign.kernels.contrastive_logits import (
 )
 from crossalign.kernels.contrastive_tiles import (
     SHORT_NAMES,
-    TILES,
     TRITON_DTYPES,
     TileOperands,
     Tiles,
-    compile_case,
+    TileTable,
     program_slots,
 )
 from crossalign.kernels.launch import CompileCase
@@ -203,8 +203,9 @@ def gradient_tiles(
 OPTION_CASES: dict[str, dict[str, object]] = {
     "symmetric": {},
     "one_way": {"SYMMETRIC": False},
-    "ids_owners": {"HAS_IDS": True, "HAS_OWNERS": True},
+    "owners": {"HAS_IDS": True, "HAS_OWNERS": True},
     "online": {"IS_BOUNDED": False, "NEED_SCALE_GRAD": True},
+    "tf32": {"PRECISION": "tf32"},
     "everything": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
         "IS_BOUNDED": False, "NEED_SCALE_GRAD": True,
@@ -213,16 +214,7 @@ OPTION_CASES: dict[str, dict[str, object]] = {
 
 
 def compile_cases() -> list[CompileCase]:
-    """All options in bfloat16; the plainest and the heaviest in float16 and float32."""
-    cases = []
-    for (arch, size), table in TILES.items():
-        for dtype in ("bf16", "fp16") if size == 2 else ("fp32",):
-            for options_name, options in OPTION_CASES.items():
-                if dtype != "bf16" and options_name not in ("symmetric", "everything"):
-                    continue
-                is_masked = options_name in ("online", "everything")
-                tiles = table.backward_masked if is_masked else table.backward
-                name = f"contrastive_bwd_{dtype}_{options_name}"
-                kernel = _contrastive_bwd_kernel
-                cases.append(compile_case(kernel, name, arch, dtype, tiles, options))
-    return cases
+    def tiles_for(table: TileTable, name: str) -> Tiles:
+        return table.backward_masked if name in ("online", "everything") else table.backward
+
+    return compile_cases_of(_contrastive_bwd_kernel, "contrastive_bwd", OPTION_CASES, tiles_for)

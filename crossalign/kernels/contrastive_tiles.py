@@ -17,7 +17,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from crossalign.contrastive_problem import ContrastiveProblem, accumulator
 from crossalign.kernels.launch import (
     INTERPRETED,
-    CompileCase,
     accumulator_dtype,
     compute_capability,
 )
@@ -248,45 +247,3 @@ def dot_precision(x: Tensor) -> str:
     if x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return "tf32"
     return "ieee"
-
-
-def compile_case(
-    kernel: Any,
-    name: str,
-    arch: int,
-    dtype: str,
-    tiles: Tiles,
-    options: dict[str, object],
-) -> CompileCase:
-    """A launch of `kernel` with these tiles and options, as TileOperands would make it."""
-    use_descriptors = arch >= 90
-    blocks = {"query": (tiles.block_n, tiles.block_d), "columns": (tiles.block_m, tiles.block_d)}
-    blocks["gradient_out"] = (tiles.block_n, tiles.block_m)
-    constexprs: dict[str, object] = {
-        "BLOCK_N": tiles.block_n, "BLOCK_M": tiles.block_m, "BLOCK_D": tiles.block_d,
-        "ACC_DTYPE": tl.float32, "PRECISION": "ieee", "NORMALIZE": True,
-        "USE_DESCRIPTORS": use_descriptors, "SYMMETRIC": True, "IS_BOUNDED": True,
-        "HAS_IDS": False, "MULTI_POSITIVE": False, "HAS_OWNERS": False, "SHARE_NEGATIVES": True,
-        "WITH_STATS": False, "NEED_SCALE_GRAD": False, "DTYPE": TRITON_DTYPES[dtype],
-    } | options  # fmt: skip
-    if not constexprs["HAS_IDS"]:
-        constexprs |= {"query_ids_ptr": None, "column_ids_ptr": None}
-    if not constexprs["HAS_OWNERS"]:
-        constexprs["negative_owner_ptr"] = None
-    constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
-    types = {"hard_negative_weight": "fp32", "row_counts_ptr": "*i32"}
-    types |= dict.fromkeys(("query_ids_ptr", "column_ids_ptr", "negative_owner_ptr"), "*i64")
-    signature = {}
-    for argument in kernel.arg_names:
-        if argument in constexprs:
-            signature[argument] = "constexpr"
-        elif argument in blocks:
-            rows, width = blocks[argument]
-            matrix = f"tensordesc<{dtype}[{rows},{width}]>" if use_descriptors else f"*{dtype}"
-            signature[argument] = matrix
-        else:
-            default = "*fp32" if argument.endswith("_ptr") else "i32"
-            signature[argument] = types.get(argument, default)
-    return CompileCase(
-        name, kernel, signature, constexprs, tiles.num_warps, tiles.num_stages, (arch,)
-    )

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from crossalign.kernels.contrastive_configurations import compile_cases_of
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     LN_2,
@@ -19,7 +20,7 @@ from crossalign.kernels.contrastive_logits import (
     scaled_tile,
     similarity_tile,
 )
-from crossalign.kernels.contrastive_tiles import TILES, TileOperands, Tiles, compile_case
+from crossalign.kernels.contrastive_tiles import TileOperands, Tiles
 from crossalign.kernels.launch import CompileCase
 
 
@@ -81,9 +82,7 @@ def own_logits(operands: TileOperands, tiles: Tiles) -> Tensor:
 
 
 def compile_cases() -> list[CompileCase]:
-    cases = []
-    for (arch, size), table in TILES.items():
-        dtype = "bf16" if size == 2 else "fp32"
-        name = f"own_logits_{dtype}"
-        cases.append(compile_case(_own_logits_kernel, name, arch, dtype, table.forward, {}))
-    return cases
+    options: dict[str, dict[str, object]] = {"symmetric": {}}
+    return compile_cases_of(
+        _own_logits_kernel, "own_logits", options, lambda table, name: table.forward
+    )

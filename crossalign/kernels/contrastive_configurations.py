@@ -1,0 +1,79 @@
+"""The shipped configurations of the contrastive kernels, for compiling them where no GPU is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import triton.language as tl
+
+from crossalign.kernels.contrastive_tiles import TILES, TRITON_DTYPES, Tiles, TileTable
+from crossalign.kernels.launch import CompileCase
+
+# All options in bfloat16; the plainest and the heaviest in the other dtypes.
+_DTYPE_OPTIONS = {
+    "bf16": ("symmetric", "one_way", "online", "ids_stats", "owners", "everything"),
+    "fp16": ("symmetric", "everything"),
+    "fp32": ("symmetric", "tf32", "everything"),
+}
+
+
+def compile_cases_of(
+    kernel: Any,
+    prefix: str,
+    options: dict[str, dict[str, object]],
+    tiles_for: Callable[[TileTable, str], Tiles],
+) -> list[CompileCase]:
+    """options: constexprs by name, those of _DTYPE_OPTIONS that the kernel has; tiles_for: the
+    tiles that these options run with."""
+    cases = []
+    for (arch, size), table in TILES.items():
+        for dtype in ("bf16", "fp16") if size == 2 else ("fp32",):
+            for name in _DTYPE_OPTIONS[dtype]:
+                if name in options:
+                    case_name, tiles = f"{prefix}_{dtype}_{name}", tiles_for(table, name)
+                    cases.append(compile_case(kernel, case_name, arch, dtype, tiles, options[name]))
+    return cases
+
+
+def compile_case(
+    kernel: Any,
+    name: str,
+    arch: int,
+    dtype: str,
+    tiles: Tiles,
+    options: dict[str, object],
+) -> CompileCase:
+    """A launch of `kernel` with these tiles and options, as the launcher would make it."""
+    use_descriptors = arch >= 90
+    blocks = {"query": (tiles.block_n, tiles.block_d), "columns": (tiles.block_m, tiles.block_d)}
+    blocks["gradient_out"] = (tiles.block_n, tiles.block_m)
+    constexprs: dict[str, object] = {
+        "BLOCK_N": tiles.block_n, "BLOCK_M": tiles.block_m, "BLOCK_D": tiles.block_d,
+        "ACC_DTYPE": tl.float32, "PRECISION": "ieee", "NORMALIZE": True,
+        "USE_DESCRIPTORS": use_descriptors, "SYMMETRIC": True, "IS_BOUNDED": True,
+        "HAS_IDS": False, "MULTI_POSITIVE": False, "HAS_OWNERS": False, "SHARE_NEGATIVES": True,
+        "WITH_STATS": False, "HAS_TIE_SLACK": False, "NEED_SCALE_GRAD": False,
+        "DTYPE": TRITON_DTYPES[dtype],
+    } | options  # fmt: skip
+    if not constexprs["HAS_IDS"]:
+        constexprs |= {"query_ids_ptr": None, "column_ids_ptr": None}
+    if not constexprs["HAS_OWNERS"]:
+        constexprs["negative_owner_ptr"] = None
+    constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
+    types = {"hard_negative_weight": "fp32", "row_counts_ptr": "*i32"}
+    types |= dict.fromkeys(("query_ids_ptr", "column_ids_ptr", "negative_owner_ptr"), "*i64")
+    signature = {}
+    for argument in kernel.arg_names:
+        if argument in constexprs:
+            signature[argument] = "constexpr"
+        elif argument in blocks:
+            rows, width = blocks[argument]
+            matrix = f"tensordesc<{dtype}[{rows},{width}]>" if use_descriptors else f"*{dtype}"
+            signature[argument] = matrix
+        else:
+            default = "*fp32" if argument.endswith("_ptr") else "i32"
+            signature[argument] = types.get(argument, default)
+    return CompileCase(
+        name, kernel, signature, constexprs, tiles.num_warps, tiles.num_stages, (arch,)
+    )
