@@ -19,18 +19,23 @@ LINK_COLOUR = "#222222"
 def draw_languages(
     points: Mapping[str, Tensor], names: Mapping[str, str], *, num_linked: int
 ) -> bytes:
-    """A PNG. points: language -> (n, 2), rows translate rows; the first num_linked are joined."""
+    """A PNG. points: language -> (n, 2), rows translate rows; lines join the translations of the
+    first num_linked at their middle."""
     figure = Figure(figsize=(5.2, 4.9), dpi=160, layout="constrained")
     axes = figure.subplots()
+    middles = torch.stack(list(points.values())).mean(dim=0)[:num_linked].tolist()
     for (language, places), (colour, marker) in zip(points.items(), STYLES, strict=False):
         x, y = places.T.tolist()
         axes.scatter(
-            x, y, s=13, c=colour, marker=marker, alpha=0.6, linewidths=0, label=names[language]
+            x, y, s=13, c=colour, marker=marker, alpha=0.55, linewidths=0, label=names[language]
         )
-    corners = torch.stack(list(points.values()), dim=1)  # (n, languages, 2)
-    for polygon in corners[:num_linked]:
-        x, y = torch.cat((polygon, polygon[:1])).T.tolist()
-        axes.plot(x, y, color=LINK_COLOUR, linewidth=0.9, marker="o", markersize=3.2)
+        for middle, place in zip(middles, places.tolist(), strict=False):
+            line_x, line_y = zip(middle, place, strict=True)
+            axes.plot(line_x, line_y, color=LINK_COLOUR, linewidth=0.9, zorder=2)
+        x, y = places[:num_linked].T.tolist()
+        axes.scatter(
+            x, y, s=30, c=colour, marker=marker, linewidths=0.9, edgecolors=LINK_COLOUR, zorder=3
+        )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.margins(0.06)

@@ -19,7 +19,7 @@ from crossalign.evaluation.projection import Projection, project_to_plane
 
 NUM_DRAWN = 250  # sentences per picture
 NUM_LINKED = 6  # whose translations a line joins
-NUM_EXAMPLES = 4
+NUM_EXAMPLES = 5
 EXAMPLE_LANGUAGES = ("en", "ru")
 
 

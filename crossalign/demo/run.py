@@ -52,7 +52,7 @@ FULL = DemoSettings(
     hidden_size=256,
     num_blocks=4,
     pretraining=TrainingConfig(steps=300, batch_size=64, learning_rate=2e-3),
-    alignment=TrainingConfig(steps=200, batch_size=128, lm_batch_size=48, learning_rate=1e-3),
+    alignment=TrainingConfig(steps=260, batch_size=192, lm_batch_size=24, learning_rate=3e-3),
 )
 # Every part of the story in seconds, for tests; too short for much to be learnt.
 SMOKE = DemoSettings(
