@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
+from tolerances import assert_within_rule
 from torch import Tensor
 
 from crossalign import reference
+from crossalign.contrastive_loss import fused_contrastive_loss
 
 D = 6
+SCHEDULES = ("all_gather", "ring")
 GRADIENTS = ("query", "key", "negatives", "temperature")
 
 
@@ -120,7 +124,7 @@ def whole_batch(case: Case) -> dict[str, Any]:
     return batch
 
 
-def rank_arguments(case: Case, rank: int) -> dict[str, Any]:
+def rank_arguments(case: Case, rank: int, device: str = "cpu") -> dict[str, Any]:
     """This rank's arguments; leaves that require a gradient. Ranks without rows leave out what
     they may leave out."""
     arguments = whole_batch(case)
@@ -140,9 +144,9 @@ def rank_arguments(case: Case, rank: int) -> dict[str, Any]:
     if case.negatives is not None and case.negatives[rank] == 0:
         for name in ("negatives", "negative_ids", "negative_owner"):
             arguments.pop(name, None)
-    for name in GRADIENTS:
-        if isinstance(arguments.get(name), Tensor):
-            arguments[name].requires_grad_()
+    for name, given in arguments.items():
+        if isinstance(given, Tensor):
+            arguments[name] = given.to(device).requires_grad_(name in GRADIENTS)
     return arguments
 
 
@@ -200,3 +204,69 @@ def joined_gradients(case: Case, by_rank: Sequence[dict[str, Tensor]]) -> dict[s
         parts = [gradients[name] for gradients in by_rank if name in gradients]
         joined[name] = sum(parts[1:], parts[0]) if name == "temperature" else torch.cat(parts)
     return joined
+
+
+class Result(NamedTuple):
+    """What one rank got, on the CPU."""
+
+    loss: Tensor
+    stats: tuple[Tensor, ...]
+    gradients: dict[str, Tensor]
+
+
+def run_case(
+    case: Case, rank: int, gather: str, backend: str = "auto", device: str = "cpu"
+) -> Result:
+    """Forward and backward on this rank of the default group."""
+    arguments = rank_arguments(case, rank, device)
+    leaves = {
+        name: arguments[name] for name in GRADIENTS if isinstance(arguments.get(name), Tensor)
+    }
+    loss, stats = fused_contrastive_loss(
+        **arguments,
+        group=dist.group.WORLD,
+        gather=gather,
+        backend=backend,
+        return_stats=True,
+    )
+    loss.backward(upstream(case, rank).to(loss))
+    return Result(
+        loss.detach().cpu(),
+        tuple(value.cpu() for value in stats),
+        {name: leaf.grad.cpu() for name, leaf in leaves.items()},
+    )
+
+
+def assert_close(ours: Tensor, expected: Tensor, tolerance: float, what: Any) -> None:
+    assert ours.shape == expected.shape, what
+    largest = expected.abs().max() if expected.numel() else 0
+    error = (ours.double() - expected).abs().max() if expected.numel() else 0
+    assert error <= tolerance * largest + 1e-15, (what, error, largest)
+
+
+def assert_equals_one_process(case: Case, by_rank: list[Result], tolerance: float) -> None:
+    """Every element to within the tolerance times the largest; statistics the same everywhere."""
+    expected = truth(case)
+    for rank, result in enumerate(by_rank):
+        assert_close(result.loss, expected.losses[rank], tolerance, ("loss", rank, case))
+        for value, other in zip(result.stats, by_rank[0].stats, strict=True):
+            assert torch.equal(value, other) and value.dtype == torch.float32
+    for value, wanted in zip(by_rank[0].stats, expected.stats, strict=True):
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-6)
+    joined = joined_gradients(case, [result.gradients for result in by_rank])
+    assert joined.keys() == expected.gradients.keys()
+    for name, gradient in joined.items():
+        assert_close(gradient, expected.gradients[name], tolerance, (name, case))
+
+
+def assert_within_the_rule(case: Case, by_rank: list[Result]) -> None:
+    """The rule of tolerances.py, for the loss and every gradient."""
+    expected, plain = truth(case), truth(case, torch.float32)
+    for rank, result in enumerate(by_rank):
+        assert result.loss.dtype == torch.float32
+        assert_within_rule(result.loss, expected.losses[rank], plain.losses[rank], "loss")
+    joined = joined_gradients(case, [result.gradients for result in by_rank])
+    assert joined.keys() == expected.gradients.keys()
+    for name, gradient in joined.items():
+        assert gradient.dtype == (torch.float64 if name == "temperature" else case.dtype)
+        assert_within_rule(gradient, expected.gradients[name], plain.gradients[name], name)

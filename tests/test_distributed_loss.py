@@ -2,66 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from built_extension import extension_folder, use_extension
 from cases import needs_interpreter
 from distributed_cases import (
-    GRADIENTS,
     HARD,
     POSITIVE,
+    SCHEDULES,
     SUM,
     SYMMETRIC,
     Case,
-    Outcome,
+    Result,
+    assert_close,
+    assert_equals_one_process,
+    assert_within_the_rule,
     cases,
-    joined_gradients,
-    rank_arguments,
-    truth,
-    upstream,
+    run_case,
     whole_batch,
 )
 from process_group import run_ranks
-from tolerances import assert_within_rule
-from torch import Tensor
 
-from crossalign import reference, symmetric_gather
-from crossalign.contrastive_loss import fused_contrastive_loss
-
-SCHEDULES = ("all_gather", "ring")
-
-
-@dataclasses.dataclass
-class Result:
-    """What one rank got."""
-
-    loss: Tensor
-    stats: tuple[Tensor, ...]
-    gradients: dict[str, Tensor]
-
-
-def run_case(
-    case: Case, rank: int, gather: str, backend: str = "auto", group: Any = None
-) -> Result:
-    arguments = rank_arguments(case, rank)
-    leaves = {
-        name: arguments[name] for name in GRADIENTS if isinstance(arguments.get(name), Tensor)
-    }
-    loss, stats = fused_contrastive_loss(
-        **arguments,
-        group=group or dist.group.WORLD,
-        gather=gather,
-        backend=backend,
-        return_stats=True,
-    )
-    loss.backward(upstream(case, rank).to(loss.dtype))
-    return Result(loss.detach(), stats, {name: leaf.grad for name, leaf in leaves.items()})
+from crossalign import distributed_ring_loss, reference, symmetric_gather
 
 
 def run_cases(rank: int, all_cases: list[Case], backend: str = "auto") -> list[dict[str, Result]]:
@@ -78,28 +44,6 @@ def run_cases(rank: int, all_cases: list[Case], backend: str = "auto") -> list[d
             for name, gradient in result.gradients.items():
                 assert torch.equal(again.gradients[name], gradient), (case, gather, name)
     return results
-
-
-def assert_close(ours: Tensor, expected: Tensor, tolerance: float, what: Any) -> None:
-    assert ours.shape == expected.shape, what
-    largest = expected.abs().max() if expected.numel() else 0
-    error = (ours.double() - expected).abs().max() if expected.numel() else 0
-    assert error <= tolerance * largest + 1e-15, (what, error, largest)
-
-
-def assert_equals_one_process(case: Case, by_rank: list[Result], tolerance: float) -> Outcome:
-    expected = truth(case)
-    for rank, result in enumerate(by_rank):
-        assert_close(result.loss, expected.losses[rank], tolerance, ("loss", rank, case))
-        for value, other in zip(result.stats, by_rank[0].stats, strict=True):
-            assert torch.equal(value, other) and value.dtype == torch.float32
-    for value, wanted in zip(by_rank[0].stats, expected.stats, strict=True):
-        torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-6)
-    joined = joined_gradients(case, [result.gradients for result in by_rank])
-    assert joined.keys() == expected.gradients.keys()
-    for name, gradient in joined.items():
-        assert_close(gradient, expected.gradients[name], tolerance, (name, case))
-    return expected
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
@@ -127,17 +71,8 @@ NARROW = [
 def test_narrow_dtypes_are_within_the_rule() -> None:
     by_rank = run_ranks(run_cases, 3, NARROW)
     for index, case in enumerate(NARROW):
-        expected, plain = truth(case), truth(case, torch.float32)
         for gather in SCHEDULES:
-            results = [results[index][gather] for results in by_rank]
-            for rank, result in enumerate(results):
-                assert result.loss.dtype == torch.float32
-                assert_within_rule(result.loss, expected.losses[rank], plain.losses[rank], "loss")
-            joined = joined_gradients(case, [result.gradients for result in results])
-            for name, gradient in joined.items():
-                assert gradient.dtype == case.dtype
-                rule = (gradient, expected.gradients[name], plain.gradients[name])
-                assert_within_rule(*rule, f"{gather} {case.dtype} {name}")
+            assert_within_the_rule(case, [results[index][gather] for results in by_rank])
 
 
 KERNEL_CASES = [
@@ -182,3 +117,28 @@ def run_through_extension(rank: int, all_cases: list[Case], folder: Path) -> Non
 
 def test_extension_gathers_to_the_same_bits() -> None:
     run_ranks(run_through_extension, 3, NARROW, extension_folder())
+
+
+def log_the_ring(rank: int) -> list[str]:
+    """What starts and ends when, in a symmetric forward pass."""
+    log: list[str] = []
+    passing, product = distributed_ring_loss._Passing, distributed_ring_loss.block_sums
+    start, wait = passing.__init__, passing.wait
+
+    def logged(name: str, function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            log.append(name)
+            return function(*arguments)
+
+        return call
+
+    passing.__init__, passing.wait = logged("start", start), logged("wait", wait)
+    distributed_ring_loss.block_sums = logged("product", product)
+    run_case(Case((2, 2, 2), None, (), SYMMETRIC), rank, "ring")
+    return log[:11]
+
+
+def test_transfers_of_the_ring_run_beside_its_products() -> None:
+    step = ["start", "product", "wait"]
+    for log in run_ranks(log_the_ring, 3):
+        assert log == [*step, *step, *step, "start", "wait"]
