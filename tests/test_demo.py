@@ -209,22 +209,25 @@ def test_report_escapes_what_it_shows(tmp_path):
 
 
 @pytest.mark.parametrize("had_results", [False, True])
-def test_failed_run_leaves_output_as_it_was(tmp_path, monkeypatch, had_results):
+def test_failed_write_leaves_output_as_it_was(tmp_path, had_results):
     output = tmp_path / "demo"
     if had_results:
         output.mkdir()
         (output / "report.html").write_text("earlier")
-
-    def fail(settings, device, directory):
+    with pytest.raises(KeyboardInterrupt), written_whole(output, run.ENTRIES) as directory:
         (directory / "report.html").write_text("half")
         raise KeyboardInterrupt
-
-    monkeypatch.setattr(run, "_tell", fail)
-    with pytest.raises(KeyboardInterrupt):
-        run.run_demo(output, smoke=True)
     assert [path.name for path in tmp_path.iterdir()] == (["demo"] if had_results else [])
     if had_results:
         assert (output / "report.html").read_text() == "earlier"
+
+
+def test_nothing_is_written_before_the_last_measurement(tmp_path, monkeypatch):
+    """So that even a run that is killed leaves nothing behind."""
+    monkeypatch.setattr(run, "align", lambda *_, **__: pytest.fail("at alignment"))
+    with pytest.raises(pytest.fail.Exception, match="at alignment"):
+        run.run_demo(tmp_path / "new" / "demo", smoke=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_peoples_files_are_not_overwritten(tmp_path, monkeypatch):
@@ -241,14 +244,14 @@ def test_other_peoples_files_are_not_overwritten(tmp_path, monkeypatch):
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
-def test_file_that_appeared_meanwhile_is_kept(tmp_path):
-    output = tmp_path / "demo"
-    with pytest.raises(FileExistsError), written_whole(output, run.ENTRIES) as directory:
-        (directory / "report.html").write_text("new")
-        output.mkdir()
-        (output / "notes.txt").write_text("mine")
-    assert [path.name for path in output.iterdir()] == ["notes.txt"]
-    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+def test_output_that_cannot_be_made_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_tell", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is not a directory"):
+        run.run_demo(tmp_path / "file" / "demo", smoke=True)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(PermissionError, match="may not be written to"):
+        run.run_demo(tmp_path / "deep" / "demo", smoke=True)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ def check_output(directory: Path, entries: Collection[str]) -> None:
 
     Raises:
         FileExistsError: it is something else, which is not to be overwritten.
+        PermissionError: it could not be made, for lack of the right to write beside it.
     """
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise FileExistsError(f"{directory}: must be a directory or not exist; name another output")
@@ -24,16 +25,18 @@ def check_output(directory: Path, entries: Collection[str]) -> None:
             f"{directory}: must be new, empty or hold earlier results alone, but has "
             f"{', '.join(foreign[:3])}; name another output"
         )
+    around = next(path for path in directory.absolute().parents if path.exists())
+    if not around.is_dir():
+        raise FileExistsError(f"{directory}: {around} is not a directory; name another output")
+    if not os.access(around, os.W_OK):
+        raise PermissionError(f"{directory}: {around} may not be written to; name another output")
 
 
 @contextlib.contextmanager
 def written_whole(directory: Path, entries: Collection[str]) -> Iterator[Path]:
     """Gives an empty directory to write into, which at the end takes the place of `directory`.
 
-    If the body fails or is interrupted, `directory` stays as it was.
-
-    Raises:
-        FileExistsError: see check_output; before the body and again after it.
+    If the body fails or is interrupted, `directory` stays as it was. Raises as check_output does.
     """
     check_output(directory, entries)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +45,6 @@ def written_whole(directory: Path, entries: Collection[str]) -> Iterator[Path]:
         results = aside / "new"
         results.mkdir()
         yield results
-        check_output(directory, entries)
         if directory.exists():
             os.rename(directory, aside / "old")
         os.rename(results, directory)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crossalign import __version__
 from crossalign.alignment.data_builders import TrainingItem, build_items
@@ -22,7 +22,7 @@ from crossalign.demo.corpus import make_corpus
 from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.demo.lexicon import LANGUAGES
 from crossalign.demo.measurement import Measurement, accuracy_table, measure
-from crossalign.demo.output_directory import written_whole
+from crossalign.demo.output_directory import check_output, written_whole
 from crossalign.demo.parallel_grammar import num_sentences
 from crossalign.demo.report import write_report
 from crossalign.evaluation.retrieval import write_retrieval_csv
@@ -103,17 +103,25 @@ def run_demo(
         alignment=replace(settings.alignment, seed=seed, device=device),
     )
     target_device = choose_device(device)
+    check_output(output, ENTRIES)
+    story = _tell(settings, target_device)
+    print(accuracy_table(story.before, story.after, settings.alignment.layer))
     with written_whole(output, ENTRIES) as directory:
-        before, after = _tell(settings, target_device, directory)
+        _write(story, settings, directory)
     seconds = time.perf_counter() - started
     print(f"\n{output / 'report.html'} has the picture; {seconds:.0f} seconds in all.")
-    return DemoResult(output, before, after, seconds)
+    return DemoResult(output, story.before, story.after, seconds)
 
 
-def _tell(
-    settings: DemoSettings, device: torch.device, directory: Path
-) -> tuple[Measurement, Measurement]:
-    """The story; leaves ENTRIES in the directory."""
+class _Story(NamedTuple):
+    model: LlamaForCausalLM  # aligned
+    tokenizer: PreTrainedTokenizerFast
+    held_out: dict[str, list[str]]
+    before: Measurement
+    after: Measurement
+
+
+def _tell(settings: DemoSettings, device: torch.device) -> _Story:
     seed, layer = settings.alignment.seed, settings.alignment.layer
     corpus = make_corpus(
         num_texts=settings.texts_per_language * len(LANGUAGES),
@@ -127,7 +135,6 @@ def _tell(
     )
     model.to(device)  # type: ignore[arg-type]
     pretrain(model, tokenizer, corpus.texts, settings.pretraining)
-
     before = measure(
         model, tokenizer, corpus.held_out, aligned_layer=layer, description="measure before"
     )
@@ -136,22 +143,25 @@ def _tell(
     after = measure(
         model, tokenizer, corpus.held_out, aligned_layer=layer, description="measure after"
     )
+    return _Story(model, tokenizer, corpus.held_out, before, after)
 
-    print(accuracy_table(before, after, layer))
-    model.save_pretrained(directory / "model")
-    tokenizer.save_pretrained(directory / "model")
+
+def _write(story: _Story, settings: DemoSettings, directory: Path) -> None:
+    """Leaves ENTRIES in the directory."""
+    before, after = story.before, story.after
+    story.model.save_pretrained(directory / "model")
+    story.tokenizer.save_pretrained(directory / "model")
     write_retrieval_csv(directory / "retrieval.csv", {"before": before.rows, "after": after.rows})
     write_report(
         directory,
         before,
         after,
-        corpus.held_out,
-        layer=layer,
+        story.held_out,
+        layer=settings.alignment.layer,
         num_pairs=settings.num_pairs,
-        facts=_facts(settings, model),
+        facts=_facts(settings, story.model),
     )
     (directory / "demo.json").write_text(_as_json(settings, before, after), encoding="utf-8")
-    return before, after
 
 
 def _language_model_items(
