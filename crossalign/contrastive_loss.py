@@ -85,7 +85,7 @@ def fused_contrastive_loss(
             With a group, arguments that differ between ranks: the same text on every rank.
         RuntimeError: a rank of the group died, or did not call in time.
 
-    Cost: 2 N M D forward, 6 N M D backward multiply-adds; extra memory O((N + M) D) plus a bounded
+    Cost: 2 N M D operations forward, 6 N M D backward; extra memory O((N + M) D) plus a bounded
     workspace. Deterministic: same inputs and device, same bits. Differentiating twice raises.
     Source: Oord et al. 2018 (InfoNCE); reference.contrastive_loss is the specification.
     """

@@ -12,7 +12,7 @@ In float16 H is kept within range: coefficients are scaled to a largest of 2^13,
 read copies of the operands whose rows are scaled by powers of two to norms of 2^8 to 2^9. H is left
 with factors of 1/2 to 1 of the inverse norms; the float32 result is scaled back.
 
-Per chunk of CHUNK x CHUNK: writes H once, reads it twice. 8 N M D multiply-adds in all with the
+Per chunk of CHUNK x CHUNK: writes H once, reads it twice. 6 N M D operations, 8 N M D with the
 forward pass. The temperature gradient sums G * similarity in float32 before G is rounded.
 """
 

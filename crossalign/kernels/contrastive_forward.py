@@ -8,7 +8,7 @@ Nothing is shared between programs, so there are no atomics and the same input g
 Where a small enough bound of the logits is known no maximum is subtracted, and one exp2 per logit
 serves both directions; otherwise both sums follow an online maximum.
 
-Reads 2 (N + M) D elements per tile row or column from L2, 2 N M D multiply-adds, writes O(N + M).
+2 N M D operations; a tile reads (BLOCK_N + BLOCK_M) D elements, mostly from L2; writes O(N + M).
 Accumulates in float32 (float64 for float64). Source: the online softmax of Milakov and
 Gimelshein 2018; the one-pass symmetric form is our own.
 """
