@@ -5,8 +5,7 @@ loss = mean_n logsumexp_v logits[n, v] - logits[n, label_n]
 
 With liger-kernel on a GPU its kernels do this (fused_cross_entropy). Elsewhere the vocabulary is
 walked in blocks: forward for the log-sum-exp, backward for p - 1[v = label]. Each row of the
-weight's gradient belongs to one block and is written once; chunks of tokens would spare one of four
-products but each touch the whole (V, C) gradient.
+weight's gradient belongs to one block and is written once.
 
 Shapes: B sentences, T tokens, C hidden size, V vocabulary, N positions whose label counts.
 Accumulation is float32 (float64 for float64), logits included, whatever the dtype of the inputs.
