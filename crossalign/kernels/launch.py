@@ -33,8 +33,17 @@ def accumulator_dtype(dtype: torch.dtype) -> tl.dtype:
 
 
 def device_guard(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Makes the tensor's GPU the current one, so that a launch on a second GPU lands there."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    """Makes the tensor's GPU the current one, so that a launch on a second GPU lands there.
+
+    The interpreter computes with NumPy, which warns of an overflow or a NaN where a GPU is silent.
+    """
+    if tensor.is_cuda:
+        return torch.cuda.device(tensor.device)
+    if INTERPRETED:
+        import numpy
+
+        return numpy.errstate(all="ignore")
+    return contextlib.nullcontext()
 
 
 def compute_capability(tensor: Tensor) -> int:
