@@ -1,0 +1,162 @@
+"""The contrastive ops as PyTorch sees them: gradcheck, opcheck, torch.compile, the module."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from crossalign import ContrastiveLoss, fused_contrastive_loss
+from crossalign.contrastive_ops import contrastive_sums
+from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
+
+BACKENDS = ["torch", pytest.param("triton", marks=pytest.mark.xdist_group("interpreter"))]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "one_way": {},
+    "symmetric": {"symmetric": True},
+    "online": {"symmetric": True, "shift": None},
+    "raw_masked": {"normalize": False, "shift": None, "with_ids": True, "with_owner": True},
+    "positives": {"symmetric": True, "with_ids": True, "multi_positive": True},
+    "unshared": {"with_owner": True, "share_negatives": False, "with_ids": True},
+}
+
+
+def make_problem(options: dict[str, Any], num_negatives: int, scale: Tensor) -> ContrastiveProblem:
+    options = dict(options)
+    ids = torch.tensor([7, 2, 7, 0, 1]) if options.pop("with_ids", False) else None
+    owner = torch.tensor([4, 0, 0]) if options.pop("with_owner", False) else None
+    return ContrastiveProblem(
+        scale=scale,
+        query_ids=ids,
+        column_ids=None if ids is None else torch.cat([ids, torch.tensor([2, 9, 7])]),
+        negative_owner=owner,
+        num_keys=5,
+        label_offset=0,
+        hard_negative_weight=0.4 if owner is not None else 0.0,
+        **{
+            "share_negatives": True,
+            "multi_positive": False,
+            "symmetric": False,
+            "normalize": True,
+            "shift": 6.0,
+            **options,
+        },
+    )
+
+
+def make_leaves() -> tuple[Tensor, Tensor, Tensor]:
+    query, columns = (torch.randn(n, 4, dtype=torch.float64) for n in (5, 8))
+    scale = torch.tensor(3.0, dtype=torch.float64)
+    return query.requires_grad_(), columns.requires_grad_(), scale.requires_grad_()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_gradcheck_of_the_forward_op(name: str, backend: str) -> None:
+    def sums(query: Tensor, columns: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        problem = make_problem(OPTIONS[name], 3, scale)
+        result = contrastive_sums(query, columns, problem, use_triton=backend == "triton")
+        return tuple(getattr(result, field) for field in ContrastiveGrads._fields)
+
+    assert torch.autograd.gradcheck(sums, make_leaves())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["symmetric", "positives"])
+def test_opcheck(name: str, backend: str) -> None:
+    query, columns, scale = make_leaves()
+    problem, use_triton = make_problem(OPTIONS[name], 3, scale), backend == "triton"
+    forward = torch.ops.crossalign.contrastive_fwd.default
+    torch.library.opcheck(forward, (query, columns, *problem, None, True, use_triton))
+    with torch.no_grad():
+        sums = ContrastiveSums(*forward(query, columns, *problem, None, False, use_triton))
+        plain = [leaf.detach() for leaf in (query, columns, scale)]
+        detached = problem._replace(scale=plain[2])
+    grads = [torch.randn_like(getattr(sums, field)) for field in ContrastiveGrads._fields]
+    arguments = (*plain[:2], *detached, *sums, *grads, True, use_triton)
+    torch.library.opcheck(torch.ops.crossalign.contrastive_bwd.default, arguments)
+
+
+def test_every_op_of_the_namespace_has_been_checked() -> None:
+    import crossalign.pooling_ops  # noqa: F401
+
+    registered = {
+        schema.name.split("::")[1]
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("crossalign::")
+    }
+    # The pooling ops have their opcheck cases in test_pooling_ops.
+    pooling = {
+        f"{op}_{way}" for op in ("masked_mean_pool", "mean_pool_varlen") for way in ("fwd", "bwd")
+    }
+    assert registered == pooling | {"contrastive_fwd", "contrastive_bwd"}
+
+
+def test_gradcheck_of_the_public_function() -> None:
+    query, key, negatives = (torch.randn(n, 3, dtype=torch.float64) for n in (4, 4, 2))
+    temperature = torch.tensor(0.4, dtype=torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in (query, key, negatives, temperature)]
+
+    def loss(query: Tensor, key: Tensor, negatives: Tensor, temperature: Tensor) -> Tensor:
+        weights = torch.tensor([1.0, 0.5, 0.0, 2.0])
+        return fused_contrastive_loss(
+            query, key, negatives, temperature=temperature, symmetric=True, weights=weights
+        )
+
+    assert torch.autograd.gradcheck(loss, leaves)
+
+
+def test_a_second_backward_raises() -> None:
+    query, key = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+    loss = fused_contrastive_loss(query, key)
+    (gradient,) = torch.autograd.grad(loss, query, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        gradient.square().sum().backward()
+
+
+def test_compiles_whole_with_any_batch_size() -> None:
+    torch.compiler.reset()
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    compiled = torch.compile(fused_contrastive_loss, fullgraph=True, backend=count)
+    for size in range(3, 33):
+        query, key = torch.randn(size, 6, requires_grad=True), torch.randn(size, 6)
+        loss, stats = compiled(query, key, symmetric=True, return_stats=True)
+        expected = fused_contrastive_loss(query, key, symmetric=True)
+        assert torch.equal(loss, expected)
+        assert torch.isfinite(torch.stack(stats)).all()
+    assert graphs <= 3
+
+
+def test_module_learns_its_temperature_up_to_the_cap() -> None:
+    module = ContrastiveLoss(0.1, learn_temperature=True, max_logit_scale=20.0)
+    assert list(module.state_dict()) == ["logit_scale"]
+    assert module.logit_scale.item() == pytest.approx(math.log(10.0))
+    query, key = torch.randn(6, 4), torch.randn(6, 4)
+    loss = module(query, key)
+    torch.testing.assert_close(loss, fused_contrastive_loss(query, key, temperature=0.1))
+    loss.backward()
+    assert module.logit_scale.grad.abs() > 0
+    module.logit_scale.data.fill_(math.log(1e6))
+    torch.testing.assert_close(
+        module(query, key), fused_contrastive_loss(query, key, temperature=1 / 20.0)
+    )
+
+
+def test_module_passes_its_options_on() -> None:
+    module = ContrastiveLoss(symmetric=True, reduction="sum", return_stats=True)
+    query, key, ids = torch.randn(5, 4), torch.randn(5, 4), torch.tensor([0, 0, 1, 2, 3])
+    loss, stats = module(query, key, ids=ids)
+    expected, expected_stats = fused_contrastive_loss(
+        query, key, ids=ids, symmetric=True, reduction="sum", return_stats=True
+    )
+    assert torch.equal(loss, expected)
+    assert stats == expected_stats
