@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# An implementation may be this many times as wrong as plain PyTorch in the same dtype.
-PLAIN_FACTOR = 2.0
-EPS_FACTOR = 16.0
+# An implementation may be this many times as wrong as plain PyTorch in the same dtype: the largest
+# error of any row is the noise of one row, and another order of summation moves it by two or three.
+PLAIN_FACTOR = 4.0
+EPS_FACTOR = 4.0
 
 
 class Verdict(NamedTuple):
