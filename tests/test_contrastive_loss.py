@@ -15,7 +15,6 @@ from contrastive_cases import (
     POSITIVE,
     RAW,
     SYMMETRIC,
-    Inputs,
     LossCase,
     assert_outcome,
     fused,
@@ -142,23 +141,19 @@ def gradcheck(case: LossCase, names: tuple[str, ...] = ()) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("gap", [5.0, 15.0, 40.0, 200.0])
+@pytest.mark.parametrize("gap", [5.0, 15.0, 40.0, 80.0])
 @pytest.mark.parametrize("temperature", [1.0, torch.tensor(1.0)], ids=["float", "tensor"])
 def test_gradient_is_exact_where_p_tends_to_1(
     temperature: float | Tensor, gap: float, backend: str
 ) -> None:
-    """1 - p and the loss are both exp(-gap) here, far below what 1 minus p can hold."""
+    """1 - p and the loss are about exp(-gap) here, below what 1 minus a float32 can hold."""
     query = torch.tensor([[gap, 0.0]], requires_grad=True)
     key, negatives = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     loss = fused_contrastive_loss(
         query, key, negatives, temperature=temperature, normalize=False, backend=backend
     )
-    small = torch.exp(-torch.tensor(gap, dtype=torch.float64))
+    odds = torch.exp(-torch.tensor(gap, dtype=torch.float64))
     (grad,) = torch.autograd.grad(loss, query)
-    expected = torch.stack([-small, small])[None] if gap > 20 else None
-    exact = small / (1 + small)
-    torch.testing.assert_close(loss.double(), small.log1p(), rtol=2e-5, atol=1e-44)
-    torch.testing.assert_close(
-        grad.double(), torch.stack([-exact, exact])[None], rtol=2e-5, atol=1e-44
-    )
-    assert expected is None or gap > 100 or bool((grad != 0).all())
+    torch.testing.assert_close(loss.double(), odds.log1p(), rtol=2e-5, atol=0)
+    expected = torch.stack([-odds, odds])[None] / (1 + odds)
+    torch.testing.assert_close(grad.double(), expected, rtol=2e-5, atol=0)
