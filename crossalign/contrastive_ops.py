@@ -26,7 +26,7 @@ from crossalign.contrastive_problem import (
 _PROBLEM_SCHEMA = (
     "Tensor scale, Tensor? query_ids, Tensor? column_ids, Tensor? negative_owner, "
     "SymInt num_keys, SymInt label_offset, float hard_negative_weight, bool share_negatives, "
-    "bool multi_positive, bool symmetric, bool normalize, float? shift"
+    "bool multi_positive, bool symmetric, bool normalize, float? bound"
 )
 _SUMS_SCHEMA = ", ".join(f"Tensor {name}" for name in ContrastiveSums._fields)
 _GRADS_SCHEMA = ", ".join(f"Tensor grad_{name}" for name in ContrastiveGrads._fields)

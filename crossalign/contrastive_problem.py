@@ -60,7 +60,7 @@ class ContrastiveProblem(NamedTuple):
     multi_positive: bool  # equal ids: False: excluded; True: further positives
     symmetric: bool
     normalize: bool
-    shift: float | None  # an upper bound of every logit, when a constant may replace the maximum
+    bound: float | None  # of |logits|, where it is so small that exp needs no maximum taken off
 
 
 class ContrastiveSums(NamedTuple):

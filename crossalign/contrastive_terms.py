@@ -16,9 +16,9 @@ from crossalign.contrastive_problem import (
     accumulator,
 )
 
-# exp(z - shift) of a logit within +-bound of 0 spans exp(-2 bound); below this it stays a normal
-# float32, so a constant can replace the running maximum.
-LARGEST_CONSTANT_SHIFT = 40.0
+# Within it exp(z), and its sum over 2^20 columns, is a normal float32 number: no maximum need be
+# subtracted first.
+LARGEST_BOUND = 40.0
 # Above it softplus(x) - x < exp(-50): nothing is lost in float64 either.
 SOFTPLUS_THRESHOLD = 50.0
 
@@ -40,14 +40,14 @@ def scale_tensor(temperature: float | Tensor, query: Tensor) -> Tensor:
     return torch.full((), 1.0 / temperature, device=query.device, dtype=dtype)
 
 
-def constant_shift(
+def logit_bound(
     temperature: float | Tensor, hard_negative_weight: float, normalize: bool
 ) -> float | None:
-    """An upper bound of every logit where one is known and small enough, else None."""
+    """What no logit exceeds in size, where that is known and small enough, else None."""
     if not normalize or isinstance(temperature, Tensor):
         return None
     bound = 1.0 / temperature + abs(hard_negative_weight)
-    return bound if bound < LARGEST_CONSTANT_SHIFT else None
+    return bound if bound < LARGEST_BOUND else None
 
 
 def build_problem(arguments: LossArguments) -> ContrastiveProblem:
@@ -70,7 +70,7 @@ def build_problem(arguments: LossArguments) -> ContrastiveProblem:
         multi_positive=arguments.same_id == "positive" and ids is not None,
         symmetric=bool(arguments.symmetric),
         normalize=bool(arguments.normalize),
-        shift=constant_shift(arguments.temperature, weight, arguments.normalize),
+        bound=logit_bound(arguments.temperature, weight, arguments.normalize),
     )
 
 

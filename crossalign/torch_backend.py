@@ -22,9 +22,10 @@ from crossalign.contrastive_problem import (
     tie_slack,
 )
 
-# Logits per chunk. On a CPU 2^21 float32 (8 MiB) stay near the cores' caches between the passes
-# over them; a GPU needs larger products to be busy. At least MIN_ROWS keeps the product efficient.
-CPU_CHUNK_LOGITS = 2**21
+# Logits per chunk. On a CPU 2^22 float32 (16 MiB) are many enough rows for efficient products and
+# stay near the cores between the passes over them; a GPU needs larger products to be busy. At
+# least MIN_ROWS rows, however many columns there are.
+CPU_CHUNK_LOGITS = 2**22
 GPU_CHUNK_LOGITS = 2**26
 MIN_ROWS = 64
 
@@ -52,7 +53,8 @@ class _Logits:
         self.dtype = accumulator(query.dtype)
         none = query.new_empty(0, dtype=self.dtype)
         self.query_inverse_norm = inverse_norms(query) if problem.normalize else none
-        self.column_inverse_norm = inverse_norms(columns) if problem.normalize else none
+        # The outputs of an op may not share storage.
+        self.column_inverse_norm = inverse_norms(columns) if problem.normalize else none.clone()
         self.columns_MD = columns.to(self.dtype)
         if problem.normalize:
             self.columns_MD = self.columns_MD * self.column_inverse_norm[:, None]
@@ -147,7 +149,7 @@ def contrastive_fwd(
         query_inverse_norm=chunks.query_inverse_norm,
         column_inverse_norm=chunks.column_inverse_norm,
     )
-    if problem.shift is None:
+    if problem.bound is None:
         sums.column_rest.fill_(-torch.inf)
     slack = tie_slack(query, columns, problem, sums.own) if with_stats else None
     for rows, _, logits_RM, positives_RM in chunks:
@@ -160,7 +162,7 @@ def contrastive_fwd(
         if slack is not None:
             _count_above(sums, rows, slack[rows], logits_RM, positives_RM)
         _add_rest(sums, rows, logits_RM, problem)
-    if problem.shift is not None:
+    if problem.bound is not None:
         sums.row_rest.log_()
         sums.column_rest.log_()
     return sums
@@ -171,7 +173,7 @@ def _add_rest(
 ) -> None:
     """Row and column sums of one chunk; of bounded logits these are plain sums of exp."""
     keys_RK = logits_RM[:, : problem.num_keys]
-    if problem.shift is None:
+    if problem.bound is None:
         torch.logsumexp(logits_RM, 1, out=sums.row_rest[rows])
         if problem.symmetric:
             total = torch.logaddexp(sums.column_rest, torch.logsumexp(keys_RK, 0))
@@ -267,7 +269,7 @@ def _logits_to_grad(
         # A row without a rest has -inf everywhere; its softmax is 0 here, not NaN.
         logits_RM.sub_(row_rest.masked_fill(row_rest == -torch.inf, torch.inf)[:, None]).exp_()
         logits_RM.mul_(row_coefficient[:, None])
-    elif problem.shift is not None:
+    elif problem.bound is not None:
         # One exponential serves both directions: exp(z) times a rank-one sum.
         row_factor = _softmax_factor(row_coefficient, row_rest)
         column_factor = _softmax_factor(grads.column_rest, sums.column_rest)

@@ -48,7 +48,7 @@ RAW = {"normalize": False, "temperature": 0.7}
 WANTED: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     ((), {}),
     ((), SYMMETRIC),
-    # A running maximum instead of a constant shift, in both passes.
+    # A running maximum, since these logits have no small bound, in both passes.
     ((), SYMMETRIC | RAW),
     (("temperature",), SYMMETRIC),
     (("temperature", "negatives"), SUM),

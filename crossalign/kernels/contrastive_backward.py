@@ -130,7 +130,7 @@ def _prepare_vectors(
     rows = torch.zeros((5, num_queries), dtype=one.dtype, device=one.device)
     columns = torch.zeros((4, num_columns), dtype=one.dtype, device=one.device)
     num_keys = problem.num_keys
-    is_bounded = problem.shift is not None
+    is_bounded = problem.bound is not None
     rows[0], rows[1] = _coefficient_and_rest(grads.row_rest, sums.row_rest, is_bounded)
     rows[2] = grads.own
     if problem.symmetric:

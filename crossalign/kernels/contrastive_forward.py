@@ -221,7 +221,7 @@ def contrastive_fwd(
         triton.cdiv(num_columns, tiles.block_m),
         program_slots(query),
     )
-    is_bounded = problem.shift is not None
+    is_bounded = problem.bound is not None
     no_sum = 0.0 if is_bounded else -torch.inf
 
     def workspace(*shape: int, fill: float = 0.0, of: torch.dtype = problem.scale.dtype) -> Tensor:

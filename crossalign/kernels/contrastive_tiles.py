@@ -97,7 +97,7 @@ def forward_tiles(x: Tensor, problem: ContrastiveProblem, with_stats: bool) -> T
         return INTERPRETER_TILES
     table = TILES[architecture(x), min(4, x.element_size())]
     has_owners = problem.negative_owner is not None
-    is_masked = problem.multi_positive or has_owners or (with_stats and problem.shift is None)
+    is_masked = problem.multi_positive or has_owners or (with_stats and problem.bound is None)
     return table.forward_masked if is_masked else table.forward
 
 
@@ -105,7 +105,7 @@ def backward_tiles(x: Tensor, problem: ContrastiveProblem, need_scale_grad: bool
     if INTERPRETED:
         return INTERPRETER_TILES
     table = TILES[architecture(x), min(4, x.element_size())]
-    is_masked = problem.multi_positive or need_scale_grad or problem.shift is None
+    is_masked = problem.multi_positive or need_scale_grad or problem.bound is None
     return table.backward_masked if is_masked else table.backward
 
 
@@ -213,18 +213,22 @@ class TileOperands:
         problem = self.problem
         has_ids = problem.query_ids is not None and problem.column_ids is not None
         return {
-            "query_ids_ptr": problem.query_ids,
-            "column_ids_ptr": problem.column_ids,
-            "negative_owner_ptr": problem.negative_owner,
+            "query_ids_ptr": _contiguous(problem.query_ids),
+            "column_ids_ptr": _contiguous(problem.column_ids),
+            "negative_owner_ptr": _contiguous(problem.negative_owner),
             "num_ids": 0 if problem.column_ids is None else problem.column_ids.shape[0],
             "hard_negative_weight": problem.hard_negative_weight,
             "SYMMETRIC": problem.symmetric,
-            "IS_BOUNDED": problem.shift is not None,
+            "IS_BOUNDED": problem.bound is not None,
             "HAS_IDS": has_ids,
             "MULTI_POSITIVE": problem.multi_positive,
             "HAS_OWNERS": problem.negative_owner is not None,
             "SHARE_NEGATIVES": problem.share_negatives,
         }
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def _readable(x: Tensor) -> Tensor:
