@@ -133,6 +133,8 @@ def _prepare_vectors(
     is_bounded = problem.bound is not None
     rows[0], rows[1] = _coefficient_and_rest(grads.row_rest, sums.row_rest, is_bounded)
     rows[2] = grads.own
+    # exp(z - inf) = 0 for the negatives, which have no column term; exp(z - 0) could overflow.
+    columns[1, num_keys:] = torch.inf
     if problem.symmetric:
         columns[0, :num_keys], columns[1, :num_keys] = _coefficient_and_rest(
             grads.column_rest, sums.column_rest, is_bounded
