@@ -70,9 +70,10 @@ def contrastive_bwd(
 
     grad_query, grad_columns = (empty(*x.shape, dtype=x.dtype) for x in (query, columns))
     columns_sum = empty(*operands.columns.shape)
-    # Rows of whole 16-byte units, which a tensor descriptor asks for.
+    # Rows of a multiple of 16 elements: a descriptor asks for whole 16-byte units, and for strides
+    # that 16 does not divide Triton would compile again.
     gradient = empty(
-        min(num_queries, CHUNK), min(-(-num_columns // 8) * 8, CHUNK), dtype=query.dtype
+        min(num_queries, CHUNK), min(-(-num_columns // 16) * 16, CHUNK), dtype=query.dtype
     )
     rows_sum = empty(gradient.shape[0], operands.query.shape[1])
     scale_partial = empty(
