@@ -40,8 +40,11 @@ def _inverse_norm_kernel(
         x = x.to(ACC_DTYPE)  # [BLOCK_D]
         squares += x * x
     norm = tl.sqrt(tl.sum(squares, 0))
-    # Written so that a NaN norm stays NaN: a maximum would drop it.
-    tl.store(inverse_norm_ptr + row, 1.0 / tl.where(norm < _FLOOR, _FLOOR, norm))
+    # Written so that a NaN norm stays NaN, which a maximum would drop, and the inverse of the floor
+    # is what the backward pass compares with: a GPU's division may be off by an ulp.
+    is_short = norm < _FLOOR
+    inverse_norm = tl.where(is_short, 1.0 / _FLOOR, 1.0 / tl.where(is_short, _FLOOR, norm))
+    tl.store(inverse_norm_ptr + row, inverse_norm)
 
 
 def inverse_norms(x: Tensor) -> Tensor:
