@@ -37,8 +37,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"temperature": torch.tensor(INF)}, ValueError, "temperature must be a finite .* got inf"),
     ({"temperature": torch.ones(1)}, ValueError, r"temperature must be .* 0-d tensor, got shape"),
     ({"temperature": "cold"}, TypeError, "temperature must be a float or a 0-d tensor, got str"),
+    ({"temperature": True}, TypeError, "temperature must be a float or a 0-d tensor, got bool"),
+    ({"temperature": torch.tensor(1)}, ValueError, "temperature must be float32, .* torch.int64"),
     ({"ids": [1, 2, 3, 4]}, TypeError, "ids must be a torch.Tensor, got list"),
     ({"ids": IDS.float()}, TypeError, "ids must hold integers, got torch.float32"),
+    ({"ids": IDS > 1}, TypeError, "ids must hold integers, got torch.bool"),
     ({"ids": IDS[:2]}, ValueError, r"ids must have size 4 in dimension 0 \(one per pair\)"),
     ({"ids": IDS[None]}, ValueError, r"ids must have shape \(N,\)"),
     ({"ids": IDS.to("meta")}, ValueError, "ids must be on the device of query"),
@@ -78,6 +81,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "hard_negative_weight must be finite, got inf",
     ),
+    ({"negative_owner": OWNER[:0]}, ValueError, "negative_owner needs negatives, got negatives=N"),
+    ({"weights": [1.0] * N}, TypeError, "weights must be a torch.Tensor, got list"),
+    ({"weights": -torch.arange(N)}, ValueError, "weights must not be negative, got -3"),
     ({"weights": torch.ones(N - 1)}, ValueError, "weights must have size 4 in dimension 0"),
     ({"weights": torch.ones(N, 1)}, ValueError, r"weights must have shape \(N,\)"),
     ({"weights": -torch.ones(N)}, ValueError, "weights must be finite and not negative, got -1.0"),
@@ -123,6 +129,22 @@ def test_a_loss_without_negatives_warns_and_is_zero(size: int, options: dict[str
     loss.backward()
     assert loss.item() == 0.0
     assert torch.equal(query.grad, torch.zeros_like(query))
+
+
+@pytest.mark.cuda
+def test_values_on_a_gpu_are_read_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves = [leaf.cuda() for leaf in (QUERY, KEY, NEGATIVES)]
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"weights": -torch.ones(N).cuda()}, "weights must be finite and not negative"),
+        ({"negative_owner": OWNER.cuda() + 1}, "negative_owner must index the queries"),
+        ({"temperature": torch.tensor(-1.0).cuda()}, "temperature must be a finite number"),
+    ]
+    for changes, message in bad:
+        monkeypatch.setenv("CROSSALIGN_CHECK", "1")
+        with pytest.raises(ValueError, match=message):
+            fused_contrastive_loss(*leaves, **changes)
+        monkeypatch.delenv("CROSSALIGN_CHECK")
+        fused_contrastive_loss(*leaves, **changes)
 
 
 def test_module_errors() -> None:

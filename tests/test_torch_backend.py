@@ -1,4 +1,4 @@
-"""The chunked PyTorch passes: chunks of any size agree, memory is bounded, helpers do their part."""
+"""The chunked PyTorch passes: any size of chunk agrees, memory is bounded, helpers do their part."""
 
 from __future__ import annotations
 
