@@ -93,12 +93,12 @@ class ResultFile(NamedTuple):
 
 
 def read_results(paths: Sequence[Path]) -> list[ResultFile]:
-    """Newest first."""
+    """Those of the harness, newest first; runs of another form have no table here."""
     read = [
         ResultFile(path, [json.loads(line) for line in path.read_text().splitlines()])
         for path in paths
     ]
-    filled = [result for result in read if result.rows]
+    filled = [result for result in read if result.rows and "run" in result.rows[0]]
     return sorted(filled, key=lambda result: result.run["date"], reverse=True)
 
 
