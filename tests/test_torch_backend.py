@@ -1,4 +1,4 @@
-"""The chunked PyTorch passes: any size of chunk agrees, memory is bounded, helpers do their part."""
+"""The chunked PyTorch passes: chunks of any size agree, memory is bounded, the helpers work."""
 
 from __future__ import annotations
 
