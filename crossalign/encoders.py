@@ -153,7 +153,7 @@ def encode(
         from tqdm.auto import tqdm
 
         batches = tqdm(batches, desc="encode", unit="batch")
-    with _eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for rows in batches:
             inputs = pad_right([token_ids[row] for row in rows], _input_device(model))
             hidden = hidden_states_at(model, layer, **inputs)
@@ -239,7 +239,7 @@ def _tokenize(
 
 def pad_right(token_ids: list[list[int]], device: torch.device) -> dict[str, Tensor]:
     """input_ids and attention_mask (B, T); T is at least 1, for sentences without tokens."""
-    width = max(1, *(len(ids) for ids in token_ids))
+    width = max([1, *(len(ids) for ids in token_ids)])
     # Any id of the vocabulary will do as padding: masked positions are not read.
     input_ids = torch.zeros(len(token_ids), width, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
@@ -256,7 +256,7 @@ def _input_device(model: Any) -> torch.device:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode, then every module's own mode again (parts of a model may differ)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

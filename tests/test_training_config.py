@@ -48,6 +48,7 @@ def test_flags_and_fields_agree() -> None:
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
         ({"chunk_size": 0}, "chunk_size must be at least 1"),
         ({"lm_batch_size": 0}, "lm_batch_size must be at least 1"),
+        ({"block_length": 1}, "block_length must be at least 2, got 1"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"max_length": 1}, "max_length must be at least 2"),
         ({"seed": -1}, "seed must lie in 0 to"),

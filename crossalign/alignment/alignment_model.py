@@ -21,6 +21,7 @@ from crossalign.alignment.language_model_loss import (
     language_model_loss,
     output_head,
 )
+from crossalign.alignment.padding import trimmed
 from crossalign.argument_checks import check_dims, check_option, check_positive_finite, check_tensor
 from crossalign.contrastive_loss import fused_contrastive_loss
 from crossalign.contrastive_terms import ContrastiveStats
@@ -111,7 +112,8 @@ class AlignmentModel(nn.Module):
             target: likewise, the translation of each source sentence; T may differ.
             negatives: likewise, (H, T): sentences close to a target that are no translation. With
                 H = N row i is the hard negative of pair i.
-            lm: input_ids and labels (B, T), -100 = ignored, and optionally attention_mask.
+            lm: input_ids and labels (B, T), -100 = ignored, and optionally attention_mask, (B, T)
+                or a prepared (B, 1, T, T), and position_ids (B, T) for texts packed into a row.
             ids: (N,) integers; pairs of equal id mean the same thing and are no negatives.
 
         Returns:
@@ -149,6 +151,7 @@ class AlignmentModel(nn.Module):
 
     def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, C) pooled hidden states of block `layer`; batch: input_ids and attention_mask."""
+        batch = trimmed(batch)
         mask = batch["attention_mask"]
         hidden = hidden_states_at(
             self.model, self.layer, input_ids=batch["input_ids"], attention_mask=mask
@@ -207,10 +210,12 @@ class AlignmentModel(nn.Module):
 
     def next_token_loss(self, lm: Mapping[str, Tensor]) -> Tensor:
         """(), unweighted; lm as in forward."""
+        lm = trimmed(lm)
         if not self._head_is_checked:
             check_output_head(self.model, lm["input_ids"])
             self._head_is_checked = True
-        inputs = {name: lm[name] for name in ("input_ids", "attention_mask") if name in lm}
+        names = ("input_ids", "attention_mask", "position_ids")
+        inputs = {name: lm[name] for name in names if name in lm}
         hidden = hidden_states_at(self.model, -1, **inputs)
         head = output_head(self.model)
         return language_model_loss(
@@ -225,7 +230,7 @@ class AlignmentModel(nn.Module):
 
 
 def _check_batch(name: str, batch: Any, entries: tuple[str, ...]) -> None:
-    """A mapping with these (B, T) tensors, all of one shape."""
+    """A mapping with these (B, T) tensors, all of one shape; an attention_mask may be 4-D."""
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"AlignmentModel: {name} must be a dict of tensors, got {type(batch).__name__}"
@@ -235,8 +240,11 @@ def _check_batch(name: str, batch: Any, entries: tuple[str, ...]) -> None:
         raise ValueError(
             f"AlignmentModel: {name} must hold {' and '.join(entries)}, got {sorted(batch)}"
         )
-    for entry in (*entries, "attention_mask") if "attention_mask" in batch else entries:
+    optional = [entry for entry in ("attention_mask", "position_ids") if entry in batch]
+    for entry in (*entries, *optional):
         label = f"{name}[{entry!r}]"
+        if entry == "attention_mask" and name == "lm" and _is_prepared_mask(batch):
+            continue
         check_tensor("AlignmentModel", label, batch[entry])
         check_dims("AlignmentModel", label, batch[entry], "(B, T)")
         if batch[entry].shape != batch["input_ids"].shape:
@@ -244,3 +252,10 @@ def _check_batch(name: str, batch: Any, entries: tuple[str, ...]) -> None:
                 f"AlignmentModel: {label} must have the shape of input_ids "
                 f"{tuple(batch['input_ids'].shape)}, got {tuple(batch[entry].shape)}"
             )
+
+
+def _is_prepared_mask(batch: Mapping[str, Tensor]) -> bool:
+    """Whether attention_mask is (B, 1, T, T): who may look at whom, for packed texts."""
+    rows, width = batch["input_ids"].shape
+    mask = batch["attention_mask"]
+    return isinstance(mask, Tensor) and mask.shape == (rows, 1, width, width)

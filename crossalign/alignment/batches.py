@@ -1,6 +1,7 @@
 """The batches of a run: an endless shuffled stream per kind of text, cut into padded tensors.
 
-Which items stand in a step depends on the seed and the step alone, so a run continues anywhere.
+Which items stand in a step depends on the seed and the step alone, so a run continues anywhere,
+and ranks that know step and rank share a batch without a word to each other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from crossalign.alignment.data_builders import TrainingItem, build_items
 from crossalign.alignment.language_model_loss import IGNORED_LABEL
 from crossalign.alignment.lm_items import label_answers
+from crossalign.alignment.padding import LENGTHS, share
 from crossalign.alignment.pairs import Pair, pair_ids
 from crossalign.alignment.training_config import TrainingConfig
 from crossalign.encoders import longest_input, pad_right
@@ -26,24 +28,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("crossalign")
 
 CPU = torch.device("cpu")
+ON_CPU = ("labels", LENGTHS)  # counted there without a wait for the device
 Inputs = dict[str, Tensor]
 
 
 class StepBatch(NamedTuple):
-    """What one step reads. B pairs, T tokens, G texts.
+    """What one step reads on one rank. B pairs (may be 0), T tokens, G texts.
 
-    source, target, negatives: input_ids and attention_mask (B, T); negatives None if pairs have
-    none. lm: input_ids, attention_mask, labels (G, T); None without an answer token in it. Labels
-    are on the CPU.
+    source, target, negatives: input_ids and attention_mask (B, T), padded on the right, and lengths
+    (B,); negatives None if pairs have none. lm: input_ids, attention_mask, labels (G, T), lengths
+    (G,); None without an answer token in it. labels and lengths are on the CPU. Rows stand in the
+    order of their lengths, the longest first, so that a chunk of them needs little padding.
     """
 
     source: Inputs
     target: Inputs
     negatives: Inputs | None
     lm: Inputs | None
-    ids: Tensor  # (B,) int64: pairs of equal id mean the same
-    num_pairs: int
-    num_tokens: int  # in all texts of the step, without padding
+    ids: Tensor  # (B,) int64: pairs of equal id mean the same, on whatever rank
+    num_pairs: int  # of this rank
+    num_tokens: int  # in all texts of this rank, without padding
 
 
 class ShuffledStream:
@@ -72,6 +76,13 @@ class Batches:
 
     Fewer pairs (or texts) than a batch should hold make every batch hold all of them.
 
+    Args:
+        model, tokenizer: decide where a text is cut.
+        pairs: at least two; read by position, a global batch at a time.
+        lm_items: texts for the next-token loss; None: the pairs as translation tasks.
+        config: batch_size and lm_batch_size count over all ranks.
+        rank, world_size: which part of each global batch `at` gives.
+
     Raises:
         ValueError: fewer than two pairs, no texts, or negatives for only some of the pairs.
     """
@@ -83,16 +94,21 @@ class Batches:
         pairs: Sequence[Pair],
         lm_items: Sequence[TrainingItem] | None,
         config: TrainingConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if len(pairs) < 2:
             raise ValueError(f"align: pairs must hold at least two pairs, got {len(pairs)}")
         if lm_items is not None and not lm_items:
             raise ValueError("align: lm_items must hold at least one item, or be None")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"align: rank must lie in 0 to {world_size - 1}, got {rank}")
         if len({bool(pair.negative) for pair in pairs}) > 1:
             raise ValueError("align: either all pairs must have a negative, or none")
         self.tokenizer = tokenizer
         self.pairs = pairs
-        self.ids = torch.tensor(pair_ids(pairs))
+        self.rank, self.world_size = rank, world_size
         limit = longest_input(model, tokenizer)
         self.max_length = min(config.max_length, limit or config.max_length)
         self.pair_stream = ShuffledStream(len(pairs), f"pairs {config.seed}")
@@ -107,34 +123,47 @@ class Batches:
             self.lm_batch_size = _at_most(wanted, len(lm_items), "lm_batch_size", "texts")
 
     def at(self, step: int, device: torch.device) -> StepBatch:
-        """The batch of a step, counted from 0."""
+        """This rank's share of the batch of a step, counted from 0."""
         chosen = self.pair_stream.take(step * self.batch_size, self.batch_size)
         pairs = [self.pairs[index] for index in chosen]
-        source = self._sentences([pair.source for pair in pairs])
-        target = self._sentences([pair.target for pair in pairs])
-        has_negatives = bool(pairs[0].negative)
-        negatives = self._sentences([pair.negative for pair in pairs]) if has_negatives else None
+        longest_first = sorted(pairs, key=_pair_size, reverse=True)
+        own = share(len(pairs), self.rank, self.world_size)
+        ids = torch.tensor(pair_ids(longest_first)[own], dtype=torch.long)
+        sides = [
+            self._token_ids([pair[side] for pair in longest_first[own]])
+            for side in (0, 1, *([4] if pairs[0].negative else []))
+        ]
+        rows = sorted(range(len(ids)), key=lambda row: -sum(len(side[row]) for side in sides))
+        sentences = [_padded([side[row] for row in rows]) for side in sides]
         lm = self._texts(step) if self.lm_items else None
-        parts = [part for part in (source, target, negatives, lm) if part is not None]
+        parts = [*sentences, *([lm] if lm else [])]
+        source, target, negatives = (_to(part, device) for part in (*sentences, {})[:3])
         return StepBatch(
-            source=_to(source, device),
-            target=_to(target, device),
-            negatives=_to(negatives, device) if negatives else None,
+            source=source,
+            target=target,
+            negatives=negatives or None,
             lm=_to(lm, device) if lm else None,
-            ids=self.ids[chosen].to(device),
-            num_pairs=len(pairs),
-            num_tokens=sum(int(part["attention_mask"].sum()) for part in parts),
+            ids=ids[rows].to(device),
+            num_pairs=len(rows),
+            num_tokens=sum(int(part[LENGTHS].sum()) for part in parts),
         )
 
-    def _sentences(self, sentences: list[str]) -> Inputs:
+    def _token_ids(self, sentences: list[str]) -> list[list[int]]:
+        if not sentences:  # which a tokenizer does not take
+            return []
         encoded = self.tokenizer(
             sentences, truncation=True, max_length=self.max_length, return_attention_mask=False
         )
-        return pad_right(encoded["input_ids"], CPU)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
 
     def _texts(self, step: int) -> Inputs | None:
         chosen = self.lm_stream.take(step * self.lm_batch_size, self.lm_batch_size)
         items = [self.lm_items[index] for index in chosen]
+        items.sort(key=lambda item: len(item["clm_text"].encode()), reverse=True)
+        items = items[share(len(items), self.rank, self.world_size)]
+        if not items:
+            return None
         rows = label_answers(self.tokenizer, items, self.max_length)
         # The first token of a row is predicted by nothing, so its label carries no loss.
         lost = sum(all(label == IGNORED_LABEL for label in row.labels[1:]) for row in rows)
@@ -145,16 +174,26 @@ class Batches:
             )
         if lost == len(rows):
             return None
-        texts = pad_right([row.input_ids for row in rows], CPU)
+        rows.sort(key=lambda row: len(row.input_ids), reverse=True)
+        texts = _padded([row.input_ids for row in rows])
         labels = [torch.tensor(row.labels) for row in rows]
         texts["labels"] = nn.utils.rnn.pad_sequence(labels, True, IGNORED_LABEL)
         return texts
 
 
+def _pair_size(pair: Pair) -> int:
+    """About proportional to its tokens, in any script, and known before they are."""
+    return len(pair.source.encode()) + len(pair.target.encode())
+
+
+def _padded(token_ids: list[list[int]]) -> Inputs:
+    lengths = torch.tensor([len(ids) for ids in token_ids], dtype=torch.long)
+    return {**pad_right(token_ids, CPU), LENGTHS: lengths}
+
+
 def _to(inputs: Inputs, device: torch.device) -> Inputs:
-    """Labels stay on the CPU, where they are counted without a wait for the device."""
     return {
-        name: tensor if name == "labels" else tensor.to(device, non_blocking=True)
+        name: tensor if name in ON_CPU else tensor.to(device, non_blocking=True)
         for name, tensor in inputs.items()
     }
 

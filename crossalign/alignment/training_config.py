@@ -54,6 +54,12 @@ class TrainingConfig:
     max_length: int = _setting(
         512, "tokens after which a text is cut, at most what the model has positions for"
     )
+    block_length: int | None = _setting(
+        None,
+        "tokens of a block into which several texts for the next-token loss are packed, at most "
+        "what the model has positions for; None = a row for each text",
+        metavar="N",
+    )
     seed: int = _setting(0, "seed of data order, items and dropout")
     device: str = _setting("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
 
@@ -70,7 +76,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.contrastive_weight == 0 and self.lm_weight == 0:
             raise ValueError("contrastive_weight and lm_weight must not both be 0")
-        lowest = {"batch_size": 2, "chunk_size": 1, "lm_batch_size": 1, "steps": 1, "max_length": 2}
+        lowest = {"batch_size": 2, "chunk_size": 1, "lm_batch_size": 1, "steps": 1}
+        lowest |= {"max_length": 2, "block_length": 2}
         for name, low in lowest.items():
             value = getattr(self, name)
             if value is not None and value < low:
