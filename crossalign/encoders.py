@@ -56,7 +56,7 @@ def hidden_states_at(model: nn.Module, layer: int, **inputs: Any) -> Tensor:
 
     Cost: `layer` blocks; keeps no other layer's states but what autograd needs.
     """
-    decoder, blocks = _find_blocks(model)
+    decoder, blocks = find_blocks(model)
     check_layer("hidden_states_at", model, layer)
     index = layer % (len(blocks) + 1)
     if index == len(blocks):
@@ -92,7 +92,7 @@ def check_layer(function: str, model: nn.Module, layer: int) -> None:
 
 def num_layers(model: nn.Module) -> int:
     """Decoder blocks L of the model; hidden_states_at takes layers 0 to L."""
-    return len(_find_blocks(model)[1])
+    return len(find_blocks(model)[1])
 
 
 def hidden_size(model: nn.Module) -> int:
@@ -144,7 +144,7 @@ def encode(
     check_layer("encode", model, layer)
     check_option("encode", "pooling", pooling, ("mean", "last", "max"))
     vectors = torch.zeros(len(sentences), hidden_size(model))
-    token_ids = _tokenize(model, tokenizer, sentences) if sentences else []
+    token_ids = tokenize(model, tokenizer, sentences) if sentences else []
     longest_first = sorted(range(len(sentences)), key=lambda i: -len(token_ids[i]))
     batches: Iterable[list[int]] = [
         longest_first[start : start + batch_size] for start in range(0, len(sentences), batch_size)
@@ -155,7 +155,7 @@ def encode(
         batches = tqdm(batches, desc="encode", unit="batch")
     with eval_mode(model), torch.no_grad():
         for rows in batches:
-            inputs = pad_right([token_ids[row] for row in rows], _input_device(model))
+            inputs = pad_right([token_ids[row] for row in rows], input_device(model))
             hidden = hidden_states_at(model, layer, **inputs)
             mask = inputs["attention_mask"].to(hidden.device)
             pooled = pool(hidden.float(), mask, pooling, normalize=normalize)
@@ -181,7 +181,7 @@ def _text_config(model: Any) -> Any:
     return config.get_text_config(decoder=True)
 
 
-def _find_blocks(model: Any) -> tuple[nn.Module, nn.ModuleList]:
+def find_blocks(model: Any) -> tuple[nn.Module, nn.ModuleList]:
     """The decoder and its list of blocks: the outermost ModuleList of num_hidden_layers entries."""
     wanted = _text_config(model).num_hidden_layers
     level: list[nn.Module] = [model.get_decoder()] if hasattr(model, "get_decoder") else [model]
@@ -225,11 +225,15 @@ def longest_input(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     return min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)
 
 
-def _tokenize(
-    model: Any, tokenizer: PreTrainedTokenizerBase, sentences: list[str]
+def tokenize(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: list[str],
+    max_length: int | None = None,
 ) -> list[list[int]]:
-    """Token ids without padding, cut at what the model and the tokenizer take."""
-    limit = longest_input(model, tokenizer)
+    """Token ids without padding, cut at what the model and the tokenizer take, or at max_length."""
+    limits = (longest_input(model, tokenizer), max_length)
+    limit = min((limit for limit in limits if limit is not None), default=None)
     encoded = tokenizer(
         sentences, truncation=limit is not None, max_length=limit, return_attention_mask=False
     )
@@ -249,7 +253,7 @@ def pad_right(token_ids: list[list[int]], device: torch.device) -> dict[str, Ten
     return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 
 
-def _input_device(model: Any) -> torch.device:
+def input_device(model: Any) -> torch.device:
     """Where the token embedding is: a model spread over several devices takes its input there."""
     device: torch.device = next(model.get_input_embeddings().parameters()).device
     return device

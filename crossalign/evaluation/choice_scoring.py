@@ -1,0 +1,156 @@
+"""Log-probabilities of texts under a live model, computed by EleutherAI's lm-eval.
+
+A text is scored whole, from its first token on: sum_t log p(token_t | prefix, tokens before t),
+where the prefix is the tokenizer's BOS token, or EOS where there is no BOS. With a context, only
+the continuation's tokens are summed. lm-eval pads on the right and computes the log-softmax in
+float32, so in float32 a score depends neither on the batch nor on the tokenizer's padding side.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from crossalign.encoders import eval_mode, longest_input
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+
+class Candidate(NamedTuple):
+    """What one choice asks of the model: log p(continuation | context). No context: the whole."""
+
+    context: str
+    continuation: str
+
+
+class TooLongError(ValueError):
+    """A text has more tokens than the model has positions."""
+
+
+class ChoiceScorer:
+    """Scores texts with a model that is already in memory; neither it nor its tokenizer changes.
+
+    Args:
+        model: a Hugging Face causal LM, PEFT adapters included; it runs where it is, in eval mode
+            for the time of a call.
+        tokenizer: its tokenizer; one without a padding token will do.
+        batch_size: texts run at once, the longest first.
+        progress: show lm-eval's bars.
+
+    Raises:
+        ImportError: lm-eval is not installed.
+        ValueError: batch_size below 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"ChoiceScorer: batch_size must be at least 1, got {batch_size}")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.progress = progress
+        self.limit = longest_input(model, tokenizer)
+        with eval_mode(model), _quiet():
+            self._lm = _wrap(model, tokenizer, batch_size)
+
+    def num_positions(self, candidate: Candidate) -> int:
+        """Positions that the model needs for this text; the last token is predicted, not read."""
+        if candidate.context:
+            return len(self._lm.tok_encode(candidate.context + candidate.continuation)) - 1
+        return len(self._lm.tok_encode(candidate.continuation, add_special_tokens=False))
+
+    def fits(self, candidate: Candidate) -> bool:
+        return self.limit is None or self.num_positions(candidate) <= self.limit
+
+    def log_probabilities(self, candidates: Sequence[Candidate]) -> list[float]:
+        """The scores, in the order of the candidates.
+
+        Raises:
+            TooLongError: a candidate does not fit; nothing has been scored then, nothing is cut.
+            ValueError: a continuation without tokens, or the model gives NaN.
+        """
+        from lm_eval.api.instance import Instance
+
+        longest = 0
+        for candidate in candidates:
+            positions = self.num_positions(candidate)
+            longest = max(longest, positions)
+            if positions < 1:
+                raise ValueError(f"no tokens to score in {candidate.continuation!r}")
+            if self.limit is not None and positions > self.limit:
+                raise TooLongError(
+                    f"a text needs {positions} positions but the model has {self.limit}: "
+                    f"{candidate.context[:40] or candidate.continuation[:40]!r}..."
+                )
+        if not candidates:
+            return []
+        requests = [
+            Instance("loglikelihood", {}, tuple(candidate), index)
+            for index, candidate in enumerate(candidates)
+        ]
+        self._lm._max_length = self.limit or longest  # lm-eval would cut at a guess of 2048
+        with eval_mode(self.model), _quiet():
+            found = self._lm.loglikelihood(requests, disable_tqdm=not self.progress)
+        scores = [float(score) for score, _ in found]
+        for candidate, score in zip(candidates, scores, strict=True):
+            if math.isnan(score):
+                raise ValueError(f"the model gives NaN for {candidate.continuation[:40]!r}...")
+        return scores
+
+
+def sequence_log_probabilities(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[float]:
+    """log p(text) of each text, all its tokens counted, in the order of the texts.
+
+    Args, raises: as ChoiceScorer and its log_probabilities.
+    """
+    scorer = ChoiceScorer(model, tokenizer, batch_size=batch_size, progress=progress)
+    return scorer.log_probabilities([Candidate("", text) for text in texts])
+
+
+def _wrap(model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> HFLM:
+    try:
+        from lm_eval.models.huggingface import HFLM
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"scoring needs lm-eval ({error}); pip install 'crossalign[evaluate]'"
+        ) from error
+    # The copy may get a padding token. dtype of the softmax: a bfloat16 sum has three digits.
+    return HFLM(
+        pretrained=model,
+        tokenizer=copy.deepcopy(tokenizer),
+        backend="causal",
+        batch_size=batch_size,
+        softmax_dtype="float32",
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's warnings that a live model ignores the options for loading one."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
