@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.argument_checks import check_dims, check_floating, check_tensor
+from crossalign.evaluation.similarity_tiles import TranslationPairs, computing_device, unit_rows
 
 
 class RetrievalScores(NamedTuple):
@@ -41,44 +41,65 @@ class RetrievalRow(NamedTuple):
     scores: RetrievalScores
 
 
-def retrieval_scores(source: Tensor, target: Tensor, *, chunk_size: int = 1024) -> RetrievalScores:
+class Ranks:
+    """rank[i] = number of candidates whose score is not strictly below that of i's own translation,
+    itself included; forward: sources rank targets, backward: targets rank sources. (n,) int64."""
+
+    def __init__(self, own: Tensor) -> None:
+        self._own = own
+        self.forward = torch.zeros(len(own), dtype=torch.int64, device=own.device)
+        self.backward = torch.zeros_like(self.forward)
+
+    def add(self, rows: slice, columns: slice, scores: Tensor) -> None:
+        """Counts a tile of scores; each tile must be added once. NaN is never strictly below."""
+        own = self._own
+        self.forward[rows] += (~(scores < own[rows, None])).sum(dim=1)
+        self.backward[columns] += (~(scores < own[None, columns])).sum(dim=0)
+
+    def scores(self) -> RetrievalScores:
+        both = (self.forward, self.backward)
+        return RetrievalScores(
+            len(self._own),
+            *((ranks == 1).double().mean().item() for ranks in both),
+            *(ranks.double().reciprocal().mean().item() for ranks in both),
+        )
+
+
+def retrieval_scores(
+    source: Tensor,
+    target: Tensor,
+    *,
+    ids: Tensor | None = None,
+    chunk_size: int = 1024,
+    device: torch.device | str | None = None,
+) -> RetrievalScores:
     """Top-1 accuracy and mean reciprocal rank of finding each translation by cosine similarity.
 
     rank[i] = number of candidates whose similarity to vector i is not strictly below that of its
     own translation, itself included. A hit is rank 1, so a tie is not a hit, and neither is NaN.
 
     Args:
-        source: (n, C) floating-point; row i translates row i of target. Any device.
+        source: (n, C) floating-point, memory-mapped or not; row i translates row i of target.
         target: (n, C) likewise, on the device of source.
-        chunk_size: rows compared at a time; holds chunk_size x n similarities, changes no result.
+        ids: (n,) integers; pairs of equal id mean the same and are no candidates for one another,
+            so a repeated sentence is neither a hit nor a miss. None: it ties, which is a miss.
+        chunk_size: rows and columns compared at a time; changes no result.
+        device: where to compute; None: where the vectors are.
 
     Raises:
-        TypeError: source or target is not a tensor.
+        TypeError: source, target or ids is not a tensor of its kind.
         ValueError: shapes or devices do not fit, or there is no pair.
 
-    Similarities are formed in float64 and compared as float32: equal vectors tie, whatever the
-    order in which the machine sums.
+    Cost: one product of n x n x C in float64; holds O(chunk_size * (chunk_size + C) + n) numbers.
+    Similarities are compared as float32: equal vectors tie, in whatever order the machine sums.
     """
-    for name, vectors in (("source", source), ("target", target)):
-        check_tensor("retrieval_scores", name, vectors)
-        check_dims("retrieval_scores", name, vectors, "(n, C)")
-        check_floating("retrieval_scores", name, vectors)
-    if source.shape != target.shape or source.shape[0] == 0 or source.device != target.device:
-        raise ValueError(
-            "retrieval_scores: source and target must have the same shape (n, C) with n > 0 and "
-            f"be on the same device, got {tuple(source.shape)} on {source.device} and "
-            f"{tuple(target.shape)} on {target.device}"
-        )
-    if chunk_size < 1:
-        raise ValueError(f"retrieval_scores: chunk_size must be at least 1, got {chunk_size}")
-    source, target = _unit_rows(source), _unit_rows(target)
-    forward = _ranks(source, target, chunk_size)
-    backward = _ranks(target, source, chunk_size)
-    return RetrievalScores(
-        source.shape[0],
-        *((ranks == 1).double().mean().item() for ranks in (forward, backward)),
-        *(ranks.double().reciprocal().mean().item() for ranks in (forward, backward)),
+    pairs = TranslationPairs(
+        "retrieval_scores", source, target, ids=ids, chunk_size=chunk_size, device=device
     )
+    ranks = Ranks(pairs.own)
+    for tile in pairs.tiles():
+        ranks.add(*tile)
+    return ranks.scores()
 
 
 def retrieval_rows(vectors: Mapping[str, Tensor], layer: int) -> Iterator[RetrievalRow]:
@@ -94,7 +115,8 @@ def same_language_neighbours(vectors: Mapping[str, Tensor], *, chunk_size: int =
     1 where every language keeps to itself. Vectors: language -> (n, C); of equally near sentences
     the first in the order of the languages counts.
     """
-    rows = _unit_rows(torch.cat(list(vectors.values())))
+    rows = torch.cat(list(vectors.values()))
+    rows = unit_rows(rows, computing_device(rows, None))
     language = torch.repeat_interleave(
         torch.tensor([len(part) for part in vectors.values()], device=rows.device)
     )
@@ -116,19 +138,3 @@ def write_retrieval_csv(path: Path, tables: Mapping[str, Sequence[RetrievalRow]]
         writer.writerow(header)
         for model, rows in tables.items():
             writer.writerows((model, *row[:-1], *row.scores) for row in rows)
-
-
-def _unit_rows(vectors: Tensor) -> Tensor:
-    if vectors.device.type == "mps":  # has no float64
-        vectors = vectors.cpu()
-    return torch.nn.functional.normalize(vectors.detach().double(), dim=1)
-
-
-def _ranks(queries: Tensor, keys: Tensor, chunk_size: int) -> Tensor:
-    """Rank of key i among all keys as seen from query i. (n,) int64"""
-    ranks = []
-    for start in range(0, len(queries), chunk_size):
-        similarity = (queries[start : start + chunk_size] @ keys.T).float()
-        own = similarity.diagonal(offset=start).unsqueeze(1)
-        ranks.append((~(similarity < own)).sum(dim=1))
-    return torch.cat(ranks)

@@ -1,0 +1,202 @@
+"""Sentence vectors of many layers from one forward pass per sentence; retrieval on a live model.
+
+Shapes: n sentences, C hidden size, L decoder blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from crossalign.argument_checks import check_option
+from crossalign.encoders import (
+    check_layer,
+    eval_mode,
+    find_blocks,
+    hidden_size,
+    hidden_states_at,
+    input_device,
+    num_layers,
+    pad_right,
+    tokenize,
+)
+from crossalign.evaluation.retrieval import RetrievalRow, retrieval_rows
+from crossalign.pooling import pool
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BATCHES_PER_WINDOW = 64  # sentences are tokenized and sorted by length a window at a time
+
+
+def encode_layers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    layers: Sequence[int],
+    *,
+    pooling: str = "mean",
+    batch_size: int = 64,
+    max_length: int | None = None,
+    normalize: bool = True,
+    out: Mapping[int, Tensor] | None = None,
+    progress: str = "",
+) -> dict[int, Tensor]:
+    """What encode gives for each of the layers, from one pass over the sentences.
+
+    Each layer's states are pooled when the forward passes them and dropped; no block past the last
+    layer asked for runs, nor the output embedding.
+
+    Args:
+        model, tokenizer, sentences, pooling, batch_size, normalize: as in encode; the model runs
+            where it is.
+        layers: as in hidden_states_at; negative ones count from the end.
+        max_length: tokens beyond are cut; None: those beyond what model and tokenizer take.
+        out: layer, as given in layers -> (n, C) float32 on the CPU, to write into (say, a
+            memory-mapped file). None: new tensors.
+        progress: description of a progress bar (needs tqdm), shown on a terminal; "" for none.
+
+    Returns:
+        layer, as given -> (n, C) float32 on the CPU.
+
+    Raises:
+        TypeError: a layer is no integer.
+        ValueError: no layer, one out of range, unknown pooling, batch_size or max_length below 1,
+            or out of another shape.
+
+    Cost: one forward up to the last layer; holds a batch, 64 batches of token ids, and the result.
+    """
+    _check_options(batch_size, max_length, pooling)
+    resolved = resolve_layers("encode_layers", model, layers)
+    shape = (len(sentences), hidden_size(model))
+    if out is None:
+        out = {layer: torch.zeros(shape) for layer in layers}
+    for layer in layers:
+        if layer not in out or tuple(out[layer].shape) != shape:
+            raise ValueError(f"encode_layers: out must hold a {shape} tensor for layer {layer}")
+    unique = sorted(set(resolved))
+    with eval_mode(model), torch.no_grad():
+        windows = _batches(model, tokenizer, sentences, batch_size, max_length)
+        for rows, inputs in _with_bar(windows, len(sentences), progress):
+            pooled = _pooled_states(model, unique, inputs, pooling, normalize)
+            for layer, index in zip(layers, resolved, strict=True):
+                out[layer][rows] = pooled[index]
+    return {layer: out[layer] for layer in layers}
+
+
+def resolve_layers(function: str, model: nn.Module, layers: Sequence[int]) -> list[int]:
+    """The layers as 0 to L, in the given order. Raises TypeError or ValueError, as check_layer."""
+    if not layers:
+        raise ValueError(f"{function}: layers must name one layer at least")
+    for layer in layers:
+        check_layer(function, model, layer)
+    return [layer % (num_layers(model) + 1) for layer in layers]
+
+
+def retrieval_by_layer(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Mapping[str, Sequence[str]],
+    layers: Sequence[int],
+    *,
+    pooling: str = "mean",
+    batch_size: int = 64,
+    max_length: int | None = None,
+) -> list[RetrievalRow]:
+    """Retrieval scores of a live model, for use during training: one forward pass per sentence.
+
+    Args:
+        model, tokenizer, layers, pooling, batch_size, max_length: as in encode_layers.
+        sentences: language -> sentences; line k of every language means the same.
+
+    Returns:
+        The rows of every layer and pair of languages, layer by layer.
+    """
+    vectors = {
+        language: encode_layers(
+            model,
+            tokenizer,
+            lines,
+            layers,
+            pooling=pooling,
+            batch_size=batch_size,
+            max_length=max_length,
+        )
+        for language, lines in sentences.items()
+    }
+    return [
+        row
+        for layer in layers
+        for row in retrieval_rows({code: each[layer] for code, each in vectors.items()}, layer)
+    ]
+
+
+def _check_options(batch_size: int, max_length: int | None, pooling: str) -> None:
+    if batch_size < 1:
+        raise ValueError(f"encode_layers: batch_size must be at least 1, got {batch_size}")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"encode_layers: max_length must be at least 1, got {max_length}")
+    check_option("encode_layers", "pooling", pooling, ("mean", "last", "max"))
+
+
+def _batches(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    batch_size: int,
+    max_length: int | None,
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Rows and inputs of each batch, the longest sentences of a window first."""
+    window = batch_size * _BATCHES_PER_WINDOW
+    for start in range(0, len(sentences), window):
+        token_ids = tokenize(model, tokenizer, list(sentences[start : start + window]), max_length)
+        longest_first = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
+        for first in range(0, len(token_ids), batch_size):
+            rows = longest_first[first : first + batch_size]
+            inputs = pad_right([token_ids[row] for row in rows], input_device(model))
+            yield [start + row for row in rows], inputs
+
+
+def _pooled_states(
+    model: nn.Module, layers: list[int], inputs: dict[str, Tensor], pooling: str, normalize: bool
+) -> dict[int, Tensor]:
+    """Layer -> (batch, C) float32 on the CPU. layers: ascending, from 0 to L."""
+    pooled: dict[int, Tensor] = {}
+
+    def keep(layer: int, hidden: Tensor) -> None:
+        mask = inputs["attention_mask"].to(hidden.device)
+        pooled[layer] = pool(hidden.float(), mask, pooling, normalize=normalize).cpu()
+
+    _, blocks = find_blocks(model)
+    with ExitStack() as hooks:
+        for layer in layers[:-1]:
+            hooks.enter_context(_watch_input(blocks[layer], layer, keep))
+        keep(layers[-1], hidden_states_at(model, layers[-1], **inputs))
+    return pooled
+
+
+def _watch_input(block: nn.Module, layer: int, keep: Any) -> Any:
+    """A hook handle, to be used in a with statement."""
+
+    def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(layer, args[0] if args else kwargs["hidden_states"])
+
+    return block.register_forward_pre_hook(watch, with_kwargs=True)
+
+
+def _with_bar(
+    batches: Iterable[tuple[list[int], dict[str, Tensor]]], total: int, description: str
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    if not description:
+        yield from batches
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=description, unit="sentence", disable=None) as bar:
+        for rows, inputs in batches:
+            yield rows, inputs
+            bar.update(len(rows))
