@@ -12,6 +12,7 @@ from crossalign.argument_checks import choose_backend, values_may_be_read
 from crossalign.contrastive_arguments import check_arguments, check_options
 from crossalign.contrastive_ops import contrastive_sums
 from crossalign.contrastive_problem import LossArguments
+from crossalign.contrastive_row_loss import row_loss
 from crossalign.contrastive_terms import (
     build_problem,
     contrastive_stats,
@@ -115,15 +116,30 @@ def fused_contrastive_loss(
     use_triton = choose_backend("fused_contrastive_loss", backend, query) == "triton"
     columns = key if negatives is None else torch.cat([key, negatives])
     problem = build_problem(arguments)
-    sums = contrastive_sums(query, columns, problem, with_stats=return_stats, use_triton=use_triton)
+    if not use_triton and _gradients_fit_one_pass(arguments, columns):
+        loss, sums = row_loss(query, columns, problem, weights, reduction, with_stats=return_stats)
+    else:
+        sums = contrastive_sums(
+            query, columns, problem, with_stats=return_stats, use_triton=use_triton
+        )
+        loss = reduce_terms(pair_terms(sums, symmetric), weights, reduction)
     rest = sums.row_rest
     has_none = len(columns) == 1 or (values_may_be_read(rest) and bool((rest == -math.inf).all()))
     if has_none and not torch.compiler.is_compiling():
         warn_without_negatives(stacklevel=3)
-    loss = reduce_terms(pair_terms(sums, symmetric), weights, reduction)
     if return_stats:
         return loss, contrastive_stats(sums, problem.scale)
     return loss
+
+
+def _gradients_fit_one_pass(arguments: LossArguments, columns: Tensor) -> bool:
+    """Whether a gradient is wanted, and is one number times what the forward pass can form."""
+    if arguments.symmetric or arguments.reduction == "none" or not torch.is_grad_enabled():
+        return False
+    if arguments.weights is not None and arguments.weights.requires_grad:
+        return False
+    wanted = (arguments.query, columns, arguments.temperature)
+    return any(isinstance(x, Tensor) and x.requires_grad for x in wanted)
 
 
 class ContrastiveLoss(nn.Module):

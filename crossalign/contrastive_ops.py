@@ -23,7 +23,7 @@ from crossalign.contrastive_problem import (
     accumulator,
 )
 
-_PROBLEM_SCHEMA = (
+PROBLEM_SCHEMA = (
     "Tensor scale, Tensor? query_ids, Tensor? column_ids, Tensor? negative_owner, "
     "SymInt num_keys, SymInt label_offset, float hard_negative_weight, bool share_negatives, "
     "bool multi_positive, bool symmetric, bool normalize, float? bound"
@@ -33,12 +33,12 @@ _GRADS_SCHEMA = ", ".join(f"Tensor grad_{name}" for name in ContrastiveGrads._fi
 
 torch.library.define(
     "crossalign::contrastive_fwd",
-    f"(Tensor query, Tensor columns, {_PROBLEM_SCHEMA}, Tensor? known_own, bool with_stats, "
+    f"(Tensor query, Tensor columns, {PROBLEM_SCHEMA}, Tensor? known_own, bool with_stats, "
     f"bool use_triton) -> ({', '.join(['Tensor'] * len(ContrastiveSums._fields))})",
 )
 torch.library.define(
     "crossalign::contrastive_bwd",
-    f"(Tensor query, Tensor columns, {_PROBLEM_SCHEMA}, {_SUMS_SCHEMA}, {_GRADS_SCHEMA}, "
+    f"(Tensor query, Tensor columns, {PROBLEM_SCHEMA}, {_SUMS_SCHEMA}, {_GRADS_SCHEMA}, "
     "bool need_scale_grad, bool use_triton) -> (Tensor, Tensor, Tensor)",
 )
 _NUM_PROBLEM = len(ContrastiveProblem._fields)
@@ -166,7 +166,8 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     return (grad_query, grad_columns, grad_scale if ctx.needs_input_grad[2] else None, *no_gradient)
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
+def refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
+    """The autograd formula of a backward op: none."""
     raise RuntimeError(
         "crossalign contrastive loss cannot be differentiated twice; "
         "for second derivatives write the loss in plain PyTorch"
@@ -176,4 +177,4 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
 torch.library.register_autograd(
     "crossalign::contrastive_fwd", _backward, setup_context=_save_for_backward
 )
-torch.library.register_autograd("crossalign::contrastive_bwd", _refuse_second_derivative)
+torch.library.register_autograd("crossalign::contrastive_bwd", refuse_second_derivative)

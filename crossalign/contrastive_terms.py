@@ -94,6 +94,17 @@ def _term(own: Tensor, rest: Tensor, positive_sum: Tensor, positive_count: Tenso
     return term - (positive_sum - positive_count * own) / (1 + positive_count)
 
 
+def term_gradients(
+    own: Tensor, rest: Tensor, positive_count: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of _term by (own, rest, positive_sum); positive_count of size 0: no positives."""
+    by_rest = torch.sigmoid(rest - own)
+    if positive_count.shape != own.shape:
+        return -by_rest, by_rest, positive_count
+    by_positive = -1 / (1 + positive_count)
+    return -by_rest - positive_count * by_positive, by_rest, by_positive
+
+
 def reduce_terms(terms: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
     """(N,) terms -> the weighted mean or sum, or the weighted terms."""
     if weights is None:

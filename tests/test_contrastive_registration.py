@@ -14,6 +14,7 @@ from torch import Tensor
 from crossalign import ContrastiveLoss, fused_contrastive_loss
 from crossalign.contrastive_ops import contrastive_sums
 from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive_row_loss import row_loss
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "one_way": {},
@@ -92,6 +93,37 @@ def test_opcheck(name: str, transposed: bool, backend: str) -> None:
     torch.library.opcheck(torch.ops.crossalign.contrastive_bwd.default, arguments)
 
 
+ROW_LOSSES = [name for name in OPTIONS if not OPTIONS[name].get("symmetric")]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", [*ROW_LOSSES, "positives"])
+def test_gradcheck_of_the_row_loss(name: str, reduction: str) -> None:
+    options, weights = {**OPTIONS[name], "symmetric": False}, torch.tensor([1.0, 0.5, 0.0, 2.0, 3])
+
+    def loss(query: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
+        problem = make_problem(options, 3, scale)
+        return row_loss(query, columns, problem, weights, reduction, with_stats=False)[0]
+
+    assert torch.autograd.gradcheck(loss, make_leaves())
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["rows", "transposed"])
+@pytest.mark.parametrize("name", ROW_LOSSES)
+def test_opcheck_of_the_row_loss(name: str, transposed: bool) -> None:
+    query, columns, scale = make_leaves()
+    if transposed:
+        query, columns = (x.detach().T.contiguous().T.requires_grad_() for x in (query, columns))
+    arguments = (*make_problem(OPTIONS[name], 3, scale), torch.rand(5), "mean", True)
+    forward = torch.ops.crossalign.row_loss_fwd.default
+    torch.library.opcheck(forward, (query, columns, *arguments))
+    plain = [leaf.detach() for leaf in (query, columns, scale)]
+    gradients = [torch.randn_like(leaf) for leaf in plain]
+    upstream = torch.tensor(0.3, dtype=torch.float64)
+    backward = torch.ops.crossalign.row_loss_bwd.default
+    torch.library.opcheck(backward, (upstream, *plain, *gradients))
+
+
 def test_every_op_of_the_namespace_has_been_checked() -> None:
     import crossalign.pooling_ops  # noqa: F401
 
@@ -104,7 +136,8 @@ def test_every_op_of_the_namespace_has_been_checked() -> None:
     pooling = {
         f"{op}_{way}" for op in ("masked_mean_pool", "mean_pool_varlen") for way in ("fwd", "bwd")
     }
-    assert registered == pooling | {"contrastive_fwd", "contrastive_bwd"}
+    passes = {f"{op}_{way}" for op in ("contrastive", "row_loss") for way in ("fwd", "bwd")}
+    assert registered == pooling | passes
 
 
 def test_gradcheck_of_the_public_function() -> None:

@@ -9,9 +9,10 @@ from cases import DTYPES, Run
 from contrastive_cases import LOSS_CASES, fused, make_inputs, make_problem, upstream_of
 from test_pooling_ops import LargestAllocation
 
-from crossalign import torch_backend
+from crossalign import fused_contrastive_loss, torch_backend, torch_logits
 from crossalign.contrastive_problem import ContrastiveGrads, label_range
-from crossalign.torch_backend import inverse_norms, normalize_backward, own_view
+from crossalign.contrastive_row_loss import row_loss
+from crossalign.torch_logits import inverse_norms, normalize_backward, own_view
 
 
 @pytest.mark.parametrize("name", ["chunks", "everything", "beyond_the_tiles", "raw", "learned"])
@@ -19,9 +20,9 @@ def test_size_of_the_chunks_does_not_matter(name: str, monkeypatch: pytest.Monke
     case, run = LOSS_CASES[name], Run("torch", "cpu", torch.float64)
     inputs, upstream = make_inputs(case, run), upstream_of(case, run)
     whole = fused(inputs, "torch", upstream)
-    monkeypatch.setattr(torch_backend, "CPU_CHUNK_LOGITS", 1)
+    monkeypatch.setattr(torch_logits, "CPU_CHUNK_LOGITS", 1)
     for num_rows in (1, 4, case.num_pairs - 1):
-        monkeypatch.setattr(torch_backend, "MIN_ROWS", num_rows)
+        monkeypatch.setattr(torch_logits, "MIN_ROWS", num_rows)
         chunked = fused(inputs, "torch", upstream)
         torch.testing.assert_close(chunked.loss, whole.loss, rtol=1e-12, atol=0)
         torch.testing.assert_close(chunked.grads, whole.grads, rtol=1e-10, atol=1e-13)
@@ -48,7 +49,31 @@ def test_no_tensor_of_queries_times_columns(bound: float | None, symmetric: bool
         sums = torch_backend.contrastive_fwd(query, columns, problem, None, True)
         grads = [torch.ones_like(getattr(sums, name)) for name in ContrastiveGrads._fields]
         torch_backend.contrastive_bwd(query, columns, problem, sums, ContrastiveGrads(*grads))
-    assert 0 < largest.elements <= torch_backend.CPU_CHUNK_LOGITS < 4096 * 5120 / 4
+        if not symmetric:
+            row_loss(query, columns, problem, None, "mean", with_stats=True)
+    assert 0 < largest.elements <= torch_logits.CPU_CHUNK_LOGITS < 4096 * 5120 / 4
+
+
+def test_loss_without_a_gradient_is_that_with_one() -> None:
+    """With a gradient to come, the one-way loss is another pass; scale 100: with a maximum."""
+    query, key, ids = torch.randn(70, 5), torch.randn(70, 5), torch.arange(70) // 3
+    for options in ({}, {"temperature": 0.01}, {"ids": ids}, {"ids": ids, "same_id": "positive"}):
+        loss, stats = fused_contrastive_loss(query, key, **options, return_stats=True)
+        leaf = query.clone().requires_grad_()
+        other, other_stats = fused_contrastive_loss(leaf, key, **options, return_stats=True)
+        assert other.requires_grad and not loss.requires_grad
+        torch.testing.assert_close(other, loss, rtol=1e-6, atol=0)
+        torch.testing.assert_close(other_stats, stats, rtol=1e-6, atol=0)
+
+
+def test_gradient_of_the_weights_is_not_lost() -> None:
+    query, key = torch.randn(6, 5, requires_grad=True), torch.randn(6, 5)
+    weights = torch.rand(6, requires_grad=True)
+    loss = fused_contrastive_loss(query, key, weights=weights)
+    terms = fused_contrastive_loss(query, key, reduction="none").detach()
+    (gradient,) = torch.autograd.grad(loss, weights)
+    total = weights.detach().sum()
+    torch.testing.assert_close(gradient, terms / total - (weights.detach() @ terms) / total**2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,155 @@
+"""Chunks of logits in plain PyTorch, and the products that turn their gradients into embeddings'.
+
+What the chunked passes share: one reused workspace of a few rows of logits, norms, own columns.
+
+Shape suffixes: R rows of a chunk, N queries, M columns, K of them keys, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from crossalign.contrastive_problem import (
+    NORM_FLOOR,
+    ContrastiveProblem,
+    accumulator,
+    label_range,
+)
+
+# Logits per chunk. On a CPU 2^22 float32 (16 MiB) are many enough rows for efficient products and
+# stay near the cores between the passes over them; a GPU needs larger products to be busy. At
+# least MIN_ROWS rows, however many columns there are.
+CPU_CHUNK_LOGITS = 2**22
+GPU_CHUNK_LOGITS = 2**26
+MIN_ROWS = 64
+
+
+def inverse_norms(x: Tensor) -> Tensor:
+    """(n, D) -> (n,) 1 / max(||x||, 1e-12) in the accumulator dtype."""
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=accumulator(x.dtype))
+    return norms.clamp_min(NORM_FLOOR).reciprocal()
+
+
+def normalize_backward(grad_unit: Tensor, x: Tensor, inverse_norm: Tensor) -> Tensor:
+    """Gradient of x given that of x / max(||x||, floor): (g - u <u, g>) / ||x||, u the unit row."""
+    unit = x.to(grad_unit.dtype) * inverse_norm[:, None]
+    # Below the floor the divisor is a constant, so nothing is projected away.
+    projected = (unit * grad_unit).sum(1, keepdim=True)
+    projected = projected.masked_fill(inverse_norm[:, None] >= 1 / NORM_FLOOR, 0)
+    return unit.mul_(-projected).add_(grad_unit).mul_(inverse_norm[:, None])
+
+
+class LogitChunks:
+    """Yields chunks of logits in one reused workspace, exclusions and weights applied."""
+
+    def __init__(self, query: Tensor, columns: Tensor, problem: ContrastiveProblem) -> None:
+        self.query, self.columns, self.problem = query, columns, problem
+        self.dtype = accumulator(query.dtype)
+        none = query.new_empty(0, dtype=self.dtype)
+        self.query_inverse_norm = inverse_norms(query) if problem.normalize else none
+        # The outputs of an op may not share storage.
+        self.column_inverse_norm = inverse_norms(columns) if problem.normalize else none.clone()
+        self.columns_MD = columns.to(self.dtype)
+        if problem.normalize:
+            self.columns_MD = self.columns_MD * self.column_inverse_norm[:, None]
+        budget = CPU_CHUNK_LOGITS if query.device.type == "cpu" else GPU_CHUNK_LOGITS
+        num_rows = min(query.shape[0], max(MIN_ROWS, budget // max(1, columns.shape[0])))
+        self.workspace_RM = query.new_empty(num_rows, columns.shape[0], dtype=self.dtype)
+
+    def scaled_queries(self, rows: slice) -> Tensor:
+        """(R, D) queries times 1 / temperature, normalised if asked."""
+        query_RD = self.query[rows].to(self.dtype)
+        if self.problem.normalize:
+            return query_RD * (self.query_inverse_norm[rows, None] * self.problem.scale)
+        return query_RD * self.problem.scale
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
+        """(rows, scaled queries (R, D), logits (R, M), further positives (R, M) or None).
+
+        The logits still hold the own columns; every excluded logit is -inf.
+        """
+        num_queries = self.query.shape[0]
+        step = max(1, self.workspace_RM.shape[0])
+        for first in range(0, num_queries, step):
+            rows = slice(first, min(first + step, num_queries))
+            query_RD = self.scaled_queries(rows)
+            logits_RM = self.workspace_RM[: query_RD.shape[0]]
+            torch.mm(query_RD, self.columns_MD.T, out=logits_RM)
+            self._apply_owners(logits_RM, rows)
+            yield rows, query_RD, logits_RM, self._apply_ids(logits_RM, rows)
+
+    def _apply_owners(self, logits_RM: Tensor, rows: slice) -> None:
+        problem = self.problem
+        if problem.negative_owner is None:
+            return
+        row_index = torch.arange(rows.start, rows.stop, device=logits_RM.device)
+        is_owned = row_index[:, None] == problem.negative_owner[None, :]
+        negatives = logits_RM[:, problem.num_keys :]
+        if problem.hard_negative_weight:
+            negatives.add_(is_owned, alpha=problem.hard_negative_weight)
+        if not problem.share_negatives:
+            negatives.masked_fill_(is_owned.logical_not_(), -torch.inf)
+
+    def _apply_ids(self, logits_RM: Tensor, rows: slice) -> Tensor | None:
+        """Excludes equal ids, the own column apart, or returns where further positives stand."""
+        problem = self.problem
+        if problem.query_ids is None or problem.column_ids is None:
+            return None
+        num_ids = problem.column_ids.shape[0]
+        is_equal = problem.query_ids[rows, None] == problem.column_ids[None, :]
+        own_view(is_equal, problem, rows).fill_(False)
+        if not problem.multi_positive:
+            logits_RM[:, :num_ids].masked_fill_(is_equal, -torch.inf)
+            return None
+        positives_RM = is_equal.new_zeros(logits_RM.shape)
+        positives_RM[:, :num_ids] = is_equal.logical_and_(logits_RM[:, :num_ids] != -torch.inf)
+        return positives_RM
+
+
+def own_view(tile_RM: Tensor, problem: ContrastiveProblem, rows: slice) -> Tensor:
+    """The own columns of a chunk's rows, as a view of its diagonal."""
+    first_row, first_column, count = label_range(problem, rows.start, rows.stop)
+    if count == 0:
+        return tile_RM.new_empty(0)
+    row = first_row - rows.start
+    return tile_RM[row : row + count, first_column : first_column + count].diagonal()
+
+
+class GradientSums:
+    """Gradients of queries, columns and scale, added up chunk by chunk.
+
+    With G = d loss / d logits: grad_query^ = scale * G @ columns^, grad_columns^ = scale * G.T @
+    query^, and since the product of both sides with the logits is the same,
+    grad_scale = sum_i <(G @ columns^)_i, query^_i>.
+    """
+
+    def __init__(self, chunks: LogitChunks, dtype: torch.dtype) -> None:
+        """dtype: of the gradients of the queries and of the columns."""
+        self.chunks = chunks
+        self.grad_query_ND = chunks.query.new_empty(chunks.query.shape, dtype=dtype)
+        self.grad_columns_MD = torch.zeros_like(chunks.columns_MD)
+        self.grad_scale = torch.zeros_like(chunks.problem.scale)
+
+    def add(self, rows: slice, query_RD: Tensor, grad_logits_RM: Tensor) -> None:
+        """query_RD: the scaled queries of these rows; grad_logits_RM: G."""
+        chunks, scale = self.chunks, self.chunks.problem.scale
+        grad_RD = grad_logits_RM @ chunks.columns_MD
+        self.grad_columns_MD.addmm_(grad_logits_RM.T, query_RD)
+        self.grad_scale += (grad_RD * query_RD).sum() / scale
+        grad_RD *= scale
+        if chunks.problem.normalize:
+            inverse_norm = chunks.query_inverse_norm[rows]
+            grad_RD = normalize_backward(grad_RD, chunks.query[rows], inverse_norm)
+        self.grad_query_ND[rows] = grad_RD
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of (query (N, D), columns (M, D), scale ())."""
+        chunks, grad_columns_MD = self.chunks, self.grad_columns_MD
+        if chunks.problem.normalize:
+            inverse_norm = chunks.column_inverse_norm
+            grad_columns_MD = normalize_backward(grad_columns_MD, chunks.columns, inverse_norm)
+        grad_columns_MD = grad_columns_MD.to(self.grad_query_ND.dtype)
+        return self.grad_query_ND, grad_columns_MD, self.grad_scale
