@@ -23,10 +23,10 @@ from crossalign.demo.corpus import make_corpus
 from crossalign.demo.language_model import new_model, perplexity, pretrain, train_tokenizer
 from crossalign.demo.lexicon import LANGUAGES
 from crossalign.demo.measurement import Measurement
-from crossalign.demo.output_directory import check_output, written_whole
 from crossalign.demo.report import write_report
 from crossalign.encoders import encode
 from crossalign.evaluation.retrieval import retrieval_rows
+from crossalign.output_directory import check_output, written_whole
 
 LAYER = 1
 PNG_START = b"\x89PNG\r\n\x1a\n"

@@ -17,7 +17,10 @@ PACKAGE = ROOT / "crossalign"
 # A module may import from layers above its own in this list, and from its own layer only inside a
 # subpackage. A name that ends in a dot stands for the modules of that subpackage.
 LAYERS = (
-    ("argument_checks", "contrastive_problem", "rank_agreement", "text_files"),
+    (
+        *("argument_checks", "contrastive_problem", "output_directory", "rank_agreement"),
+        "text_files",
+    ),
     (
         *("contrastive_arguments", "contrastive_terms", "reference", "scaling_model"),
         *("shared_memory", "torch_logits"),
@@ -34,6 +37,7 @@ LAYERS = (
     ("build_report", "encoders", "gradient_cache"),
     ("evaluation.",),
     ("alignment.",),
+    ("analysis.",),
     ("demo.",),
     ("command_line",),
     ("__main__",),

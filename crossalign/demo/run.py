@@ -22,10 +22,10 @@ from crossalign.demo.corpus import make_corpus
 from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.demo.lexicon import LANGUAGES
 from crossalign.demo.measurement import Measurement, accuracy_table, measure
-from crossalign.demo.output_directory import check_output, written_whole
 from crossalign.demo.parallel_grammar import num_sentences
 from crossalign.demo.report import write_report
 from crossalign.evaluation.retrieval import write_retrieval_csv
+from crossalign.output_directory import check_output, written_whole
 
 ENTRIES = ("report.html", "retrieval.csv", "projection.csv", "demo.json", "model")
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 
-def check_output(directory: Path, entries: Collection[str]) -> None:
+def check_output(directory: Path, entries: Collection[str] = ()) -> None:
     """The directory must be absent, empty, or hold nothing but earlier results (`entries`).
 
     Raises:
@@ -21,9 +21,9 @@ def check_output(directory: Path, entries: Collection[str]) -> None:
         raise FileExistsError(f"{directory}: must be a directory or not exist; name another output")
     foreign = sorted({path.name for path in directory.glob("*")} - set(entries))
     if foreign:
+        wanted = "new, empty or hold earlier results alone" if entries else "new or empty"
         raise FileExistsError(
-            f"{directory}: must be new, empty or hold earlier results alone, but has "
-            f"{', '.join(foreign[:3])}; name another output"
+            f"{directory}: must be {wanted}, but has {', '.join(foreign[:3])}; name another output"
         )
     around = next(path for path in directory.absolute().parents if path.exists())
     if not around.is_dir():
@@ -33,7 +33,7 @@ def check_output(directory: Path, entries: Collection[str]) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(directory: Path, entries: Collection[str]) -> Iterator[Path]:
+def written_whole(directory: Path, entries: Collection[str] = ()) -> Iterator[Path]:
     """Gives an empty directory to write into, which at the end takes the place of `directory`.
 
     If the body fails or is interrupted, `directory` stays as it was. Raises as check_output does.
