@@ -85,11 +85,11 @@ def _read_language(
     data: Path, language: str, split: str, *, required: bool = True
 ) -> tuple[Path, list[Item]] | None:
     part = "test" if split == "test" else "val"
-    names = (f"{part}.{language}.jsonl",)
+    names = [f"{part}.{language}.jsonl"]
     folders = [f"{folder}/{language}" for folder in _FOLDERS]
     if language == "en":
         folders += _ENGLISH_FOLDERS
-        names = (*names, _ENGLISH_XML[split][0])
+        names.append(_ENGLISH_XML[split][0])
     path = (need_file if required else find_file)(data, folders, names)
     if path is None:
         return None
