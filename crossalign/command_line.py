@@ -10,16 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from crossalign.alignment import align_command
-from crossalign.alignment.data_builders import (
-    MODES,
-    build_items,
-    check_mode_languages,
-    read_records,
-)
-from crossalign.alignment.pairs import read_pairs
+from crossalign.alignment import align_command, data_command
 from crossalign.alignment.training_config import TrainingConfig
-from crossalign.text_files import write_json_lines
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,10 +51,7 @@ def build_parser() -> Parser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
-    data = commands.add_parser(
-        "data", help="make training data", description="Makes training data."
-    )
-    _add_data_build(data.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    _add_data(commands)
     summary = "Aligns a model's languages on translation pairs."
     align_command.add_arguments(_add_command(commands, "align", align_command.run, summary))
     _add_info(commands)
@@ -101,45 +90,17 @@ def _demo(args: argparse.Namespace, argv: list[str]) -> None:
     run_demo(args.output, device=args.device, seed=args.seed, smoke=args.smoke)
 
 
-def _add_data_build(commands: Any) -> None:
+def _add_data(commands: Any) -> None:
+    data = commands.add_parser(
+        "data", help="make and check training data", description="Makes and checks training data."
+    )
+    parts = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     summary = "Builds training items from instruction data or translation pairs."
-    build = _add_command(commands, "build", _build_data, summary)
-    build.add_argument("--mode", choices=MODES, required=True, help="which builder")
-    build.add_argument(
-        "--languages",
-        nargs="+",
-        required=True,
-        metavar="CODE",
-        help="codes such as en de; the first is the pivot of crosslingual and the source of pairs",
-    )
-    build.add_argument(
-        "--input",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="bilingual, crosslingual: a directory with CODE.json or CODE.jsonl for each language; "
-        "translation: a TSV or JSON-lines file of pairs; .gz of each",
-    )
-    build.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="result")
-    build.add_argument("--repeats", type=int, default=3, help="uses of each record or pair")
-    build.add_argument("--seed", type=int, default=0, help="seed of all random choices")
-
-
-def _build_data(args: argparse.Namespace, argv: list[str]) -> None:
-    try:
-        check_mode_languages(args.mode, args.languages)
-    except ValueError as error:
-        args.parser.error(str(error))
-    if args.repeats < 1:
-        args.parser.error(f"argument --repeats: at least 1, got {args.repeats}")
-    data: Any
-    if args.mode == "translation":
-        data = read_pairs([args.input])
-    else:
-        data = read_records(args.input, args.languages)
-    items = build_items(args.mode, data, args.languages, repeats=args.repeats, seed=args.seed)
-    write_json_lines(args.output, items)
-    print(f"wrote {args.output}: {len(items)} items")
+    build = _add_command(parts, "build", data_command.run_build, summary)
+    data_command.add_build_arguments(build)
+    summary = "Shows what is in training data, and which lines are doubtful or cannot be used."
+    check = _add_command(parts, "check", data_command.run_check, summary)
+    data_command.add_check_arguments(check)
 
 
 def _add_info(commands: Any) -> None:

@@ -47,17 +47,17 @@ def read_json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     for number, line in enumerate(read_lines(path), start=1):
         where = f"{path}:{number}"
-        yield where, _checked_object(_parse_json(line, where), where)
+        yield where, json_object(line, where)
 
 
-def read_json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("path, element k", object) for each element of a file that is one JSON list of objects."""
-    values = _parse_json("\n".join(read_lines(path)), str(path))
-    if not isinstance(values, list):
-        raise DataError(f"{path}: not a JSON list but {type(values).__name__}")
-    for position, value in enumerate(values, start=1):
-        where = f"{path}, element {position}"
-        yield where, _checked_object(value, where)
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """The JSON object that a line holds; raises DataError for anything else."""
+    return _checked_object(_parse_json(line, where), where)
+
+
+def read_json(path: Path) -> Any:
+    """What a file of one JSON value holds; raises DataError if it holds none."""
+    return _parse_json("\n".join(read_lines(path)), str(path))
 
 
 def text_field(record: Mapping[str, Any], key: str, where: str) -> str:
@@ -73,23 +73,24 @@ def checked_text(value: Any, name: str, where: str) -> str:
         raise DataError(f"{where}: {name} must be text, got {type(value).__name__}")
     if not value.strip():
         raise DataError(f"{where}: {name} is empty")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{where}: {name} holds half of a surrogate pair")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: {name} holds half of a surrogate pair") from None
     return value
 
 
 def write_json_lines(path: Path, records: Iterable[Any]) -> None:
-    """One JSON object a line; the file appears whole or not at all."""
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_whole(path, "".join(lines))
+    """One JSON object a line, written as they come; the file appears whole or not at all."""
+    write_whole(path, (json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str | Iterable[str]) -> None:
     """Writes beside path and renames, so that no reader and no failure sees half a file."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+            file.writelines([text] if isinstance(text, str) else text)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:

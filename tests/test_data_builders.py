@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from crossalign.alignment.data_builders import build_items, read_records
+from crossalign.alignment.data_builders import build_items
+from crossalign.alignment.instruction_files import read_records
 from crossalign.alignment.languages import LANGUAGE_NAMES
 from crossalign.alignment.lm_items import read_items
 from crossalign.alignment.pairs import Pair
@@ -260,7 +261,7 @@ def test_records_are_read_from_every_kind_of_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("de.json", "{}", r"de\.json: not a JSON list but dict"),
+        ("de.json", "{}", r"de\.json: not a JSON list, nor SQuAD, but dict"),
         ("de.json", "[1]", r"de\.json, element 1: not a JSON object but int"),
         ("de.json", "[", r"de\.json: not valid JSON"),
         (

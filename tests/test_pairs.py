@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crossalign.alignment.pairs import Pair, pair_ids, read_pairs
+from crossalign.alignment.pairs import Pair, read_pairs
 from crossalign.text_files import DataError, write_whole
 
 
@@ -151,26 +151,6 @@ def test_wrong_number_of_paths_or_languages_is_an_error(tmp_path: Path) -> None:
         read_pairs([tmp_path], ["en"])
 
 
-def test_pairs_that_share_a_sentence_have_one_id() -> None:
-    pairs = [
-        Pair("Hello.", "Hallo."),
-        Pair("Goodbye.", "Tschüss."),
-        Pair("  hello. ", "Guten Tag."),  # white space and case do not count
-        Pair("Good day.", "GUTEN TAG."),  # joins through its target
-        Pair("Tschu\u0308ss.", "Salut."),  # the other normal form, on the other side
-    ]
-    ids = pair_ids(pairs)
-    assert ids[0] == ids[2] == ids[3]
-    assert ids[1] == ids[4]
-    assert ids[0] != ids[1]
-
-
-def test_ids_join_chains_of_any_order() -> None:
-    """A chain a-b, c-d, b-c: the last pair joins two groups that were apart before."""
-    ids = pair_ids([Pair("a", "b"), Pair("c", "d"), Pair("x", "y"), Pair("b", "c")])
-    assert ids[0] == ids[1] == ids[3] != ids[2]
-
-
 def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = write(tmp_path / "kept", "before")
     with pytest.raises(UnicodeEncodeError):
@@ -187,5 +167,3 @@ def test_real_pairs_are_read(data_root: Path) -> None:
     multi30k = data_root / "pairs" / "multi30k"
     pairs = read_pairs([multi30k / "val.en.gz", multi30k / "val.de.gz"], ["en", "de"])
     assert len(pairs) == 1014
-    japanese = read_pairs([data_root / "pairs" / "anki" / "jpn-eng.tsv.gz"])
-    assert len(set(pair_ids(japanese))) < len(japanese)

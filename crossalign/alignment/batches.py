@@ -7,18 +7,20 @@ and ranks that know step and rank share a batch without a word to each other.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from crossalign.alignment.data_builders import TrainingItem, build_items
+from crossalign.alignment.data_builders import TrainingItem, TranslationItems
+from crossalign.alignment.indexed_data import num_negatives
 from crossalign.alignment.language_model_loss import IGNORED_LABEL
 from crossalign.alignment.lm_items import label_answers
 from crossalign.alignment.padding import LENGTHS, share
-from crossalign.alignment.pairs import Pair, pair_ids
+from crossalign.alignment.pair_ids import meaning_ids
+from crossalign.alignment.pairs import Pair
+from crossalign.alignment.permutation import ShuffledStream
 from crossalign.alignment.training_config import TrainingConfig
 from crossalign.encoders import longest_input, pad_right
 
@@ -48,27 +50,6 @@ class StepBatch(NamedTuple):
     ids: Tensor  # (B,) int64: pairs of equal id mean the same, on whatever rank
     num_pairs: int  # of this rank
     num_tokens: int  # in all texts of this rank, without padding
-
-
-class ShuffledStream:
-    """0 to count - 1 again and again, each time in a new order that the seed decides."""
-
-    def __init__(self, count: int, seed: str) -> None:
-        self.count = count
-        self.seed = seed
-        self._epoch = -1
-        self._order: list[int] = []
-
-    def take(self, start: int, length: int) -> list[int]:
-        """Elements start to start + length of the stream; nothing is dropped between passes."""
-        taken: list[int] = []
-        while len(taken) < length:
-            epoch, offset = divmod(start + len(taken), self.count)
-            if epoch != self._epoch:
-                self._epoch, self._order = epoch, list(range(self.count))
-                random.Random(f"{self.seed} {epoch}").shuffle(self._order)
-            taken += self._order[offset : offset + length - len(taken)]
-        return taken
 
 
 class Batches:
@@ -104,7 +85,7 @@ class Batches:
             raise ValueError("align: lm_items must hold at least one item, or be None")
         if not 0 <= rank < world_size:
             raise ValueError(f"align: rank must lie in 0 to {world_size - 1}, got {rank}")
-        if len({bool(pair.negative) for pair in pairs}) > 1:
+        if num_negatives(pairs) not in (0, len(pairs)):
             raise ValueError("align: either all pairs must have a negative, or none")
         self.tokenizer = tokenizer
         self.pairs = pairs
@@ -116,7 +97,7 @@ class Batches:
         self.lm_items: Sequence[TrainingItem] = ()
         if config.lm_weight > 0:
             if lm_items is None:
-                lm_items = build_items("translation", pairs, repeats=1, seed=config.seed)
+                lm_items = TranslationItems(pairs, repeats=1, seed=config.seed)
             self.lm_items = lm_items
             self.lm_stream = ShuffledStream(len(lm_items), f"texts {config.seed}")
             wanted = config.lm_batch_size or self.batch_size
@@ -128,7 +109,7 @@ class Batches:
         pairs = [self.pairs[index] for index in chosen]
         longest_first = sorted(pairs, key=_pair_size, reverse=True)
         own = share(len(pairs), self.rank, self.world_size)
-        ids = torch.tensor(pair_ids(longest_first)[own], dtype=torch.long)
+        ids = torch.tensor(meaning_ids(longest_first).pairs[own], dtype=torch.long)
         sides = [
             self._token_ids([pair[side] for pair in longest_first[own]])
             for side in (0, 1, *([4] if pairs[0].negative else []))

@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, overload
 
+from crossalign.alignment.instruction_files import Records, checked_record
 from crossalign.alignment.languages import LANGUAGE_NAMES, check_languages
 from crossalign.alignment.pairs import Pair
-from crossalign.text_files import (
-    DataError,
-    checked_text,
-    read_json_list,
-    read_json_objects,
-    text_field,
-)
+from crossalign.alignment.permutation import Permutation
+from crossalign.text_files import checked_text
 
 MODES = ("bilingual", "crosslingual", "translation")
 CROSS_PROBABILITY = 0.5  # the answer is in another language than the question
@@ -33,9 +28,6 @@ class TrainingItem(TypedDict):
     sent1: str
     clm_text: str
     clm_prompt_len: int
-
-
-Records = dict[str, list[dict[str, str]]]  # language -> records, in the same order of ids
 
 
 def build_items(
@@ -93,29 +85,63 @@ def build_items(
         records = _aligned_records(data, languages)
         build = _bilingual if mode == "bilingual" else _crosslingual
         return list(build(records, languages, repeats, random.Random(seed)))
-    languages = list(languages or ())
-    check_mode_languages(mode, languages)
-    pairs = _checked_pairs(data, *(languages or ("", "")))
-    return list(_translation(pairs, repeats, random.Random(seed)))
+    items = TranslationItems(_checked_pairs(data), languages or (), repeats=repeats, seed=seed)
+    return list(items.shuffled())
 
 
-def read_records(directory: Path, languages: Sequence[str]) -> Records:
-    """The records of {language}.json (one list) or .jsonl, also .gz, for each of the languages.
+class TranslationItems(Sequence[TrainingItem]):
+    """The items that build_items makes of pairs, each made when it is asked for.
+
+    Nothing is kept but the pairs, which may stay in their file (indexed_data.open_pairs). Item k is
+    made of pair k % len(pairs), with random choices that seed and k decide.
+
+    Args:
+        pairs: at least one, without empty sides.
+        languages, repeats, seed: as for build_items.
 
     Raises:
-        DataError: a file is missing or unusable; the message names file, position and reason.
+        ValueError: no pairs, unknown languages, or a wrong number of them.
     """
-    records: Records = {}
-    for language in languages:
-        names = [f"{language}{ending}" for ending in (".json", ".jsonl", ".json.gz", ".jsonl.gz")]
-        found = [directory / name for name in names if (directory / name).is_file()]
-        if len(found) != 1:
-            has = f"has {', '.join(path.name for path in found)}" if found else "has none"
-            raise DataError(f"{directory}: must hold one of {', '.join(names)}; it {has}")
-        is_list = found[0].name.removesuffix(".gz").endswith(".json")
-        rows = read_json_list(found[0]) if is_list else read_json_objects(found[0])
-        records[language] = [_record(row, where) for where, row in rows]
-    return records
+
+    def __init__(
+        self, pairs: Sequence[Pair], languages: Sequence[str] = (), *, repeats: int, seed: int
+    ) -> None:
+        check_mode_languages("translation", languages)
+        if not pairs:
+            raise ValueError("build_items: data must hold at least one pair, got none")
+        named = getattr(pairs, "named_languages", None)  # of pairs in a file, which was read before
+        if named is None:
+            named = {code for pair in pairs for code in pair[2:4]} - {""}
+        check_languages(named)
+        self.pairs, self.repeats, self.seed = pairs, repeats, seed
+        self._languages = tuple(languages) or ("", "")
+
+    def __len__(self) -> int:
+        return self.repeats * len(self.pairs)
+
+    def shuffled(self) -> Iterator[TrainingItem]:
+        """All items in an order that the seed decides."""
+        return (self[number] for number in Permutation(len(self), f"translation {self.seed}"))
+
+    @overload
+    def __getitem__(self, index: int) -> TrainingItem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TrainingItem]: ...
+    def __getitem__(self, index: int | slice) -> TrainingItem | list[TrainingItem]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]  # negative ones too; IndexError beyond the end
+        pair = self.pairs[number % len(self.pairs)]
+        return self._item(pair, random.Random(f"{self.seed} {number}"))
+
+    def _item(self, pair: Pair, rng: random.Random) -> TrainingItem:
+        source, target, source_language, target_language, _ = pair.in_languages(*self._languages)
+        if rng.random() < TURN_PROBABILITY:
+            source, target, target_language = target, source, source_language
+        prompt = f"{source} = "
+        if rng.random() < 0.5 and target_language:
+            prompt = f"{source} Translate into {LANGUAGE_NAMES[target_language]}: "
+        return _item((source, target), prompt, target)
 
 
 def _bilingual(
@@ -145,17 +171,6 @@ def _crosslingual(
         elif rng.random() < TURN_PROBABILITY:
             source, target = other, pivot
         yield _answer_item(records, index, source, target, rng.choice(pairs[other]))
-
-
-def _translation(pairs: list[Pair], repeats: int, rng: random.Random) -> Iterator[TrainingItem]:
-    for index in _shuffled_repeats(len(pairs), repeats, rng):
-        source, target, source_language, target_language, _ = pairs[index]
-        if rng.random() < TURN_PROBABILITY:
-            source, target, target_language = target, source, source_language
-        prompt = f"{source} = "
-        if rng.random() < 0.5 and target_language:
-            prompt = f"{source} Translate into {LANGUAGE_NAMES[target_language]}: "
-        yield _item((source, target), prompt, target)
 
 
 def _answer_item(
@@ -217,19 +232,13 @@ def check_mode_languages(mode: str, languages: Sequence[str]) -> None:
         )
 
 
-def _checked_pairs(
-    data: Sequence[Sequence[str]], source_language: str, target_language: str
-) -> list[Pair]:
-    """Pairs that name their languages, so far as these are known."""
-    if not data:
-        raise ValueError("build_items: data must hold at least one pair, got none")
+def _checked_pairs(data: Sequence[Sequence[str]]) -> list[Pair]:
     pairs = []
     for number, row in enumerate(data, start=1):
         pair = row if isinstance(row, Pair) else Pair(*row)
         checked_text(pair.source, "the source", f"build_items: pair {number}")
         checked_text(pair.target, "the target", f"build_items: pair {number}")
-        pairs.append(pair.in_languages(source_language, target_language))
-    check_languages({code for pair in pairs for code in pair[2:4] if code})
+        pairs.append(pair)
     return pairs
 
 
@@ -241,7 +250,10 @@ def _aligned_records(
     for language in languages:
         if language not in data:
             raise ValueError(f"build_items: data must hold records for {language!r}, has none")
-        rows = [_record(row, f"{language}, record {i}") for i, row in enumerate(data[language], 1)]
+        rows = [
+            checked_record(row, f"{language}, record {number}")
+            for number, row in enumerate(data[language], start=1)
+        ]
         by_id[language] = {row["id"]: row for row in rows}
         if len(by_id[language]) < len(rows):
             ids = [row["id"] for row in rows]
@@ -268,15 +280,3 @@ def _check_same_ids(
                 f"build_items: the same ids must stand in every language, but {len(missing)} of "
                 f"{here} are missing in {there}, the first being {missing[0]!r}"
             )
-
-
-def _record(row: Mapping[str, Any], where: str) -> dict[str, str]:
-    """id, instruction, input and output as text; input may be absent."""
-    if row.get("id") in (None, ""):
-        raise DataError(f'{where}: the key "id" is missing')
-    return {
-        "id": str(row["id"]),
-        "instruction": text_field(row, "instruction", where),
-        "input": text_field(row, "input", where) if row.get("input") else "",
-        "output": text_field(row, "output", where),
-    }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from crossalign.alignment.data_builders import TrainingItem
 from crossalign.alignment.language_model_loss import IGNORED_LABEL
-from crossalign.text_files import DataError, read_json_objects, text_field
+from crossalign.text_files import DataError, json_object, read_lines, text_field
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +29,13 @@ def read_items(path: Path) -> list[TrainingItem]:
     Raises:
         DataError: a line that is no item, naming file, line and reason.
     """
-    return [_checked_item(record, where) for where, record in read_json_objects(path)]
+    lines = enumerate(read_lines(path), start=1)
+    return [parse_item(line, f"{path}:{number}") for number, line in lines]
+
+
+def parse_item(line: str, where: str) -> TrainingItem:
+    """The item of a line of such a file; raises DataError, naming where, if it holds none."""
+    return _checked_item(json_object(line, where), where)
 
 
 def label_answers(

@@ -1,15 +1,15 @@
-"""Translation pairs: their files, and which of them mean the same."""
+"""Translation pairs and their files."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from crossalign.text_files import DataError, checked_text, read_json_objects, read_lines, text_field
+from crossalign.text_files import DataError, checked_text, json_object, read_lines, text_field
 
 JSON_SUFFIXES = (".jsonl", ".json")
+Parsed = TypeVar("Parsed")
 
 
 class Pair(NamedTuple):
@@ -48,88 +48,70 @@ def read_pairs(paths: Sequence[Path], languages: Sequence[str] = ()) -> list[Pai
         DataError: a file or line that cannot be used, naming both and the reason.
         ValueError: a wrong number of paths or languages.
     """
-    if len(languages) not in (0, 2):
-        raise ValueError(f"read_pairs: languages must be none or two codes, got {list(languages)}")
+    check_paths(paths, languages)
     if len(paths) == 2:
-        pairs = _read_parallel(paths[0], paths[1])
-    elif len(paths) != 1:
-        raise ValueError(f"read_pairs: paths must be one file or two, got {len(paths)}")
-    elif Path(paths[0].name.removesuffix(".gz")).suffix in JSON_SUFFIXES:
-        pairs = _read_json(paths[0])
+        sources, targets = (_parsed(path, parse_sentence) for path in paths)
+        check_same_length(paths[0], len(sources), paths[1], len(targets))
+        pairs = list(map(Pair, sources, targets))
     else:
-        pairs = _read_tsv(paths[0])
+        pairs = _parsed(paths[0], parser_of(paths[0]))
     source, target = languages or ("", "")
     return [pair.in_languages(source, target) for pair in pairs]
 
 
-def pair_ids(pairs: Sequence[Pair]) -> list[int]:
-    """One number per pair, equal for pairs that share a sentence on either side.
-
-    Such pairs mean the same, so they must not be each other's negatives. Sentences are compared
-    after NFC, without the white space around them and without case; sharing carries over: a pair
-    that shares its source with a second and its target with a third joins all three.
-    """
-    parent = list(range(len(pairs)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    first_with: dict[str, int] = {}
-    for index, pair in enumerate(pairs):
-        for sentence in (pair.source, pair.target):
-            same = first_with.setdefault(_normalised(sentence), index)
-            parent[root(index)] = root(same)
-    return [root(index) for index in range(len(pairs))]
+def parse_tsv(line: str, where: str) -> Pair:
+    """The pair of a line of a TSV file; raises DataError, naming where, if it holds none."""
+    columns = line.split("\t", 2)
+    if len(columns) < 2:
+        raise DataError(f"{where}: no TAB; a line must be source TAB target")
+    source = checked_text(columns[0], "the source", where)
+    return Pair(source, checked_text(columns[1], "the target", where))
 
 
-def _normalised(sentence: str) -> str:
-    folded = unicodedata.normalize("NFC", sentence.strip()).casefold()
-    return unicodedata.normalize("NFC", folded)
+def parse_json(line: str, where: str) -> Pair:
+    """The pair of a line of a JSON-lines file; raises DataError, naming where, if it holds none."""
+    record = json_object(line, where)
+    is_item = "sent0" in record and "source" not in record
+    optional = {
+        key: checked_text(record[key], f'"{key}"', where)
+        for key in ("source_language", "target_language", "negative")
+        if record.get(key)
+    }
+    source = text_field(record, "sent0" if is_item else "source", where)
+    target = text_field(record, "sent1" if is_item else "target", where)
+    return Pair(source, target, **optional)
 
 
-def _read_parallel(source_path: Path, target_path: Path) -> list[Pair]:
-    sources, targets = read_lines(source_path), read_lines(target_path)
-    if len(sources) != len(targets):
-        shorter, longer = sorted(
-            ((len(sources), source_path), (len(targets), target_path)), key=lambda side: side[0]
-        )
+def parse_sentence(line: str, where: str) -> str:
+    """The sentence of a line of a parallel file; raises DataError, naming where, if it is empty."""
+    return checked_text(line, "the sentence", where)
+
+
+def parser_of(path: Path) -> Callable[[str, str], Pair]:
+    """How a line of a file of pairs is read, by the file's name."""
+    is_json = Path(path.name.removesuffix(".gz")).suffix in JSON_SUFFIXES
+    return parse_json if is_json else parse_tsv
+
+
+def check_same_length(source_path: Path, source: int, target_path: Path, target: int) -> None:
+    """Raises DataError unless two parallel files have equally many lines."""
+    if source != target:
+        sides = ((source, source_path), (target, target_path))
+        (short, short_path), (long, long_path) = sorted(sides, key=lambda side: side[0])
         raise DataError(
-            f"{shorter[1]}:{shorter[0] + 1}: no line to match {longer[1]}, which has {longer[0]} "
-            f"lines; this file has {shorter[0]}"
+            f"{short_path}:{short + 1}: no line to match {long_path}, which has {long} lines; "
+            f"this file has {short}"
         )
-    return [
-        Pair(
-            checked_text(source, "the sentence", f"{source_path}:{number}"),
-            checked_text(target, "the sentence", f"{target_path}:{number}"),
-        )
-        for number, (source, target) in enumerate(zip(sources, targets, strict=True), start=1)
-    ]
 
 
-def _read_tsv(path: Path) -> list[Pair]:
-    pairs = []
-    for number, line in enumerate(read_lines(path), start=1):
-        where, columns = f"{path}:{number}", line.split("\t")
-        if len(columns) < 2:
-            raise DataError(f"{where}: no TAB; a line must be source TAB target")
-        source = checked_text(columns[0], "the source", where)
-        pairs.append(Pair(source, checked_text(columns[1], "the target", where)))
-    return pairs
+def check_paths(paths: Sequence[Path], languages: Sequence[str]) -> None:
+    """Raises ValueError unless there is a file or two, and none or two languages."""
+    if len(languages) not in (0, 2):
+        raise ValueError(f"read_pairs: languages must be none or two codes, got {list(languages)}")
+    if len(paths) not in (1, 2):
+        raise ValueError(f"read_pairs: paths must be one file or two, got {len(paths)}")
 
 
-def _read_json(path: Path) -> list[Pair]:
-    pairs = []
-    for where, record in read_json_objects(path):
-        is_item = "sent0" in record and "source" not in record
-        optional = {
-            key: checked_text(record[key], f'"{key}"', where)
-            for key in ("source_language", "target_language", "negative")
-            if record.get(key)
-        }
-        source = text_field(record, "sent0" if is_item else "source", where)
-        target = text_field(record, "sent1" if is_item else "target", where)
-        pairs.append(Pair(source, target, **optional))
-    return pairs
+def _parsed(path: Path, parse: Callable[[str, str], Parsed]) -> list[Parsed]:
+    lines = enumerate(read_lines(path), start=1)
+    return [parse(line, f"{path}:{number}") for number, line in lines]

@@ -1,0 +1,220 @@
+"""The lines of a text file by number, read from disk when asked for.
+
+One streaming pass checks every line and writes where each one starts; memory does not grow with the
+file. The index lives in a cache directory, and is used again while the file stays as it was:
+
+    <cache>/<file name>.<hash of path and kind>/
+        index.json   the source's size, time and hash of its head; what the check counted
+        starts       8 bytes for each line and for the end: its byte offset
+        text         the unpacked text, if the file's name ends in .gz
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import struct
+import tempfile
+import weakref
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from crossalign.text_files import DataError
+
+_FORMAT = 1  # of the index; others are built anew
+_CHUNK = 2**20  # bytes read at a time
+_LONGEST_LINE = 2**26  # bytes; more is a file of another kind
+_HEAD = 2**16  # bytes whose hash tells a changed file of equal size and time
+_BUILDING = ".building."
+
+
+class Check(Protocol):
+    """Looks at every line of a file once: raises DataError, or counts what the reader must know."""
+
+    kind: str  # names what is checked: another kind needs another index
+
+    def __call__(self, line: str, where: str) -> None: ...
+
+    def summary(self) -> dict[str, Any]: ...
+
+
+class IndexedLines:
+    """Lines 0 to len - 1 of a UTF-8 file, as text_files.read_lines splits it.
+
+    Args:
+        path: the file; it must not change while this is in use.
+        cache: where indexes live; made if absent. Processes may share it.
+        make_check: a fresh check, called if the index must be built.
+
+    Raises:
+        DataError: the file is missing, empty, cut off or not UTF-8, or the check refused a line;
+            nothing is left in the cache then.
+    """
+
+    def __init__(self, path: Path, cache: Path, make_check: Callable[[], Check]) -> None:
+        self.path = path
+        check = make_check()
+        digest = hashlib.sha256(f"{path.resolve()}\n{check.kind}".encode()).hexdigest()
+        entry = cache / f"{path.name}.{digest[:16]}"
+        source = _describe(path)
+        index = _usable_index(entry, source)
+        if index is None:
+            index = _build(path, entry, source, check)
+        self.summary: dict[str, Any] = index["summary"]
+        self.fingerprint: str = index["sha256"]  # of the unpacked text
+        self._count: int = index["lines"]
+        self._starts = os.open(entry / "starts", os.O_RDONLY)
+        self._text = os.open(entry / "text" if path.suffix == ".gz" else path, os.O_RDONLY)
+        weakref.finalize(self, _close, self._starts, self._text)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> str:
+        if not 0 <= number < self._count:
+            raise IndexError(f"{self.path}: has lines 0 to {self._count - 1}, not {number}")
+        start, end = struct.unpack("<QQ", os.pread(self._starts, 16, 8 * number))
+        return _without_end(os.pread(self._text, end - start, start).decode())
+
+    def where(self, number: int) -> str:
+        """ "path:line" as messages name it, counted from 1."""
+        return f"{self.path}:{number + 1}"
+
+
+def stream_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, unpacked, split as IndexedLines splits them, but not decoded.
+
+    Raises:
+        DataError: the file is missing or cut off.
+    """
+    mark = b"\xef\xbb\xbf"
+    for block in _whole_lines(path):
+        lines = block.removeprefix(mark).split(b"\n")
+        mark = b""
+        if lines[-1] == b"":
+            lines.pop()
+        yield from (line.removesuffix(b"\r") for line in lines)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """What must be as it was for an index to hold."""
+    try:
+        status = path.stat()
+        with open(path, "rb") as file:
+            head = hashlib.sha256(file.read(_HEAD)).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return {"format": _FORMAT, "size": status.st_size, "time_ns": status.st_mtime_ns, "head": head}
+
+
+def _usable_index(entry: Path, source: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        index: dict[str, Any] = json.loads((entry / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or damaged
+        return None
+    return index if index.get("source") == source else None
+
+
+def _build(path: Path, entry: Path, source: dict[str, Any], check: Check) -> dict[str, Any]:
+    """Builds the index aside and renames it into place."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=entry.parent, prefix=_BUILDING))
+    try:
+        index = {"source": source, **_write_index(path, aside, check)}
+        if _describe(path) != source:
+            raise DataError(f"{path}: changed while it was read")
+        (aside / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        if _usable_index(entry, source) is None:  # else another process was quicker
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(entry, f"{aside}.old")  # of a file that has changed since
+            with contextlib.suppress(OSError):  # as above, in between
+                os.rename(aside, entry)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(f"{aside}.old", ignore_errors=True)
+    return index
+
+
+def _write_index(path: Path, directory: Path, check: Check) -> dict[str, Any]:
+    import numpy as np
+
+    digest = hashlib.sha256()
+    count, offset = 0, 0
+    with contextlib.ExitStack() as stack:
+        starts = stack.enter_context(open(directory / "starts", "wb"))
+        spool: BinaryIO | None = None
+        if path.suffix == ".gz":
+            spool = stack.enter_context(open(directory / "text", "wb"))
+        for block in _whole_lines(path):
+            digest.update(block)
+            if spool is not None:
+                spool.write(block)
+            mark = 3 if offset == 0 and block.startswith(b"\xef\xbb\xbf") else 0
+            lines = _decoded_lines(path, block[mark:], count)
+            _check_lines(path, lines, count, check)
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
+            line_starts = np.concatenate(([mark], ends))[: len(lines)] + offset
+            starts.write(line_starts.astype("<u8").tobytes())
+            count += len(lines)
+            offset += len(block)
+        starts.write(struct.pack("<Q", offset))
+    if count == 0:
+        raise DataError(f"{path}: the file is empty")
+    return {"lines": count, "sha256": digest.hexdigest(), "summary": check.summary()}
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, unpacked, in blocks that end with a line; the last one may lack "\n"."""
+    rest = b""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                end = chunk.rfind(b"\n") + 1
+                if end:
+                    yield rest + chunk[:end]
+                    rest = chunk[end:]
+                else:
+                    rest += chunk
+                    if len(rest) > _LONGEST_LINE:
+                        raise DataError(f"{path}: a line of more than {_LONGEST_LINE} bytes")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: not a whole gzip file: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if rest:
+        yield rest
+
+
+def _decoded_lines(path: Path, block: bytes, lines_before: int) -> list[str]:
+    try:
+        lines = block.decode().split("\n")
+    except UnicodeDecodeError as error:
+        line = lines_before + block.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not valid UTF-8 ({error.reason})") from None
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _check_lines(path: Path, lines: list[str], lines_before: int, check: Check) -> None:
+    for number, line in enumerate(lines, start=lines_before + 1):
+        try:
+            check(line, "")
+        except DataError:
+            check(line, f"{path}:{number}")  # to say where; composed here, it need not be for all
+
+
+def _without_end(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
