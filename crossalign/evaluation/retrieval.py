@@ -31,6 +31,11 @@ class RetrievalScores(NamedTuple):
         """Mean of both directions."""
         return (self.forward_accuracy + self.backward_accuracy) / 2
 
+    @property
+    def reciprocal_rank(self) -> float:
+        """Mean of both directions."""
+        return (self.forward_reciprocal_rank + self.backward_reciprocal_rank) / 2
+
 
 class RetrievalRow(NamedTuple):
     """The scores of one language pair at one layer."""

@@ -1,0 +1,36 @@
+"""The measures as a reader meets them: name, format, direction."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Measure(NamedTuple):
+    """key: as in LayerMeasurement.summary and geometry.csv. is_share: shown in percent."""
+
+    key: str
+    title: str
+    is_share: bool
+    reading: str
+
+    def format(self, value: float) -> str:
+        if value != value:
+            return "undefined"
+        return f"{100 * value:.1f} %" if self.is_share else f"{value:.3f}"
+
+
+MEASURES = (
+    Measure("accuracy", "translation found first", True, "higher: languages closer"),
+    Measure("reciprocal_rank", "mean reciprocal rank", False, "higher: languages closer"),
+    Measure("margin_accuracy", "found first by margin", True, "higher: languages closer"),
+    Measure("mean_margin", "mean margin of translations", False, "above 1: nearer than the rest"),
+    Measure("alignment", "alignment", False, "lower: translations nearer"),
+    Measure("centre_distance", "distance of language centres", False, "lower: languages closer"),
+    Measure(
+        "language_identification", "language recognised", True, "lower: languages harder to tell"
+    ),
+    Measure("uniformity", "uniformity of a language", False, "lower: more evenly spread"),
+    Measure("uniformity_of_all", "uniformity of all", False, "lower: more evenly spread"),
+    Measure("mean_cosine", "mean cosine", False, "lower: more isotropic"),
+    Measure("iso_score", "IsoScore", False, "higher: more isotropic"),
+)

@@ -1,0 +1,181 @@
+"""An analysis from files to report: read, encode, measure, draw, write."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from crossalign import __version__
+from crossalign.alignment.train import choose_device
+from crossalign.analysis.measurement import AnalysisOptions, LayerMeasurement, measure_model
+from crossalign.analysis.parallel_text import read_parallel_text
+from crossalign.analysis.results import write_results
+from crossalign.output_directory import check_output, written_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisSettings:
+    """What to analyse; the flags of `crossalign analyze` of the same names."""
+
+    model: str
+    compare: str | None = None
+    pairs: Sequence[Path]
+    languages: Sequence[str] = ()
+    layers: Sequence[int] | None = None  # None: all
+    show_layer: int | None = None  # None: the best of `model`
+    pooling: str = "mean"
+    batch_size: int = 64
+    max_length: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+
+
+class AnalysisResult(NamedTuple):
+    """models: "before" and "after" with a baseline, else "model" -> its layers, ascending."""
+
+    sentences: dict[str, list[str]]
+    models: dict[str, list[LayerMeasurement]]
+    shown_layer: int
+
+
+class LayerError(ValueError):
+    """A layer that a model does not have."""
+
+
+def analyze(settings: AnalysisSettings, output: Path) -> AnalysisResult:
+    """Measures one model, or two to compare, and writes tables, pictures and report.html.
+
+    Everything is in `output` at the end, or nothing.
+
+    Args:
+        settings: what to analyse.
+        output: directory that is absent or empty.
+
+    Raises:
+        FileExistsError: output holds something.
+        DataError: a file that cannot be used.
+        LayerError: a layer that a model does not have, or models of different depth.
+        OSError, ValueError: a model that cannot be loaded, no room on the disk.
+    """
+    check_output(output)
+    layers = _resolved_layers(settings)
+    device = choose_device(settings.device)
+    sentences = read_parallel_text(
+        settings.pairs, settings.languages, limit=settings.limit, seed=settings.seed
+    )
+    options = AnalysisOptions(
+        layers=layers,
+        pooling=settings.pooling,
+        batch_size=settings.batch_size,
+        max_length=settings.max_length,
+        seed=settings.seed,
+    )
+    names = {"model": settings.model}
+    if settings.compare is not None:
+        names = {"before": settings.compare, "after": settings.model}
+    around = next(path for path in output.absolute().parents if path.exists())
+    models = {}
+    for role, name in names.items():
+        model, tokenizer = _load(name, settings.dtype, device)
+        models[role] = measure_model(
+            model, tokenizer, sentences, options, spool_directory=around, description=role
+        )
+        del model, tokenizer
+        gc.collect()  # the next model needs the room
+    shown = settings.show_layer
+    if shown is None:
+        studied = models["after" if "after" in models else "model"]
+        shown = max(studied, key=lambda layer: layer.summary()["accuracy"]).layer
+    result = AnalysisResult(sentences, models, shown)
+    with written_whole(output) as directory:
+        write_results(directory, sentences, models, shown, _facts(settings, result, device))
+    return result
+
+
+def _resolved_layers(settings: AnalysisSettings) -> list[int]:
+    """The layers asked for, ascending, 0 to L; from the models' configurations alone."""
+    depth = _depth(settings.model)
+    if settings.compare is not None and _depth(settings.compare) != depth:
+        raise LayerError(
+            f"--model has {depth} blocks and --compare {_depth(settings.compare)}: a comparison "
+            "layer by layer needs models of equal depth"
+        )
+    asked = range(depth + 1) if settings.layers is None else settings.layers
+    for layer in [*asked, *([] if settings.show_layer is None else [settings.show_layer])]:
+        if not -depth - 1 <= layer <= depth:
+            raise LayerError(
+                f"argument --layers: must lie between {-depth - 1} and {depth} for a model of "
+                f"{depth} blocks, got {layer}"
+            )
+    layers = sorted({layer % (depth + 1) for layer in asked})
+    if settings.show_layer is not None and settings.show_layer not in layers:
+        raise LayerError(
+            f"argument --show-layer: must be one of the layers analysed, "
+            f"{' '.join(map(str, layers))}, got {settings.show_layer}"
+        )
+    return layers
+
+
+def _depth(name: str) -> int:
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not Path(name).is_dir():
+        raise FileNotFoundError(f"{name} is no directory")
+    config: Any = AutoConfig.from_pretrained(name)
+    return int(config.get_text_config(decoder=True).num_hidden_layers)
+
+
+def _load(
+    name: str, dtype: str, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+    model.to(device)  # type: ignore[arg-type]
+    return model, AutoTokenizer.from_pretrained(name)
+
+
+def _facts(
+    settings: AnalysisSettings, result: AnalysisResult, device: torch.device
+) -> dict[str, str]:
+    """Name -> value, for the end of the report and analysis.json."""
+    facts = {"Model studied": settings.model}
+    if settings.compare is not None:
+        facts = {"Before (baseline)": settings.compare, "After (model studied)": settings.model}
+    num_lines = len(next(iter(result.sentences.values())))
+    drawn = "" if settings.limit is None else f", at most {settings.limit:,} drawn at random"
+    at_most = "no more than the model takes" if settings.max_length is None else settings.max_length
+    return facts | {
+        "Sentences": f"{num_lines:,} lines in {len(result.sentences)} languages: "
+        f"{', '.join(result.sentences)}{drawn}",
+        "Files": ", ".join(shown_path(path) for path in settings.pairs),
+        "Layers": _listed(result.models),
+        "Sentence vectors": f"{settings.pooling} pooling, at most {at_most} tokens, "
+        f"{settings.dtype} weights",
+        "Seed": str(settings.seed),
+        "Device": str(device),
+        "Software": f"crossalign {__version__}, PyTorch {torch.__version__}, "
+        f"transformers {transformers.__version__}",
+    }
+
+
+def _listed(models: Mapping[str, Sequence[LayerMeasurement]]) -> str:
+    layers = [layer.layer for layer in next(iter(models.values()))]
+    if len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]} to {layers[-1]}"
+    return ", ".join(map(str, layers))
+
+
+def shown_path(path: Path) -> str:
+    """A path as text, whatever bytes its name has."""
+    return os.fsencode(path).decode("utf-8", "replace")
