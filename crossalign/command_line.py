@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from crossalign.alignment import align_command, data_command
 from crossalign.alignment.training_config import TrainingConfig
+from crossalign.analysis import analyze_command
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,6 +55,8 @@ def build_parser() -> Parser:
     _add_data(commands)
     summary = "Aligns a model's languages on translation pairs."
     align_command.add_arguments(_add_command(commands, "align", align_command.run, summary))
+    summary = "Shows how near a model's languages are, layer by layer, before and after."
+    analyze_command.add_arguments(_add_command(commands, "analyze", analyze_command.run, summary))
     _add_info(commands)
     return parser
 

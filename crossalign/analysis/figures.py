@@ -77,15 +77,21 @@ def draw_languages_by_layer(points: Mapping[int, Mapping[str, Tensor]]) -> bytes
 
 
 def draw_curves(
-    curves: Mapping[str, Curve], *, label: str, chance: float | None = None, shown_layer: int
+    curves: Mapping[str, Curve],
+    *,
+    label: str,
+    shown_layer: int,
+    is_percent: bool = False,
+    chance: float | None = None,
 ) -> bytes:
     """Values by layer: the last curve in colour, an earlier one ("before") grey and dashed.
 
     Args:
         curves: name -> curve; one or two. The band reaches from the least to the greatest.
         label: of the vertical axis.
-        chance: a dotted line at this height; None: no line.
         shown_layer: marked by a vertical line.
+        is_percent: the axis reaches from 0 to 100.
+        chance: a dotted line at this height; None: no line.
     """
     figure = Figure(figsize=(5.2, 3.3), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
@@ -100,6 +106,8 @@ def draw_curves(
         )
     if chance is not None:
         axes.axhline(chance, color=INK, linewidth=1, linestyle=":", label="by chance")
+    if is_percent:
+        axes.set_ylim(-3, 103)
     axes.set_xlabel("layer")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))

@@ -14,9 +14,14 @@ class Measure(NamedTuple):
     reading: str
 
     def format(self, value: float) -> str:
-        if value != value:
-            return "undefined"
-        return f"{100 * value:.1f} %" if self.is_share else f"{value:.3f}"
+        return f"{format_number(100 * value, 1)} %" if self.is_share else format_number(value)
+
+
+def format_number(value: float, digits: int = 3) -> str:
+    """With a true minus sign; NaN is undefined."""
+    if value != value:
+        return "undefined"
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 MEASURES = (

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from crossalign.analysis.measurement import LayerMeasurement
-from crossalign.analysis.measures import MEASURES
+from crossalign.analysis.measures import MEASURES, format_number
 
 _LONGEST_SHOWN = 240  # characters of a sentence
 _MOST_OPEN_PAIRS = 21  # more rows are folded up until asked for
@@ -150,7 +150,9 @@ def _pair_rows(before: LayerMeasurement | None, studied: LayerMeasurement) -> li
             *(scores.reciprocal_rank, margin.mean_margin),
             *(of_pair["alignment"], of_pair["centre_distance"]),
         )
-        return [f"{100 * share:.1f}" for share in shares] + [f"{value:.3f}" for value in others]
+        return [f"{100 * share:.1f}" for share in shares] + [
+            format_number(value) for value in others
+        ]
 
     rows = []
     for index, pair in enumerate(studied.pairs):

@@ -100,6 +100,7 @@ def draw_pictures(models: Models, shown_layer: int) -> dict[str, bytes]:
     (first, *_) = next(iter(models.values()))
     chances = {
         "accuracy": 1 / first.pairs[0].retrieval.num_pairs,
+        "margin_accuracy": 1 / first.pairs[0].retrieval.num_pairs,
         "language_identification": 1 / len(first.points),
     }
     for measure in MEASURES:
@@ -108,8 +109,9 @@ def draw_pictures(models: Models, shown_layer: int) -> dict[str, bytes]:
         pictures[f"{measure.key}_by_layer"] = draw_curves(
             {name: _curve(layers, measure.key, factor) for name, layers in models.items()},
             label=measure.title + (", %" if measure.is_share else ""),
-            chance=None if chance is None else factor * chance,
             shown_layer=shown_layer,
+            is_percent=measure.is_share,
+            chance=None if chance is None else factor * chance,
         )
     return pictures
 

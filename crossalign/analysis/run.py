@@ -154,14 +154,17 @@ def _facts(
         facts = {"Before (baseline)": settings.compare, "After (model studied)": settings.model}
     num_lines = len(next(iter(result.sentences.values())))
     drawn = "" if settings.limit is None else f", at most {settings.limit:,} drawn at random"
-    at_most = "no more than the model takes" if settings.max_length is None else settings.max_length
+    cut = (
+        "where the model ends"
+        if settings.max_length is None
+        else f"at {settings.max_length} tokens"
+    )
     return facts | {
         "Sentences": f"{num_lines:,} lines in {len(result.sentences)} languages: "
         f"{', '.join(result.sentences)}{drawn}",
         "Files": ", ".join(shown_path(path) for path in settings.pairs),
         "Layers": _listed(result.models),
-        "Sentence vectors": f"{settings.pooling} pooling, at most {at_most} tokens, "
-        f"{settings.dtype} weights",
+        "Sentence vectors": f"{settings.pooling} pooling, cut {cut}, {settings.dtype} weights",
         "Seed": str(settings.seed),
         "Device": str(device),
         "Software": f"crossalign {__version__}, PyTorch {torch.__version__}, "
