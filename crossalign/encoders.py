@@ -97,7 +97,7 @@ def num_layers(model: nn.Module) -> int:
 
 def hidden_size(model: nn.Module) -> int:
     """Width C of the model's hidden states."""
-    return int(_text_config(model).hidden_size)
+    return int(text_config(model).hidden_size)
 
 
 def encode(
@@ -171,7 +171,7 @@ def _stop_after_final_norm(decoder: nn.Module, args: tuple[Any, ...], output: An
     raise _Reached(output[0])  # last_hidden_state, first in a tuple and in a ModelOutput
 
 
-def _text_config(model: Any) -> Any:
+def text_config(model: Any) -> Any:
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):
         raise ValueError(
@@ -183,7 +183,7 @@ def _text_config(model: Any) -> Any:
 
 def find_blocks(model: Any) -> tuple[nn.Module, nn.ModuleList]:
     """The decoder and its list of blocks: the outermost ModuleList of num_hidden_layers entries."""
-    wanted = _text_config(model).num_hidden_layers
+    wanted = text_config(model).num_hidden_layers
     level: list[nn.Module] = [model.get_decoder()] if hasattr(model, "get_decoder") else [model]
     while level:
         found = [
@@ -221,7 +221,7 @@ def _checked_sentences(sentences: Sequence[str]) -> list[str]:
 
 def longest_input(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Tokens that both the model and the tokenizer take; None where neither sets a limit."""
-    limits = (tokenizer.model_max_length, getattr(_text_config(model), _MAX_POSITIONS, None))
+    limits = (tokenizer.model_max_length, getattr(text_config(model), _MAX_POSITIONS, None))
     return min((limit for limit in limits if limit and limit < _NO_LIMIT), default=None)
 
 

@@ -17,6 +17,7 @@ from crossalign.alignment.data_builders import TrainingItem, TranslationItems
 from crossalign.alignment.indexed_data import num_negatives
 from crossalign.alignment.language_model_loss import IGNORED_LABEL
 from crossalign.alignment.lm_items import label_answers
+from crossalign.alignment.packing import PADDING, Packing, choose_packing, packed_texts
 from crossalign.alignment.padding import LENGTHS, share
 from crossalign.alignment.pair_ids import meaning_ids
 from crossalign.alignment.pairs import Pair
@@ -39,8 +40,9 @@ class StepBatch(NamedTuple):
 
     source, target, negatives: input_ids and attention_mask (B, T), padded on the right, and lengths
     (B,); negatives None if pairs have none. lm: input_ids, attention_mask, labels (G, T), lengths
-    (G,); None without an answer token in it. labels and lengths are on the CPU. Rows stand in the
-    order of their lengths, the longest first, so that a chunk of them needs little padding.
+    (G,); of packed texts G blocks as packed_texts makes them; None without an answer token in it.
+    labels and lengths are on the CPU. Rows stand in the order of their lengths, the longest first,
+    so that a chunk of them needs little padding.
     """
 
     source: Inputs
@@ -102,6 +104,14 @@ class Batches:
             self.lm_stream = ShuffledStream(len(lm_items), f"texts {config.seed}")
             wanted = config.lm_batch_size or self.batch_size
             self.lm_batch_size = _at_most(wanted, len(lm_items), "lm_batch_size", "texts")
+        self.block_length, self.packing = 0, Packing(PADDING, "block_length is None")
+        if self.lm_items and config.block_length is not None:
+            self.block_length = min(config.block_length, limit or config.block_length)
+            self.packing = choose_packing(model)
+            told = "padded, not packed" if self.packing.way == PADDING else "packed"
+            logger.info(
+                "the texts of %s are %s: %s", type(model).__name__, told, self.packing.reason
+            )
 
     def at(self, step: int, device: torch.device) -> StepBatch:
         """This rank's share of the batch of a step, counted from 0."""
@@ -145,16 +155,19 @@ class Batches:
         items = items[share(len(items), self.rank, self.world_size)]
         if not items:
             return None
-        rows = label_answers(self.tokenizer, items, self.max_length)
+        max_length = min(self.max_length, self.block_length or self.max_length)
+        rows = label_answers(self.tokenizer, items, max_length)
         # The first token of a row is predicted by nothing, so its label carries no loss.
         lost = sum(all(label == IGNORED_LABEL for label in row.labels[1:]) for row in rows)
         if lost:
             logger.warning(
                 "step %d: %d of %d texts have no answer within max_length=%d; raise max_length",
-                *(step + 1, lost, len(rows), self.max_length),
+                *(step + 1, lost, len(rows), max_length),
             )
         if lost == len(rows):
             return None
+        if self.packing.way != PADDING:
+            return packed_texts(rows, self.block_length, self.packing)
         rows.sort(key=lambda row: len(row.input_ids), reverse=True)
         texts = _padded([row.input_ids for row in rows])
         labels = [torch.tensor(row.labels) for row in rows]

@@ -10,7 +10,7 @@ LENGTHS = "lengths"  # (B,) on the CPU: tokens of each row
 
 
 def trimmed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The (B, T) tensors of a batch, without the columns that are padding in every row.
+    """The (B, T) and (B, 1, T, T) tensors of a batch, without what is padding in every row.
 
     A chunk of a batch has rows shorter than the longest of the batch. Where batch["lengths"]
     stands, rows are padded on the right, and it tells without a wait for the device.
@@ -19,7 +19,10 @@ def trimmed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if LENGTHS not in batch:
         return tensors
     width = max([1, *batch[LENGTHS].tolist()])
-    return {name: tensor[:, :width] for name, tensor in tensors.items()}
+    return {
+        name: tensor[:, :width] if tensor.dim() == 2 else tensor[..., :width, :width]
+        for name, tensor in tensors.items()
+    }
 
 
 def share(count: int, rank: int, world_size: int) -> slice:
