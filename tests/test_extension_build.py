@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -125,26 +124,52 @@ def test_extension_asked_for_and_not_built_is_an_error(
 
 
 @pytest.mark.parametrize(
-    ("found", "version", "reason"),
+    ("found", "reason"),
     [
-        (False, "2.13.0", "no PyTorch in the build environment"),
-        (True, "2.10.1+cpu", "needs PyTorch 2.11 or newer, got 2.10.1"),
-        (True, "2.11.0+cu130", ""),
+        (None, "no PyTorch here; install it first"),
+        ("2.10.1+cpu", "needs PyTorch 2.11 or newer, got 2.10.1"),
+        ("2.11.0+cu130", ""),
     ],
 )
 def test_pytorch_that_is_missing_or_too_old(
     build_extension: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
-    found: bool,
-    version: str,
+    tmp_path: Path,
+    found: str | None,
     reason: str,
 ) -> None:
+    """Looked for in the build environment, and in that which pip installs into."""
     monkeypatch.delenv("CROSSALIGN_BUILD_EXTENSION", raising=False)
-    spec: Callable[[str], object] = lambda name: object() if found else None  # noqa: E731
-    monkeypatch.setattr(build_extension.util, "find_spec", spec)
-    monkeypatch.setattr(build_extension.metadata, "version", lambda name: version)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(build_extension.sysconfig, "get_path", lambda name: str(tmp_path))
+    if found:
+        (tmp_path / "torch" / "include").mkdir(parents=True)
+        notes = tmp_path / f"torch-{found}.dist-info"
+        notes.mkdir()
+        (notes / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {found}\n")
+        assert build_extension.find_torch() == (tmp_path / "torch", found)
     told = build_extension.what_is_missing()
     assert reason in told and bool(reason) == bool(told)
+
+
+@pytest.mark.parametrize("has_ninja", [False, True])
+def test_objects_are_compiled_with_and_without_ninja(
+    build_extension: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has_ninja: bool
+) -> None:
+    if has_ninja and shutil.which("ninja") is None:
+        pytest.skip("needs ninja")
+    if not has_ninja:
+        monkeypatch.setattr(build_extension.shutil, "which", lambda name: None)
+    source = tmp_path / "a file.c"
+    source.write_text("int answer(void) { return ANSWER; }")
+    commands = {str(source): ["cc", "-DANSWER=6 * 7", "-c", str(source)]}
+    objects = build_extension.compile_objects(commands, tmp_path / "out put")
+    assert [Path(path).name for path in objects] == ["a file.c.o"] and Path(objects[0]).exists()
+    assert (tmp_path / "out put" / "build.ninja").exists() == has_ninja
+    commands[str(source)].insert(1, "-DANSWER=(")
+    source.write_text("int answer(void) { return ANSWER }")
+    with pytest.raises(subprocess.CalledProcessError):
+        build_extension.compile_objects(commands, tmp_path / "out put")
 
 
 def test_architectures_come_from_pytorchs_variable(build_extension: ModuleType) -> None:
