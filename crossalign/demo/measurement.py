@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crossalign.demo.language_model import perplexity
-from crossalign.encoders import encode, num_layers
+from crossalign.encoders import num_layers
+from crossalign.evaluation.layer_embeddings import encode_layers
 from crossalign.evaluation.retrieval import (
     RetrievalRow,
     retrieval_rows,
@@ -46,12 +47,13 @@ def measure(
     rows: list[RetrievalRow] = []
     neighbours: list[float] = []
     aligned: dict[str, Tensor] = {}
-    layers = tqdm(range(num_layers(model) + 1), desc=description, unit="layer", disable=None)
-    for layer in layers:
-        vectors = {
-            language: encode(model, tokenizer, list(sentences), layer=layer, batch_size=128)
-            for language, sentences in held_out.items()
-        }
+    layers = range(num_layers(model) + 1)
+    of_all_layers = {
+        language: encode_layers(model, tokenizer, sentences, layers, batch_size=128)
+        for language, sentences in held_out.items()
+    }
+    for layer in tqdm(layers, desc=description, unit="layer", disable=None):
+        vectors = {language: of_layer[layer] for language, of_layer in of_all_layers.items()}
         rows += retrieval_rows(vectors, layer)
         neighbours.append(same_language_neighbours(vectors))
         if layer == aligned_layer:

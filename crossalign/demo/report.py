@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from crossalign.alignment.languages import LANGUAGE_NAMES
-from crossalign.demo.figure import draw_languages, split_points
+from crossalign.analysis.figures import draw_languages
 from crossalign.demo.measurement import Measurement
 from crossalign.evaluation.projection import Projection, project_to_plane
 
@@ -102,11 +102,16 @@ def _project(vectors: Mapping[str, Tensor]) -> Projection:
 def _picture(projection: Projection, vectors: Mapping[str, Tensor]) -> str:
     points = {
         language: places[:NUM_DRAWN]
-        for language, places in split_points(projection, vectors).items()
+        for language, places in _split_points(projection, vectors).items()
     }
-    return base64.b64encode(draw_languages(points, LANGUAGE_NAMES, num_linked=NUM_LINKED)).decode(
-        "ascii"
-    )
+    png = draw_languages(points, num_linked=NUM_LINKED, names=LANGUAGE_NAMES)
+    return base64.b64encode(png).decode("ascii")
+
+
+def _split_points(projection: Projection, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The points of a projection of all languages' vectors, per language again."""
+    sizes = [len(part) for part in vectors.values()]
+    return dict(zip(vectors, torch.split(projection.points, sizes), strict=True))
 
 
 def _write_points(
@@ -116,7 +121,7 @@ def _write_points(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("picture", "language", "sentence", "x", "y"))
         for title, projection in projections.items():
-            for language, places in split_points(projection, vectors).items():
+            for language, places in _split_points(projection, vectors).items():
                 for sentence, (x, y) in enumerate(places.tolist()):
                     writer.writerow((title, language, sentence, f"{x:.6f}", f"{y:.6f}"))
 
