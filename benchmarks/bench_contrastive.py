@@ -26,14 +26,16 @@ LOSS_CHECK_ROWS = 131_072  # above it even the chunked loss takes longer than th
 
 
 def work(case: Case) -> dict[str, Work]:
-    """Products that a loss which keeps no N x M matrix needs: one forward; logits again, the
-    gradient of the queries and that of the keys backward. Bytes: embeddings in, gradients out."""
+    """The least that a loss which keeps no N x M matrix must do. Products: one forward, and the
+    gradients of queries and keys; symmetric, the logits once more, since no column's sum is known
+    before the last row. Bytes: embeddings in, gradients out."""
     product = 2.0 * case.n * (case.n + case.h) * case.d
+    backward = 3 if case.symmetric else 2
     embeddings = (2 * case.n + case.h) * case.d * getattr(torch, case.dtype).itemsize
     least = {
         "forward": Work(product, embeddings),
-        "backward": Work(3 * product, 2 * embeddings),
-        "both": Work(4 * product, 3 * embeddings),
+        "backward": Work(backward * product, 2 * embeddings),
+        "both": Work((1 + backward) * product, 3 * embeddings),
     }
     return {name: least[name] for name in case.passes}
 
