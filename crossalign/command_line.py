@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from crossalign import evaluate_command
 from crossalign.alignment import align_command, data_command
 from crossalign.alignment.training_config import TrainingConfig
 from crossalign.analysis import analyze_command
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             traceback.print_exc()
         message = _one_line(str(error)) or type(error).__name__
-        if isinstance(error, ImportError):
+        if isinstance(error, ImportError) and "pip install" not in message:
             message += "; pip install 'crossalign[train]' brings what this command needs"
         print(f"crossalign: error: {message}", file=sys.stderr)
         return 1
@@ -57,6 +58,10 @@ def build_parser() -> Parser:
     align_command.add_arguments(_add_command(commands, "align", align_command.run, summary))
     summary = "Shows how near a model's languages are, layer by layer, before and after."
     analyze_command.add_arguments(_add_command(commands, "analyze", analyze_command.run, summary))
+    summary = "Measures in-context learning and translation in each language."
+    evaluate_command.add_arguments(
+        _add_command(commands, "evaluate", evaluate_command.run, summary)
+    )
     _add_info(commands)
     return parser
 

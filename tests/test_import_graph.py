@@ -38,6 +38,7 @@ LAYERS = (
     ("evaluation.",),
     ("alignment.",),
     ("analysis.",),
+    ("evaluate_command",),
     ("demo.",),
     ("command_line",),
     ("__main__",),

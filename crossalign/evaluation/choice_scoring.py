@@ -1,4 +1,4 @@
-"""Log-probabilities of texts under a live model, computed by EleutherAI's lm-eval.
+"""What a live model makes of texts, computed by EleutherAI's lm-eval.
 
 A text is scored whole, from its first token on: sum_t log p(token_t | prefix, tokens before t),
 where the prefix is the tokenizer's BOS token, or EOS where there is no BOS. With a context, only
@@ -109,6 +109,38 @@ class ChoiceScorer:
             if math.isnan(score):
                 raise ValueError(f"the model gives NaN for {candidate.continuation[:40]!r}...")
         return scores
+
+    def continue_greedily(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
+        """What the model writes after each prompt, up to a line's end or the EOS token.
+
+        Raises:
+            TooLongError: a prompt leaves no room for max_tokens; nothing has been written then.
+        """
+        from lm_eval.api.instance import Instance
+
+        longest = 0
+        for prompt in prompts:
+            longest = max(longest, len(self._lm.tok_encode(prompt)))
+            if not self.has_room(prompt, max_tokens):
+                raise TooLongError(
+                    f"a prompt of {longest} tokens leaves no room for {max_tokens} in the model's "
+                    f"{self.limit} positions: {prompt[:40]!r}..."
+                )
+        if not prompts:
+            return []
+        options = {"until": ["\n"], "max_gen_toks": max_tokens, "do_sample": False}
+        requests = [
+            Instance("generate_until", {}, (prompt, options), index)
+            for index, prompt in enumerate(prompts)
+        ]
+        self._lm._max_length = self.limit or longest + max_tokens
+        with eval_mode(self.model), _quiet():
+            texts = self._lm.generate_until(requests, disable_tqdm=not self.progress)
+        return [str(text).strip() for text in texts]
+
+    def has_room(self, prompt: str, max_tokens: int) -> bool:
+        """Whether the prompt and that many further tokens fit into the model's positions."""
+        return self.limit is None or len(self._lm.tok_encode(prompt)) + max_tokens <= self.limit
 
 
 def sequence_log_probabilities(

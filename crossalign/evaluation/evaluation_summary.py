@@ -53,22 +53,22 @@ def compare(first: Records, second: Records) -> list[dict[str, Any]]:
     """
     tests = []
     keys = ("task", "language", "shots", "seed")
-    theirs = {key: items for key, items in _by(second, *keys).items()}
+    theirs = _by(second, *keys)
     for key, items in _by(first, *keys).items():
-        ours = {each["id"]: each["correct"] for each in items}
-        others = {each["id"]: each["correct"] for each in theirs.get(key, ())}
-        both = [name for name in ours if name in others]
+        ours = {each["row"]: each["correct"] for each in items}
+        others = {each["row"]: each["correct"] for each in theirs.get(key, ())}
+        both = [row for row in ours if row in others]
         if not both:
             continue
         only_first, only_second, p = mcnemar_exact(
-            [ours[name] for name in both], [others[name] for name in both]
+            [ours[row] for row in both], [others[row] for row in both]
         )
         tests.append(
             {
                 **dict(zip(keys, key, strict=True)),
                 "items": len(both),
-                "accuracy": mean(ours[name] for name in both),
-                "accuracy_compared": mean(others[name] for name in both),
+                "accuracy": mean(ours[row] for row in both),
+                "accuracy_compared": mean(others[row] for row in both),
                 "only_model_right": only_first,
                 "only_compared_right": only_second,
                 "p_value": p,
@@ -142,3 +142,15 @@ def _by(records: Sequence[Any], *names: str) -> dict[tuple[Any, ...], list[Any]]
     for each in records:
         groups.setdefault(tuple(each[name] for name in names), []).append(each)
     return groups
+
+
+def translation_table(records: Records) -> str:
+    """The translation records as text, one line each."""
+    lines = [f"{'direction':12}{'shots':>6}{'seed':>6}{'sentences':>11}{'BLEU':>8}{'chrF':>8}"]
+    for each in records:
+        seed = "-" if each["seed"] is None else each["seed"]
+        lines.append(
+            f"{each['source'] + '-' + each['target']:12}{each['shots']:>6}{seed:>6}"
+            f"{each['sentences']:>11}{each['bleu']:8.2f}{each['chrf']:8.2f}"
+        )
+    return "\n".join(lines)

@@ -6,6 +6,7 @@ evaluate_in_context takes a model that is in memory, so that training can call i
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +62,9 @@ class InContextSettings:
                 raise ValueError(
                     f"{name} must be of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
-        if not self.pairs:
-            raise ValueError(
-                f"none of {list(self.tasks)} has any of the languages {list(self.languages)}"
-            )
+        for language in self.languages:
+            if not any(language in TASKS[task].languages for task in self.tasks):
+                raise ValueError(f"languages: none of {', '.join(self.tasks)} has {language!r}")
         if self.prompts == "paper":
             for task, language in self.pairs:
                 paper_prompt(task, self.prompt_language or language, None)
@@ -159,6 +159,8 @@ def evaluate_in_context(
         prompt = _prompt(part, settings, tokenizer)
         for shots in settings.shots:
             for seed in settings.seeds if shots else (None,):
+                if progress:
+                    print(f"{part.task} {part.language}, {shots} shots", file=sys.stderr)
                 record, items = _evaluate(part, prompt, scorer, settings, shots, seed)
                 records.append(record)
                 log += items
@@ -233,6 +235,7 @@ def _logged(
     return {
         **key,
         "id": item.id,
+        "row": item.row,
         "label": item.label,
         "prediction": prediction,
         "correct": prediction == item.label,

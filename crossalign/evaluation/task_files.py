@@ -24,6 +24,10 @@ _STORY_FIELDS = {
 }
 
 
+class MissingFileError(DataError):
+    """A task file that is not in the folder."""
+
+
 def find_file(data: Path, folders: Sequence[str], names: Sequence[str]) -> Path | None:
     """The first of the files that is there: whole before packed before a part of it.
 
@@ -48,7 +52,7 @@ def need_file(data: Path, folders: Sequence[str], names: Sequence[str]) -> Path:
     """find_file, or an error that says where was looked."""
     path = find_file(data, folders, names)
     if path is None:
-        raise DataError(
+        raise MissingFileError(
             f"{data}: no file {' or '.join(names)} (or .gz) in any of its folders "
             f"{', '.join(folders)}"
         )
