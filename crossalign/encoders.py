@@ -95,9 +95,12 @@ def num_layers(model: nn.Module) -> int:
     return len(find_blocks(model)[1])
 
 
-def hidden_size(model: nn.Module) -> int:
-    """Width C of the model's hidden states."""
-    return int(text_config(model).hidden_size)
+def hidden_size(model: nn.Module, layer: int = 0) -> int:
+    """Width C of the model's hidden states; OPT may project those of its last layer."""
+    config = text_config(model)
+    projected = getattr(config, "word_embed_proj_dim", None)
+    is_last = layer in (-1, config.num_hidden_layers)
+    return int(projected if is_last and projected else config.hidden_size)
 
 
 def encode(
@@ -143,7 +146,7 @@ def encode(
         model.to(device)
     check_layer("encode", model, layer)
     check_option("encode", "pooling", pooling, ("mean", "last", "max"))
-    vectors = torch.zeros(len(sentences), hidden_size(model))
+    vectors = torch.zeros(len(sentences), hidden_size(model, layer))
     token_ids = tokenize(model, tokenizer, sentences) if sentences else []
     longest_first = sorted(range(len(sentences)), key=lambda i: -len(token_ids[i]))
     batches: Iterable[list[int]] = [

@@ -32,7 +32,8 @@ def expected_vector(model: nn.Module, text: str, layer: int, pooling: str) -> Te
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize(
-    ("name", "layer", "pooling"), [("gpt2", 1, "mean"), ("bloom", 2, "last"), ("llama", -1, "max")]
+    ("name", "layer", "pooling"),
+    [("gpt2", 1, "mean"), ("bloom", 2, "last"), ("llama", -1, "max"), ("opt", -1, "mean")],
 )
 def test_encode_equals_each_sentence_alone(
     name: str, layer: int, pooling: str, padding_side: str

@@ -6,7 +6,9 @@ import csv
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from crossalign.evaluation.margin_retrieval import margin_scores
 from crossalign.evaluation.projection import project_to_plane
 from crossalign.evaluation.retrieval import (
     RetrievalScores,
@@ -70,6 +72,63 @@ def test_tie_on_one_side_counts_on_that_side():
     assert scores.backward_accuracy == pytest.approx(2 / 3)
 
 
+def test_repeated_sentences_tie_unless_ids_say_that_they_are_the_same():
+    source = torch.eye(4)[[0, 1, 2, 2, 3]]
+    ids = torch.tensor([0, 1, 7, 7, 9])
+    tied = retrieval_scores(source, source)
+    assert tied.forward_accuracy == 3 / 5
+    assert tied.forward_reciprocal_rank == pytest.approx((3 + 2 / 2) / 5)
+    for chunk_size in (1, 2, 3, 100):
+        assert retrieval_scores(source, source, ids=ids, chunk_size=chunk_size) == (5, 1, 1, 1, 1)
+
+
+def test_ids_excuse_only_what_means_the_same():
+    source = torch.eye(3)
+    target = source[[1, 0, 2]]  # the first two find each other's translation
+    wrong = retrieval_scores(source, target, ids=torch.tensor([0, 1, 2]))
+    assert (wrong.forward_accuracy, wrong.backward_accuracy) == (1 / 3, 1 / 3)
+    excused = retrieval_scores(source, target, ids=torch.tensor([5, 5, 2], dtype=torch.int32))
+    # Their own similarity is 0, and the third, the only candidate left, ties with it.
+    assert excused.forward_accuracy == 1 / 3
+    assert excused.forward_reciprocal_rank == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
+
+
+def test_order_of_pairs_and_rotation_change_nothing():
+    source = torch.randn(60, 9, dtype=torch.float64)
+    target = source + torch.randn(60, 9)
+    expected = retrieval_scores(source, target)
+    order = torch.randperm(60)
+    assert retrieval_scores(source[order], target[order]) == pytest.approx(expected, rel=1e-12)
+    rotation = torch.linalg.qr(torch.randn(9, 9, dtype=torch.float64))[0]
+    turned = retrieval_scores(source @ rotation, 3 * target @ rotation)
+    assert turned == pytest.approx(expected, rel=1e-12)
+    back, forth = retrieval_scores(target, source), expected
+    assert back.forward_accuracy == forth.backward_accuracy
+
+
+class Allocated(TorchDispatchMode):
+    """The most elements of any tensor that an operation made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and not tensor._is_view():
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+def test_no_tensor_grows_with_the_square_of_the_pairs_nor_with_all_vectors():
+    """So that memory-mapped vectors stay on disk."""
+    n, width, chunk_size = 3000, 64, 128
+    source, target = torch.randn(n, width), torch.randn(n, width)
+    with Allocated() as seen:
+        retrieval_scores(source, target, ids=torch.arange(n), chunk_size=chunk_size)
+        margin_scores(source, target, ids=torch.arange(n), chunk_size=chunk_size)
+    assert seen.largest <= max(chunk_size * chunk_size, chunk_size * width, 4 * n) < n * width
+
+
 def test_nan_is_no_hit():
     source = torch.randn(5, 4)
     source[2] = torch.nan
@@ -124,6 +183,20 @@ def test_neighbours_tell_separate_from_mixed_languages(chunk_size):
 def test_unusable_vectors_are_refused(source, target, message):
     with pytest.raises(ValueError, match=message):
         retrieval_scores(source, target)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (torch.zeros(3), TypeError, "ids must be integers, got torch.float32"),
+        (torch.zeros(3, dtype=torch.bool), TypeError, "ids must be integers, got torch.bool"),
+        (torch.zeros(2, dtype=torch.long), ValueError, r"ids must have shape \(3,\).*got \(2,\)"),
+        ([1, 2, 3], TypeError, r"ids must be a torch\.Tensor, got list"),
+    ],
+)
+def test_unusable_ids_are_refused(ids, error, message):
+    with pytest.raises(error, match=message):
+        retrieval_scores(torch.ones(3, 2), torch.ones(3, 2), ids=ids)
 
 
 def test_list_is_refused():

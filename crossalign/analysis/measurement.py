@@ -118,7 +118,7 @@ def measure_model(
     languages = list(sentences)
     num_lines = len(sentences[languages[0]])
     vectors = {
-        layer: spool(spool_directory, num_lines * len(languages), hidden_size(model))
+        layer: spool(spool_directory, num_lines * len(languages), hidden_size(model, layer))
         for layer in options.layers
     }
     for language, lines in sentences.items():

@@ -72,10 +72,10 @@ def encode_layers(
     """
     _check_options(batch_size, max_length, pooling)
     resolved = resolve_layers("encode_layers", model, layers)
-    shape = (len(sentences), hidden_size(model))
+    shapes = {layer: (len(sentences), hidden_size(model, layer)) for layer in layers}
     if out is None:
-        out = {layer: torch.zeros(shape) for layer in layers}
-    for layer in layers:
+        out = {layer: torch.zeros(shape) for layer, shape in shapes.items()}
+    for layer, shape in shapes.items():
         if layer not in out or tuple(out[layer].shape) != shape:
             raise ValueError(f"encode_layers: out must hold a {shape} tensor for layer {layer}")
     unique = sorted(set(resolved))
