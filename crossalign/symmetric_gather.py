@@ -35,8 +35,7 @@ def _load() -> tuple[ModuleType | None, str]:
         module = importlib.import_module("crossalign._gather_negatives")
     except ModuleNotFoundError:
         return None, (
-            "not built; `pip install --no-build-isolation crossalign` builds it where PyTorch and "
-            "a C++ compiler are"
+            "not built; `pip install crossalign` builds it where PyTorch and a C++ compiler are"
         )
     except (ImportError, OSError) as error:
         return None, f"built, but it does not load: {error}"
