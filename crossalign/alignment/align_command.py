@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossalign.alignment import training_config
 from crossalign.alignment.languages import check_languages
-from crossalign.alignment.pairs import read_pairs
+from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -52,8 +53,13 @@ def add_arguments(align: argparse.ArgumentParser) -> None:
         help="languages of the pairs, such as en de, for prompts that name them",
     )
     training_config.add_arguments(align)
+    training_config.add_arguments(align, RunConfig)
     align.add_argument(
-        "--save-every", type=int, default=500, metavar="N", help="steps between saves"
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="directory for the indices of --pairs and --lm-data, to be used again; None: a "
+        "temporary one",
     )
     align.add_argument("--resume", action="store_true", help="go on with the run in --output")
     align.add_argument(
@@ -66,14 +72,13 @@ def add_arguments(align: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, argv: list[str]) -> None:
     """Checks everything that can be checked before the model is loaded, then trains."""
-    from crossalign.alignment.lm_items import read_items
-    from crossalign.alignment.run_directory import check_output, check_unchanged, train_into
-    from crossalign.alignment.train import AlignmentRun, choose_device
-    from crossalign.encoders import check_layer
+    from crossalign.alignment.engine import choose_device, is_main_process
+    from crossalign.alignment.run_directory import check_output, check_unchanged
 
     args, stored = _with_settings(args, argv)
     try:
         config = TrainingConfig(**_pick(args, [each.name for each in fields(TrainingConfig)]))
+        run_config = RunConfig(**_pick(args, [each.name for each in fields(RunConfig)]))
         check_languages(args.languages or ())
         choose_device(config.device)
         settings = _align_settings(args)
@@ -81,16 +86,43 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
             check_unchanged(stored, settings)
     except ValueError as error:
         args.parser.error(str(error))
-    check_output(args.output, resume=args.resume)
-    pairs = read_pairs([Path(path) for path in args.pairs], args.languages or ())
-    lm_items = read_items(args.lm_data) if args.lm_data else None
-    model, tokenizer = _load_model(str(args.output) if args.resume else args.model)
+    if is_main_process():  # another rank may come when this one has begun to write
+        check_output(args.output, resume=args.resume)
+    with tempfile.TemporaryDirectory(prefix="crossalign-") as temporary:
+        _train(args, config, run_config, settings, args.cache or Path(temporary))
+
+
+def _train(
+    args: argparse.Namespace,
+    config: TrainingConfig,
+    run_config: RunConfig,
+    settings: dict[str, Any],
+    cache: Path,
+) -> None:
+    from crossalign.alignment import checkpoint
+    from crossalign.alignment.indexed_data import open_items, open_pairs
+    from crossalign.alignment.periodic_evaluation import PeriodicEvaluation
+    from crossalign.alignment.run_directory import train_into
+    from crossalign.alignment.train import AlignmentRun
+    from crossalign.encoders import check_layer
+
+    pairs = open_pairs([Path(path) for path in args.pairs], args.languages or (), cache)
+    lm_items = open_items(args.lm_data, cache) if args.lm_data else None
+    evaluation = PeriodicEvaluation(run_config) if run_config.evaluate_every else None
+    steps = checkpoint.steps_of(args.output) if args.resume else []
+    last = checkpoint.path_of(args.output, steps[-1]) if steps else None
+    adapters = last if config.lora_rank is not None else None
+    is_whole = last is not None and adapters is None
+    model, tokenizer = _load_model(str(last) if is_whole else settings["model"])
     try:
-        check_layer("align", model, config.layer)
+        for layer in config.layers:
+            check_layer("align", model, layer)
     except ValueError as error:
         args.parser.error(str(error))
-    alignment = AlignmentRun(model, tokenizer, pairs, config, lm_items)
-    train_into(args.output, alignment, settings, save_every=args.save_every, resume=args.resume)
+    alignment = AlignmentRun(model, tokenizer, pairs, config, lm_items, adapters=adapters)
+    train_into(args.output, alignment, settings, run_config, evaluation, resume=args.resume)
+    if not alignment.engine.is_main:
+        return
     if alignment.step < config.steps:
         print(f"stopped after step {alignment.step} of {config.steps}; --resume goes on from there")
     else:
@@ -118,8 +150,6 @@ def _with_settings(
         parser.error(f"missing: {', '.join(missing)}")
     if len(args.pairs) > 2:
         parser.error(f"argument --pairs: one file or two, got {len(args.pairs)}")
-    if args.save_every < 1:
-        parser.error(f"argument --save-every: at least 1, got {args.save_every}")
     return args, stored
 
 
@@ -135,7 +165,7 @@ def _as_flags(parser: argparse.ArgumentParser, settings: dict[str, Any]) -> list
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, list):
-            flags += [f"--{flag}", *map(str, value)]
+            flags += [f"--{flag}", *map(str, value)] if value else []
         elif value is not None:
             flags.append(f"--{flag}={value}")
     return flags
@@ -152,10 +182,15 @@ def _align_settings(args: argparse.Namespace) -> dict[str, Any]:
     settings = _pick(args, _setting_names(args.parser))
     del settings["output"]
     settings["pairs"] = [str(Path(path).resolve()) for path in args.pairs]
-    settings["lm_data"] = str(args.lm_data.resolve()) if args.lm_data else None
-    if Path(args.model).is_dir():
-        settings["model"] = str(Path(args.model).resolve())
-    return settings
+    settings["evaluate_pairs"] = [str(Path(path).resolve()) for path in args.evaluate_pairs]
+    for name in ("lm_data", "cache"):
+        path = getattr(args, name)
+        settings[name] = str(path.resolve()) if path else None
+    for name in ("model", "evaluate_data"):
+        value = getattr(args, name)
+        if value is not None and Path(value).is_dir():
+            settings[name] = str(Path(value).resolve())
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
 
 
 def _pick(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:

@@ -1,32 +1,33 @@
 """AlignmentModel: the joint loss of AFP around a causal LM, in one forward call per step.
 
 loss = contrastive_weight * contrastive_loss + lm_weight * lm_loss: the contrastive loss over pooled
-hidden states of one layer aligns the representations of translations, the next-token loss keeps
-(and aligns) what the model says.
+hidden states of one layer aligns the representations of translations (of several layers: the mean
+of their losses), the next-token loss keeps (and aligns) what the model says.
 
-Shapes: N pairs, H hard negatives, B sentences, T tokens, C hidden size.
+Shapes: N pairs, H hard negatives, B sentences, T tokens, C hidden size, L aligned layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from crossalign.alignment.language_model_loss import (
-    check_output_head,
-    language_model_loss,
-    output_head,
-)
+from crossalign.alignment.language_model_loss import IGNORED_LABEL, language_model_loss
+from crossalign.alignment.layer_states import hidden_states_of
+from crossalign.alignment.output_head import check_output_head, output_head
 from crossalign.alignment.padding import trimmed
 from crossalign.argument_checks import check_dims, check_option, check_positive_finite, check_tensor
 from crossalign.contrastive_loss import fused_contrastive_loss
 from crossalign.contrastive_terms import ContrastiveStats
 from crossalign.encoders import check_layer, hidden_states_at
 from crossalign.pooling import pool
+
+LARGEST_LOGIT_SCALE = math.log(100.0)
 
 
 class AlignmentOutput(NamedTuple):
@@ -43,14 +44,17 @@ class AlignmentModel(nn.Module):
 
     Wrap it, not the language model inside, in DistributedDataParallel or FSDP; with
     DistributedDataParallel and no lm, the blocks past `layer` get no gradient, so freeze them or
-    set find_unused_parameters=True. On several ranks give lm on all of them or on none; a rank that
-    has no text can pass one whose labels are all -100.
+    set find_unused_parameters=True. A rank may have no pairs (B = 0) while another has some. Give
+    lm on all ranks or on none; a rank without a text can pass no rows, or labels all -100.
 
     Args:
         model: a Hugging Face causal LM, also with PEFT adapters (but none on its output embedding).
-        layer: block after which the sentences are pooled; 1 = the first. See hidden_states_at.
+        layer: block after which the sentences are pooled; 1 = the first. See hidden_states_at. With
+            several the contrastive loss and its statistics are the mean over these layers.
         pooling: "mean", "last" or "max" over a sentence's tokens.
         temperature: of the contrastive loss, > 0; an nn.Parameter is learned.
+        learn_temperature: own the parameter `logit_scale` = log(1 / temperature), from the given
+            temperature on; temperatures below 0.01 are not used.
         contrastive_weight: factor of the contrastive loss.
         lm_weight: factor of the next-token loss.
         symmetric: contrast in both directions.
@@ -71,24 +75,32 @@ class AlignmentModel(nn.Module):
         self,
         model: nn.Module,
         *,
-        layer: int = 1,
+        layer: int | Sequence[int] = 1,
         pooling: str = "mean",
         temperature: float | Tensor = 0.05,
+        learn_temperature: bool = False,
         contrastive_weight: float = 1.0,
         lm_weight: float = 1.5,
         symmetric: bool = False,
         hard_negative_weight: float = 0.0,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        check_layer("AlignmentModel", model, layer)
+        layers = tuple(layer) if isinstance(layer, Sequence) else (layer,)
+        if not layers:
+            raise ValueError("AlignmentModel: layer must name one layer at least, got none")
+        for each in layers:
+            check_layer("AlignmentModel", model, each)
         check_option("AlignmentModel", "pooling", pooling, ("mean", "last", "max"))
         if not isinstance(temperature, Tensor):
             check_positive_finite("AlignmentModel", "temperature", temperature)
         super().__init__()
         self.model = model
-        self.layer = layer
+        self.layers = layers
         self.pooling = pooling
-        self.temperature = temperature
+        self.fixed_temperature = temperature
+        self.logit_scale: nn.Parameter | None = None
+        if learn_temperature:
+            self.logit_scale = nn.Parameter(torch.tensor(-math.log(float(temperature))))
         self.contrastive_weight = contrastive_weight
         self.lm_weight = lm_weight
         self.symmetric = symmetric
@@ -149,14 +161,25 @@ class AlignmentModel(nn.Module):
         loss = self.contrastive_weight * contrastive_loss + self.lm_weight * lm_loss
         return AlignmentOutput(loss, contrastive_loss, lm_loss, stats)
 
+    @property
+    def temperature(self) -> float | Tensor:
+        """The temperature in use; a tensor with a gradient where it is learned."""
+        if self.logit_scale is None:
+            return self.fixed_temperature
+        return (-self.logit_scale.clamp(max=LARGEST_LOGIT_SCALE)).exp()
+
     def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """(B, C) pooled hidden states of block `layer`; batch: input_ids and attention_mask."""
+        """(B, L * C) pooled hidden states, layer by layer; batch: input_ids and attention_mask."""
+        rows = batch["input_ids"].shape[0]
+        if rows == 0:  # wrapped for several ranks, the same blocks must run on each
+            batch = _one_token(batch["input_ids"])
         batch = trimmed(batch)
         mask = batch["attention_mask"]
-        hidden = hidden_states_at(
-            self.model, self.layer, input_ids=batch["input_ids"], attention_mask=mask
+        states = hidden_states_of(
+            self.model, self.layers, input_ids=batch["input_ids"], attention_mask=mask
         )
-        return pool(hidden, mask.to(hidden.device), self.pooling)
+        pooled = [pool(hidden, mask.to(hidden.device), self.pooling) for hidden in states]
+        return torch.cat(pooled, dim=1)[:rows] if len(pooled) > 1 else pooled[0][:rows]
 
     def contrast(
         self,
@@ -167,23 +190,32 @@ class AlignmentModel(nn.Module):
         *,
         ids: Tensor | None = None,
     ) -> tuple[Tensor, ContrastiveStats]:
-        """The unweighted contrastive loss of embeddings (N, C), (N, C), (H, C), and its stats."""
+        """The unweighted contrastive loss of embeddings (N, L * C) twice and (H, L * C), and its
+        stats: of several layers the means."""
         if negatives is None and self.group is not None and self.hard_negative_weight != 0.0:
             # Another rank may have hard negatives, and this one then has none of them.
             negatives, owner = query.detach()[:0], query.new_empty(0, dtype=torch.int64)
-        loss, stats = fused_contrastive_loss(
-            query,
-            key,
-            negatives,
-            temperature=self.temperature,
-            symmetric=self.symmetric,
-            ids=ids,
-            negative_owner=owner,
-            hard_negative_weight=0.0 if owner is None else self.hard_negative_weight,
-            group=self.group,
-            return_stats=True,
-        )
-        return loss, stats
+        count = len(self.layers)
+        results = [
+            fused_contrastive_loss(
+                query.chunk(count, 1)[index],
+                key.chunk(count, 1)[index],
+                None if negatives is None else negatives.chunk(count, 1)[index],
+                temperature=self.temperature,
+                symmetric=self.symmetric,
+                ids=ids,
+                negative_owner=owner,
+                hard_negative_weight=0.0 if owner is None else self.hard_negative_weight,
+                group=self.group,
+                return_stats=True,
+            )
+            for index in range(count)
+        ]
+        losses, stats = zip(*results, strict=True)
+        if count == 1:
+            return losses[0], stats[0]
+        means = (torch.stack(each).mean() for each in zip(*stats, strict=True))
+        return torch.stack(losses).mean(), ContrastiveStats(*means)
 
     def negative_owner(
         self,
@@ -208,8 +240,10 @@ class AlignmentModel(nn.Module):
             )
         return torch.arange(num_pairs, device=negatives["input_ids"].device)
 
-    def next_token_loss(self, lm: Mapping[str, Tensor]) -> Tensor:
-        """(), unweighted; lm as in forward."""
+    def next_token_loss(self, lm: Mapping[str, Tensor], count: Tensor | None = None) -> Tensor:
+        """(), unweighted; lm as in forward, count as in language_model_loss."""
+        if lm["input_ids"].shape[0] == 0:
+            lm = no_text(lm["input_ids"].device)
         lm = trimmed(lm)
         if not self._head_is_checked:
             check_output_head(self.model, lm["input_ids"])
@@ -226,7 +260,19 @@ class AlignmentModel(nn.Module):
             scale=head.scale,
             softcap=head.softcap,
             group=self.group,
+            count=count,
         )
+
+
+def no_text(device: torch.device) -> dict[str, Tensor]:
+    """An lm batch of one token without a label: every block runs, and nothing is learnt."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+    return {**_one_token(ids), "labels": torch.full((1, 1), IGNORED_LABEL)}
+
+
+def _one_token(like: Tensor) -> dict[str, Tensor]:
+    ids = like.new_zeros(1, 1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _check_batch(name: str, batch: Any, entries: tuple[str, ...]) -> None:

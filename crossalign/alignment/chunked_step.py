@@ -1,50 +1,116 @@
-"""The gradients of a step in chunks: the same as at once, with the memory of one chunk."""
+"""The gradients of a step in chunks: the same as at once, with the memory of one chunk.
+
+The contrastive loss is one problem over all pairs (GradientCache), however small the chunks; the
+next-token loss is a sum over chunks, divided by the labels of the whole step on all ranks.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator
 
-from crossalign.alignment.alignment_model import AlignmentModel, AlignmentOutput
-from crossalign.alignment.batches import StepBatch
-from crossalign.alignment.language_model_loss import IGNORED_LABEL
+import torch
+from torch import Tensor, nn
+
+from crossalign.alignment.alignment_model import AlignmentModel, AlignmentOutput, no_text
+from crossalign.alignment.batches import Inputs, StepBatch
+from crossalign.alignment.engine import Engine
+from crossalign.alignment.language_model_loss import count_labels
+from crossalign.alignment.padding import LENGTHS
 from crossalign.contrastive_terms import ContrastiveStats
 from crossalign.gradient_cache import GradientCache
 
 
-def chunked_backward(model: AlignmentModel, batch: StepBatch, chunk_size: int) -> AlignmentOutput:
-    """Leaves the gradients of the whole step; no more than chunk_size sequences run at a time.
+def chunked_backward(
+    alignment: AlignmentModel,
+    passes: nn.Module,
+    batch: StepBatch,
+    engine: Engine,
+    *,
+    chunk_size: int | None,
+    lm_chunk_size: int | None,
+) -> AlignmentOutput:
+    """Leaves the gradients of the whole step; no more than so many rows run at a time.
+
+    Args:
+        alignment: the losses.
+        passes: the passes of alignment, as engine.prepare wrapped them.
+        batch: of this rank, which may have fewer pairs or texts than another, or none.
+        chunk_size: sentences in a pass; None: all.
+        lm_chunk_size: rows of texts in a pass; None: all.
 
     Returns:
         The losses and statistics of the whole step, without gradient.
     """
-    owner = model.negative_owner(batch.source, batch.target, batch.negatives)
+    passes = engine.chunk_passes(passes)
+    contrastive_loss, stats = _contrastive_backward(alignment, passes, batch, engine, chunk_size)
+    lm_loss = torch.zeros_like(contrastive_loss)
+    if batch.lm is not None:
+        lm_loss = _lm_backward(alignment, passes, batch.lm, engine, lm_chunk_size)
+    engine.average_gradients(each for each in alignment.parameters() if each.requires_grad)
+    joint = alignment.contrastive_weight * contrastive_loss + alignment.lm_weight * lm_loss
+    return AlignmentOutput(joint, contrastive_loss, lm_loss, stats)
+
+
+def _contrastive_backward(
+    alignment: AlignmentModel,
+    passes: nn.Module,
+    batch: StepBatch,
+    engine: Engine,
+    chunk_size: int | None,
+) -> tuple[Tensor, ContrastiveStats]:
+    owner = alignment.negative_owner(batch.source, batch.target, batch.negatives)
+    rows = batch.num_pairs
+    most = engine.most(rows)
     results: list[tuple[Tensor, ContrastiveStats]] = []
 
     def loss(query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
-        results.append(model.contrast(query, key, negatives, owner, ids=batch.ids))
-        return model.contrastive_weight * results[0][0]
+        own = None if negatives is None else negatives[:rows]
+        results.append(alignment.contrast(query[:rows], key[:rows], own, owner, ids=batch.ids))
+        return engine.scaler.scale(alignment.contrastive_weight * results[0][0])
 
-    cache = GradientCache(model.embed, loss, chunk_size)
-    contrastive_part = cache.backward(batch.source, batch.target, batch.negatives)
-    lm_loss = _chunked_lm_backward(model, batch, chunk_size)
+    def embed(chunk: Inputs) -> Tensor:
+        embedded: Tensor = passes("embed", chunk)
+        return embedded
+
+    sides = (batch.source, batch.target, batch.negatives)
+    cache = GradientCache(embed, loss, chunk_size or max(most, 1))
+    with engine.autocast():
+        cache.backward(*(side and _lengthened(side, most) for side in sides))  # type: ignore[arg-type]
     contrastive_loss, stats = results[0]
-    joint = contrastive_part + model.lm_weight * lm_loss
-    return AlignmentOutput(joint, contrastive_loss.detach(), lm_loss, stats)
+    return contrastive_loss.detach(), stats
 
 
-def _chunked_lm_backward(model: AlignmentModel, batch: StepBatch, chunk_size: int) -> Tensor:
-    """The mean over all labels, as each chunk's mean times its share of the labels."""
-    total = torch.zeros((), device=batch.ids.device)
-    if batch.lm is None:
-        return total
-    per_text = (batch.lm["labels"][:, 1:] != IGNORED_LABEL).sum(dim=1)
-    for start in range(0, len(per_text), chunk_size):
-        rows = slice(start, start + chunk_size)
-        share = float(per_text[rows].sum() / per_text.sum())
-        chunk = {name: tensor[rows] for name, tensor in batch.lm.items()}
-        part = share * model.next_token_loss(chunk)
-        with torch.autocast(total.device.type, enabled=False):
-            torch.autograd.backward(model.lm_weight * part)
-        total += part.detach()
-    return total
+def _lm_backward(
+    alignment: AlignmentModel, passes: nn.Module, lm: Inputs, engine: Engine, size: int | None
+) -> Tensor:
+    """The mean over all labels, as the sum of what each chunk adds to it."""
+    count = count_labels(lm["labels"], engine.device, alignment.group)
+    parts = []
+    for chunk in _chunks(lm, engine, size):
+        with engine.autocast():
+            part = passes("next_token_loss", chunk, count)
+        engine.backward(alignment.lm_weight * part)
+        parts.append(part.detach())
+    return torch.stack(parts).sum()
+
+
+def _chunks(lm: Inputs, engine: Engine, size: int | None) -> Iterator[Inputs]:
+    """The rows in passes of `size`, then passes without a text while another rank has more."""
+    rows = len(lm["input_ids"])
+    size = size or max(rows, 1)
+    own = -(-rows // size)
+    for start in range(0, rows, size):
+        yield {name: tensor[start : start + size] for name, tensor in lm.items()}
+    for _ in range(own, engine.most(own)):
+        yield no_text(engine.device)
+
+
+def _lengthened(inputs: Inputs, rows: int) -> Inputs:
+    """With rows of one token at the end, which the loss leaves out."""
+    missing = rows - len(inputs["input_ids"])
+    if missing <= 0:
+        return inputs
+    added = {name: tensor.new_zeros(missing, *tensor.shape[1:]) for name, tensor in inputs.items()}
+    added["attention_mask"][:, 0] = 1
+    added[LENGTHS] += 1
+    return {name: torch.cat([tensor, added[name]]) for name, tensor in inputs.items()}

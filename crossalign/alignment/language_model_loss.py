@@ -13,11 +13,11 @@ Accumulation is float32 (float64 for float64), logits included, whatever the dty
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from crossalign.alignment.fused_cross_entropy import can_fuse, fused_cross_entropy_sum
 from crossalign.argument_checks import (
@@ -37,15 +37,6 @@ IGNORED_LABEL = -100
 _LOGITS_PER_BLOCK = 2**26
 
 
-class OutputHead(NamedTuple):
-    """What turns a final hidden state into logits: cap * tanh(scale * (W h + bias) / cap)."""
-
-    weight: Tensor  # (V, C)
-    bias: Tensor | None  # (V,)
-    scale: float
-    softcap: float | None
-
-
 def language_model_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -55,6 +46,7 @@ def language_model_loss(
     scale: float = 1.0,
     softcap: float | None = None,
     group: dist.ProcessGroup | None = None,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Mean next-token cross-entropy over the labels that are not -100.
 
@@ -69,6 +61,8 @@ def language_model_loss(
         softcap: bounds the logits to (-softcap, softcap).
         group: average over the tokens of all its ranks: each rank returns
             world size * (its own sum) / (count of all), whose mean is the loss of the whole batch.
+        count: of the labels to average over, as count_labels gives it; the batch is then a part of
+            what they stand in, and no rank waits for another. None: those of this batch.
 
     Returns:
         () float32 (float64 for float64). Without any label that counts: 0, with zero gradients.
@@ -88,19 +82,30 @@ def language_model_loss(
     check_in_range("language_model_loss", "labels", targets, weight.shape[0], "the vocabulary")
     flat = hidden[:, :-1].reshape(-1, hidden.shape[-1])
     flat = flat.index_select(0, counted.to(hidden.device, non_blocking=True))
-    flat, targets = flat.to(_product_dtype(hidden)), targets.to(hidden.device, non_blocking=True)
+    flat, targets = flat.to(product_dtype(hidden)), targets.to(hidden.device, non_blocking=True)
     if can_fuse(flat, scale):
         total = fused_cross_entropy_sum(flat, weight, bias, targets, softcap)
     else:
         total = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
             flat, weight, bias, targets, scale, softcap
         )
-    count = counted.numel()
-    if group is None:
-        return total / max(count, 1)
-    all_counts = torch.tensor(count, dtype=total.dtype, device=hidden.device)
-    dist.all_reduce(all_counts, group=group)
-    return total * (dist.get_world_size(group) / all_counts.clamp(min=1))
+    if count is None and group is None:
+        return total / max(counted.numel(), 1)
+    if count is None:
+        count = _over_ranks(torch.tensor(counted.numel(), device=hidden.device), group)
+    num_ranks = 1 if group is None else dist.get_world_size(group)
+    return total * num_ranks / count.clamp(min=1).to(total)
+
+
+def count_labels(labels: Tensor, device: torch.device, group: dist.ProcessGroup | None) -> Tensor:
+    """() labels (B, T) that language_model_loss averages over, of all ranks of the group."""
+    return _over_ranks((labels[:, 1:] != IGNORED_LABEL).sum().to(device), group)
+
+
+def _over_ranks(count: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    if group is not None:
+        dist.all_reduce(count, group=group)
+    return count
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -122,7 +127,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         row_sum, own_logit = torch.zeros_like(row_max), torch.zeros_like(row_max)
         with torch.autocast(hidden.device.type, enabled=False):
             for start, end in _vocabulary_blocks(hidden.shape[0], weight.shape[0]):
-                logits = _block_logits(hidden, weight, bias, start, end, scale, softcap)
+                logits = block_logits(hidden, weight, bias, start, end, scale, softcap)
                 column, is_here = _target_columns(targets, start, end)
                 picked = logits.gather(1, column[:, None]).squeeze(1)
                 own_logit = torch.where(is_here, picked, own_logit)
@@ -151,7 +156,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         factor = upstream * ctx.scale
         with torch.autocast(hidden.device.type, enabled=False):
             for start, end in _vocabulary_blocks(hidden.shape[0], weight.shape[0]):
-                logits = _block_logits(hidden, weight, bias, start, end, ctx.scale, ctx.softcap)
+                logits = block_logits(hidden, weight, bias, start, end, ctx.scale, ctx.softcap)
                 grad = (logits - row_max[:, None]).exp_().div_(row_sum[:, None])
                 column, is_here = _target_columns(targets, start, end)
                 grad[rows, column] -= is_here.to(grad.dtype)
@@ -165,58 +170,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_hidden += _product(grad, weight[start:end], hidden.dtype)
         grad_hidden = (grad_hidden * factor).to(hidden.dtype)
         return grad_hidden if needs_hidden else None, grad_weight, grad_bias, None, None, None
-
-
-def output_head(model: Any) -> OutputHead:
-    """The output embedding of a causal LM with the scale and the soft cap its config names.
-
-    Raises:
-        ValueError: the model has no output embedding, or it is no plain linear layer.
-    """
-    head = model.get_output_embeddings()
-    if not (isinstance(head, nn.Linear) and head.weight.is_floating_point()):
-        raise ValueError(
-            f"lm: the output embedding of {type(model).__name__} must be a torch.nn.Linear with a "
-            f"floating-point weight, got {type(head).__name__}; leave it out of adapters and of "
-            "quantisation"
-        )
-    config = model.config.get_text_config(decoder=True)
-    scale = 1.0
-    for name, power in (("logit_scale", 1), ("lm_head_multiplier", 1), ("logits_scaling", -1)):
-        if isinstance(factor := getattr(config, name, None), int | float):
-            scale *= factor**power
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return OutputHead(head.weight, head.bias, scale, softcap)
-
-
-@torch.no_grad()
-def check_output_head(model: Any, input_ids: Tensor) -> None:
-    """Compares output_head with the logits that the model itself computes for two tokens.
-
-    Raises:
-        ValueError: they differ, so that the loss would not be the model's own.
-    """
-    devices = [input_ids.device] if input_ids.is_cuda else []
-    with torch.random.fork_rng(devices):
-        output = model(
-            input_ids=input_ids[:1, :2],
-            attention_mask=torch.ones_like(input_ids[:1, :2]),
-            use_cache=False,
-            output_hidden_states=True,
-        )
-    head = output_head(model)
-    hidden = output.hidden_states[-1].flatten(0, 1).to(_product_dtype(output.hidden_states[-1]))
-    with torch.autocast(hidden.device.type, enabled=False):
-        logits = _block_logits(hidden, *head[:2], 0, head.weight.shape[0], *head[2:])
-    expected = output.logits.flatten(0, 1).to(logits.dtype)
-    # Wide enough for logits rounded to bfloat16; a missing multiplier or cap is far outside.
-    if not torch.allclose(logits, expected, rtol=0.0, atol=0.02 * float(expected.abs().max())):
-        raise ValueError(
-            f"lm: the logits of {type(model).__name__} must be those of its output embedding times "
-            "config.logit_scale, divided by config.logits_scaling and bounded by "
-            "config.final_logit_softcapping, but they differ; compute its loss from the model's "
-            "own logits instead"
-        )
 
 
 def _check_arguments(
@@ -245,7 +198,7 @@ def _check_arguments(
             check_same_dtype(function, name, parameter, "hidden", hidden)
 
 
-def _product_dtype(hidden: Tensor) -> torch.dtype:
+def product_dtype(hidden: Tensor) -> torch.dtype:
     """The dtype in which a linear layer would multiply here: autocast leaves float64 alone."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
@@ -266,7 +219,7 @@ def _vocabulary_blocks(positions: int, vocabulary: int) -> list[tuple[int, int]]
     return [(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
 
 
-def _block_logits(
+def block_logits(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,

@@ -105,7 +105,7 @@ def run_demo(
     target_device = choose_device(device)
     check_output(output, ENTRIES)
     story = _tell(settings, target_device)
-    print(accuracy_table(story.before, story.after, settings.alignment.layer))
+    print(accuracy_table(story.before, story.after, settings.alignment.layers[0]))
     with written_whole(output, ENTRIES) as directory:
         _write(story, settings, directory)
     seconds = time.perf_counter() - started
@@ -122,7 +122,7 @@ class _Story(NamedTuple):
 
 
 def _tell(settings: DemoSettings, device: torch.device) -> _Story:
-    seed, layer = settings.alignment.seed, settings.alignment.layer
+    seed, layer = settings.alignment.seed, settings.alignment.layers[0]
     corpus = make_corpus(
         num_texts=settings.texts_per_language * len(LANGUAGES),
         num_pairs=settings.num_pairs,
@@ -157,7 +157,7 @@ def _write(story: _Story, settings: DemoSettings, directory: Path) -> None:
         before,
         after,
         story.held_out,
-        layer=settings.alignment.layer,
+        layer=settings.alignment.layers[0],
         num_pairs=settings.num_pairs,
         facts=_facts(settings, story.model),
     )

@@ -1,0 +1,179 @@
+"""What a step needs of the machine: device, arithmetic, and the other ranks of the run.
+
+An Engine is one process on its own; AccelerateEngine (accelerate_engine.py) has other ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from crossalign.alignment.alignment_model import AlignmentModel
+from crossalign.alignment.parallelism import Strategy, check_combination
+from crossalign.alignment.training_config import TrainingConfig
+
+LARGEST_GRADIENT_NORM = 1.0
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Passes(nn.Module):
+    """Every pass through the language model is a forward of this module, which is what
+    DistributedDataParallel and FSDP wrap and watch."""
+
+    def __init__(self, alignment: AlignmentModel) -> None:
+        super().__init__()
+        self.alignment = alignment
+
+    def forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """The method `name` of the alignment model."""
+        return getattr(self.alignment, name)(*args, **kwargs)
+
+
+class Engine:
+    """One process. Its methods do on one rank what AccelerateEngine's do on several.
+
+    Attributes:
+        rank, world_size: of this run; is_main: whether this rank writes files.
+        group: of all ranks, for the losses; None: one process.
+        device: where this rank computes.
+        scaler: of fp16's gradients; switched off otherwise.
+    """
+
+    rank = 0
+    world_size = 1
+    group: dist.ProcessGroup | None = None
+    strategy: Strategy = "single"
+
+    def __init__(self, device: torch.device, precision: str) -> None:
+        if precision == "auto":
+            precision = "bf16" if device.type == "cuda" else "fp32"
+        self.device = device
+        self.dtype = AUTOCAST[precision]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def prepare(self, alignment: AlignmentModel) -> nn.Module:
+        """The passes through the model, wrapped so that gradients are averaged over ranks."""
+        return Passes(alignment)
+
+    def chunk_passes(self, passes: nn.Module) -> nn.Module:
+        """The same for chunks, after the last of which average_gradients must be called."""
+        return passes
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """After the chunks of a step: each parameter's mean over ranks, where not yet formed."""
+
+    def most(self, count: int) -> int:
+        """How many passes a rank must make whose ranks only run together; else its own count."""
+        return count
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+    def backward(self, loss: Tensor) -> None:
+        """As outside of any autocast: it would change the dtype of the backward's products."""
+        with torch.autocast(self.device.type, enabled=False):
+            torch.autograd.backward(self.scaler.scale(loss))
+
+    def clip(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
+        """() float32: the gradients' norm before they were clipped to norm 1."""
+        self.scaler.unscale_(optimizer)
+        return nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT_NORM)
+
+    def may_overflow(self) -> bool:
+        """Whether gradients that are not finite only ask for a smaller scale."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step of the optimiser; none where fp16 gradients overflowed."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Over ranks."""
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        return flag
+
+    def by_rank(self, value: Any) -> list[Any]:
+        """The value of every rank."""
+        return [value]
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """Whole weights for the main rank; None: those the model holds."""
+        return None
+
+    def optimizer_state(self, alignment: nn.Module, optimizer: Any) -> dict[str, Any]:
+        """Whole on the main rank."""
+        state: dict[str, Any] = optimizer.state_dict()
+        return state
+
+    def load_optimizer_state(self, alignment: nn.Module, optimizer: Any, state: Any) -> None:
+        optimizer.load_state_dict(state)
+
+    def whole_model(self, passes: nn.Module) -> AbstractContextManager[Any]:
+        """Inside, every rank can run the language model itself."""
+        return contextlib.nullcontext()
+
+
+def choose_engine(config: TrainingConfig) -> Engine:
+    """What the launcher of this process asks for: torchrun and accelerate say it in the
+    environment; without them one process.
+
+    Raises:
+        ValueError: a combination that does not work or is not tested, with the reason.
+    """
+    strategy = launched_strategy()
+    if strategy == "single":
+        device = choose_device(config.device)
+        check_combination(config, strategy, device.type)
+        return Engine(device, config.precision)
+    from crossalign.alignment.accelerate_engine import AccelerateEngine
+
+    return AccelerateEngine(config, strategy)
+
+
+def launched_strategy() -> Strategy:
+    if _is_set("ACCELERATE_USE_DEEPSPEED"):
+        return "deepspeed"
+    if _is_set("ACCELERATE_USE_FSDP"):
+        return "fsdp2" if os.environ.get("FSDP_VERSION") == "2" else "fsdp1"
+    return "ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single"
+
+
+def is_main_process() -> bool:
+    """Known before the ranks have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("true", "1")
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" -> a GPU if there is one, else the CPU; a named device must be there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:1, ..., got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} is not there: PyTorch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices"
+        )
+    return device

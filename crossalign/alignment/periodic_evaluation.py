@@ -1,0 +1,80 @@
+"""Evaluation of the model while it trains: retrieval of held-out pairs, and tasks in context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from crossalign.alignment.pairs import Pair, read_pairs
+from crossalign.alignment.run_config import RunConfig
+from crossalign.alignment.train import AlignmentRun
+from crossalign.evaluation.layer_embeddings import retrieval_by_layer
+
+if TYPE_CHECKING:
+    from crossalign.evaluation.in_context import InContextSettings, TaskData
+
+Scores = dict[str, float]
+
+
+class PeriodicEvaluation:
+    """What --evaluate-pairs and --evaluate-tasks ask for, its data read and checked beforehand.
+
+    Raises:
+        DataError: data that cannot be used.
+        ValueError: unknown tasks or languages.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.pairs: list[Pair] = []
+        self.tasks: tuple[list[TaskData], InContextSettings] | None = None
+        if config.evaluate_pairs:
+            pairs = read_pairs([Path(path) for path in config.evaluate_pairs])
+            self.pairs = pairs[: config.evaluate_limit]
+        if config.evaluate_tasks:
+            from crossalign.evaluation.in_context import InContextSettings, read_task_data
+
+            settings = InContextSettings(
+                tasks=config.evaluate_tasks,
+                languages=config.evaluate_languages,
+                too_long="skip",
+                limit=config.evaluate_limit,
+            )
+            self.tasks = (read_task_data(settings, Path(str(config.evaluate_data))), settings)
+
+    def __call__(self, run: AlignmentRun) -> Scores:
+        """retrieval_accuracy and task_accuracy, with what they are means of. Every rank computes
+        them, so that none waits beyond a timeout; nothing of the run is changed."""
+        devices = [run.device] if run.device.type == "cuda" else []
+        whole = run.engine.whole_model(run.passes)
+        with torch.random.fork_rng(devices), whole, run.engine.autocast():
+            return {**self._retrieval(run), **self._tasks(run)}
+
+    def _retrieval(self, run: AlignmentRun) -> Scores:
+        """Top-1 accuracy, the mean of both directions and of the aligned layers."""
+        if not self.pairs:
+            return {}
+        rows = retrieval_by_layer(
+            run.language_model,
+            run.tokenizer,
+            {
+                "source": [pair.source for pair in self.pairs],
+                "target": [pair.target for pair in self.pairs],
+            },
+            run.config.layers,
+            pooling=run.config.pooling,
+        )
+        return {"retrieval_accuracy": sum(row.scores.accuracy for row in rows) / len(rows)}
+
+    def _tasks(self, run: AlignmentRun) -> Scores:
+        """Zero-shot accuracy of each task and language, and their mean."""
+        if self.tasks is None:
+            return {}
+        from crossalign.evaluation.in_context import evaluate_in_context
+
+        data, settings = self.tasks
+        records = evaluate_in_context(run.language_model, run.tokenizer, data, settings).records
+        scores = {f"{each['task']}_{each['language']}": each["accuracy"] for each in records}
+        return {**scores, "task_accuracy": sum(scores.values()) / len(scores)}
