@@ -147,6 +147,8 @@ def _with_labels(
             f"{path}:{len(rows)}: cut off, or other than its labels: {len(rows)} rows, but "
             f"{labels} has {len(table)}"
         )
+    for where, (_, label) in table:
+        number_of(label, XNLI_LABELS, "label", where)
     return [(at, [*cells, label]) for (at, cells), (_, (_, label)) in zip(rows, table, strict=True)]
 
 
