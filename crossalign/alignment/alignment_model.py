@@ -179,7 +179,8 @@ class AlignmentModel(nn.Module):
             self.model, self.layers, input_ids=batch["input_ids"], attention_mask=mask
         )
         pooled = [pool(hidden, mask.to(hidden.device), self.pooling) for hidden in states]
-        return torch.cat(pooled, dim=1)[:rows] if len(pooled) > 1 else pooled[0][:rows]
+        vectors = torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]
+        return vectors if rows > 0 else vectors[:0].clone()  # FSDP asks for no views
 
     def contrast(
         self,

@@ -99,9 +99,10 @@ def _chunks(lm: Inputs, engine: Engine, size: int | None) -> Iterator[Inputs]:
     rows = len(lm["input_ids"])
     size = size or max(rows, 1)
     own = -(-rows // size)
+    most = engine.most(own)
     for start in range(0, rows, size):
         yield {name: tensor[start : start + size] for name, tensor in lm.items()}
-    for _ in range(own, engine.most(own)):
+    for _ in range(own, most):
         yield no_text(engine.device)
 
 
