@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Tests and benchmarks on a machine with one NVIDIA GPU, in one call of under nine minutes.
 #
-# Needs python3 with torch, triton, pytest, pytest-benchmark and pytest-xdist; installs nothing for
-# good and reaches no network. Results and the log go to $OUT (default: benchmarks/results).
+# Needs python3 with torch, triton, transformers, pytest, pytest-benchmark and pytest-xdist; installs
+# nothing for good and reaches no network. Results and the log go to $OUT (default:
+# benchmarks/results).
 #   BENCHMARK_COMMIT=abc1234   the commit of this tree, where its history did not come along;
 #                              append -dirty if the tree differs from it
 #   PYTHON=python3             the interpreter
@@ -49,6 +50,9 @@ if [[ -f csrc/build_extension.py ]]; then
 fi
 step tests 180 "$python" -m pytest -m cuda -n 4 --quiet -p no:cacheprovider
 step pooling 60 "$python" -m benchmarks.bench_pooling --preset h200 --seconds 0.3
+# Needs transformers. Both sides of a case come before its parts, which the budget may leave out.
+step train_step 80 "$python" -m benchmarks.bench_train_step --preset gpu --seconds 0.5 \
+    --budget-seconds 55
 # The last step gets what is left; it starts no measurement in its last 50 seconds.
 left=$((limit - SECONDS))
 step contrastive "$left" "$python" -m benchmarks.bench_contrastive --preset h200 --seconds 0.4 \

@@ -262,7 +262,7 @@ def _runner(name: str, trial: Trial) -> tuple[Callable[[], None], Callable[[], A
     def backward(output: Tensor) -> None:
         output.backward(torch.ones_like(output))
 
-    if name == "forward":
+    if name in ("forward", "step"):  # a step does all itself
         return clear, trial.forward
     if name == "backward":
         return clear_and_run_forward, lambda: backward(outputs.pop())

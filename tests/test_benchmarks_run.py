@@ -20,6 +20,7 @@ from benchmarks.contrastive_cases import COMPILED, PRESETS, Case, Inputs, make_i
 from benchmarks.contrastive_implementations import implementation
 from benchmarks.harness import PASSES, Harness, Trial, Work
 from benchmarks.resident_memory import peak_resident_mib
+from benchmarks.train_step_cases import PRESETS as STEP_PRESETS
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -170,6 +171,27 @@ def result_file(folder: Path, **changes: Any) -> Path:
     path = folder / "contrastive_some-cpu.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in (ours, plain)))
     return path
+
+
+def test_report_has_a_line_for_every_case_of_a_train_step(tmp_path: Path) -> None:
+    case = STEP_PRESETS["cpu"][0]
+    row = {
+        **case._asdict(),
+        **{"pass": "step", "status": "ok", "share_of_ceiling": 0.5, "peak_mib": 20.0},
+        **{"implementation": "crossalign", "median_ms": 500.0},
+        "run": {
+            **{"subject": "train_step", "commit": "abcdef123456", "dirty": True},
+            **{"date": "2026-01-01T00:00:00Z", "device": "some CPU", "threads": 2},
+        },
+    }
+    path = tmp_path / "train_step.jsonl"
+    eager = {**row, "implementation": "eager", "median_ms": 2000.0, "peak_mib": 80.0}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (row, eager)))
+    tables = report.render(report.read_results([path]))
+    title = f"float32, 24 blocks of width 256, {case.name}, 2 texts of 128"
+    assert "| 0.25 of the time, 0.250 of the memory |" in line_of(tables, title)
+    other = f"float32, 24 blocks of width 256, {STEP_PRESETS['cpu'][1].name}, 2 texts of 128"
+    assert line_of(tables, other).count("not measured") == 3
 
 
 def line_of(tables: str, case: str) -> str:
