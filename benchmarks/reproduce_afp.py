@@ -1,0 +1,254 @@
+"""Does aligning a language model that never saw a translation do what the AFP paper says?
+
+python -m benchmarks.reproduce_afp --preset cpu         # an hour of one core
+python -m benchmarks.reproduce_afp --preset gpu         # a larger model and eight more languages
+
+A multilingual model is pre-trained on monolingual text and aligned with the contrastive loss
+(MCL), with prompted translations (CIF), with both (AFP), at several layers and contrastive batch
+sizes, every time on as many pairs; "monolingual" goes on with pre-training text alone. Each
+configuration of each seed appends one line to the result file as soon as it is done; a further call
+goes on with what is missing. benchmarks.plot_reproduction draws the table and the figure of
+docs/reproduction.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from benchmarks.provenance import ROOT, provenance
+from benchmarks.reproduction_data import Corpus, load_corpus
+from benchmarks.reproduction_measures import measure
+from benchmarks.reproduction_model import new_model, new_tokenizer, pretrain
+from crossalign.alignment.data_builders import TrainingItem, build_items
+from crossalign.alignment.train import align
+from crossalign.alignment.training_config import TrainingConfig
+
+BEFORE = "before"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """A whole reproduction."""
+
+    tatoeba: tuple[str, ...] = ("ja", "zh")
+    captions_per_language: int = 5000  # for pre-training; the lines behind these are pairs
+    texts_per_language: int = 6000  # of Tatoeba, for pre-training
+    vocabulary: int = 6000
+    width: int = 128
+    blocks: int = 6
+    epochs: int = 2
+    block_length: int = 256  # as long as a prompt with five demonstrations
+    pretraining_batch: int = 8
+    pretraining_learning_rate: float = 3e-3
+    layers: tuple[int, ...] = (1, 2, 4)
+    batch_sizes: tuple[int, ...] = (64, 512, 8192)
+    main_batch_size: int = 512
+    chunk_size: int = 256
+    pairs_seen: int = 32_768
+    pairs_per_text: int = 8  # pairs of a step for each text of its next-token loss
+    monolingual_share: float = 0.5  # of those texts; the others are prompted translations
+    learning_rate: float = 1e-3
+    held_out: int = 300
+    tests: int = 500
+    questions: int = 30  # per direction, without demonstrations
+    questions_with_demos: int = 15
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+PRESETS = {
+    "smoke": Sizes(
+        **{"tatoeba": ("hi",), "captions_per_language": 60, "texts_per_language": 40},
+        **{"vocabulary": 400, "width": 16, "blocks": 2, "epochs": 1, "block_length": 32},
+        **{"layers": (1, 2), "batch_sizes": (16, 32), "main_batch_size": 16, "chunk_size": 16},
+        **{"pairs_seen": 32, "held_out": 8, "tests": 20, "questions": 2, "seeds": (0, 1)},
+        questions_with_demos=1,
+    ),
+    "cpu": Sizes(),
+    "gpu": Sizes(
+        **{"tatoeba": ("ja", "zh", "ar", "hi", "id", "ko", "th", "vi")},
+        **{"texts_per_language": 10_000, "vocabulary": 32_000, "width": 512, "blocks": 12},
+        **{"epochs": 8, "layers": (1, 2, 4, 8), "chunk_size": 2048, "pairs_seen": 524_288},
+        **{"pretraining_learning_rate": 1e-3, "learning_rate": 3e-4, "held_out": 400},
+        **{"questions": 200, "questions_with_demos": 200},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    name: str
+    contrastive_weight: float
+    lm_weight: float
+    layer: int
+    batch_size: int
+    has_translations: bool = True  # among the texts
+
+
+def configurations(sizes: Sizes) -> list[Configuration]:
+    """Main comparison first, then AFP at the other layers and batch sizes."""
+    first, main = sizes.layers[0], sizes.main_batch_size
+    found = [
+        Configuration("monolingual", 0.0, 1.5, first, main, has_translations=False),
+        Configuration("MCL", 1.0, 0.0, first, main),
+        Configuration("CIF", 0.0, 1.5, first, main),
+        Configuration("AFP", 1.0, 1.5, first, main),
+    ]
+    found += [
+        Configuration(f"AFP, layer {layer}", 1.0, 1.5, layer, main) for layer in sizes.layers[1:]
+    ]
+    return found + [
+        Configuration(f"AFP, batch {batch}", 1.0, 1.5, first, batch)
+        for batch in sizes.batch_sizes
+        if batch != main
+    ]
+
+
+def lm_items(corpus: Corpus, sizes: Sizes, seed: int, *, translations: bool) -> list[TrainingItem]:
+    """Translations in both directions, and pre-training texts whose every token counts."""
+    texts = [text for part in corpus.texts.values() for text in part]
+    monolingual: list[TrainingItem] = [
+        {"sent0": "", "sent1": "", "clm_text": text, "clm_prompt_len": 0} for text in texts
+    ]
+    if not translations:
+        return monolingual
+    prompted = build_items("translation", corpus.pairs, repeats=1, seed=seed)
+    share = sizes.monolingual_share
+    wanted = min(len(texts), round(len(prompted) * share / (1 - share)))
+    return prompted + monolingual[:: max(1, len(texts) // max(1, wanted))][:wanted]
+
+
+def align_copy(
+    folder: Path, corpus: Corpus, sizes: Sizes, wanted: Configuration, seed: int, device: str
+) -> tuple[LlamaForCausalLM, dict[str, float]]:
+    """The pre-trained model aligned, and the record of the last step."""
+    model = LlamaForCausalLM.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    config = TrainingConfig(
+        layer=wanted.layer,
+        contrastive_weight=wanted.contrastive_weight,
+        lm_weight=wanted.lm_weight,
+        batch_size=wanted.batch_size,
+        chunk_size=sizes.chunk_size,
+        lm_batch_size=max(1, wanted.batch_size // sizes.pairs_per_text),
+        steps=sizes.pairs_seen // wanted.batch_size,
+        learning_rate=sizes.learning_rate,
+        seed=seed,
+        device=device,
+    )
+    items = lm_items(corpus, sizes, seed, translations=wanted.has_translations)
+    records: list[dict[str, float]] = []
+    align(model, tokenizer, corpus.pairs, config, lm_items=items, on_step=records.append)
+    return model, records[-1]
+
+
+def pretrained(folder: Path, corpus: Corpus, sizes: Sizes, seed: int, device: str) -> None:
+    """Model and tokenizer of a seed in folder, made unless they are there."""
+    if (folder / "config.json").exists():
+        return
+    tokenizer = new_tokenizer(corpus.texts, sizes.vocabulary)
+    model = new_model(tokenizer, width=sizes.width, num_blocks=sizes.blocks, seed=seed)
+    pretrain(
+        model.to(device),
+        tokenizer,
+        corpus.texts,
+        epochs=sizes.epochs,
+        block_length=sizes.block_length,
+        batch_size=sizes.pretraining_batch,
+        learning_rate=sizes.pretraining_learning_rate,
+        seed=seed,
+        half=True,
+    )
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)  # writes config.json: last
+
+
+def run_seed(seed: int, corpus: Corpus, sizes: Sizes, results: Results, options: Any) -> None:
+    """Whatever of this seed the result file lacks."""
+    names = [BEFORE, *(each.name for each in configurations(sizes))]
+    if all((seed, name) in results.done for name in names):
+        return
+    folder = options.work / f"seed{seed}"
+    started = time.process_time()
+    pretrained(folder, corpus, sizes, seed, options.device)
+    seconds = time.process_time() - started
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    questions = {0: sizes.questions, 5: sizes.questions_with_demos}
+    model = LlamaForCausalLM.from_pretrained(folder).to(options.device)
+    if (seed, BEFORE) not in results.done:
+        measured = measure(model, tokenizer, corpus, sizes.layers, questions)
+        results.add(seed, BEFORE, {"processor_seconds": seconds, **measured})
+    for wanted in configurations(sizes):
+        if (seed, wanted.name) in results.done:
+            continue
+        started = time.process_time()
+        model, last = align_copy(folder, corpus, sizes, wanted, seed, options.device)
+        seconds = time.process_time() - started
+        measured = measure(model, tokenizer, corpus, sizes.layers, questions)
+        settings = {"configuration": asdict(wanted), "last_step": last}
+        results.add(seed, wanted.name, {**settings, "processor_seconds": seconds, **measured})
+
+
+class Results:
+    """The result file: a "run" line for every call, a "result" line per seed and configuration."""
+
+    def __init__(self, path: Path, sizes: Sizes, device: str) -> None:
+        self.path = path
+        settings = json.loads(json.dumps(asdict(sizes)))
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        for row in rows:
+            if row["record"] == "run" and row["sizes"] != settings:
+                raise SystemExit(f"{path} holds a run of other sizes; give another --output")
+        self.done = {(row["seed"], row["name"]) for row in rows if row["record"] == "result"}
+        run = {"subject": "reproduce_afp", **provenance(torch.device(device))}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._append({"record": "run", **run, "sizes": settings})
+
+    def add(self, seed: int, name: str, measured: dict[str, Any]) -> None:
+        self._append({"record": "result", "seed": seed, "name": name, **measured})
+        self.done.add((seed, name))
+        print(f"seed {seed}: {name}: done", flush=True)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    data = Path(os.environ.get("CROSSALIGN_DATA", ROOT.parent / "shared" / "data"))
+    parser.add_argument("--preset", choices=PRESETS, default="smoke")
+    parser.add_argument("--data", type=Path, default=data, help="folder that has pairs and eval")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--work", type=Path, help="pre-trained models (default: runs/PRESET)")
+    parser.add_argument("--output", type=Path, help="result file (default: in the work folder)")
+    options = parser.parse_args(argv)
+    options.work = options.work or ROOT / "runs" / f"reproduce_afp_{options.preset}"
+    sizes = PRESETS[options.preset]
+    results = Results(options.output or options.work / "results.jsonl", sizes, options.device)
+    corpus = load_corpus(
+        options.data,
+        sizes.tatoeba,
+        captions_per_language=sizes.captions_per_language,
+        texts_per_language=sizes.texts_per_language,
+        held_out=sizes.held_out,
+        tests=sizes.tests,
+    )
+    for seed in sizes.seeds:
+        run_seed(seed, corpus, sizes, results, options)
+    print(f"results in {results.path}")
+
+
+if __name__ == "__main__":
+    main()
