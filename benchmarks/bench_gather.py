@@ -185,7 +185,11 @@ def main() -> None:
     path = result_path("gather", provenance(torch.device(options.device)))
     path.parent.mkdir(parents=True, exist_ok=True)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    torch.multiprocessing.spawn(run_rank, (store.port, options, path), nprocs=options.ranks)
+    # Not spawn: in a process that ends as a whole interpreter does, a thread of gloo is sometimes
+    # still there when its owner is destroyed, and aborts it (2 of 25 runs of bare collectives).
+    torch.multiprocessing.start_processes(
+        run_rank, (store.port, options, path), options.ranks, start_method="forkserver"
+    )
 
 
 if __name__ == "__main__":
