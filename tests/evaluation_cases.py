@@ -42,11 +42,16 @@ STORY_HEADER = [
     *("InputStoryid", "InputSentence1", "InputSentence2", "InputSentence3", "InputSentence4"),
     *("RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2", "AnswerRightEnding"),
 ]
-# Text, its tokens, the pronoun's token range, the candidates, which is right.
+# Text, the pronoun's token, the candidates, which is right; twins stand side by side.
 SCHEMAS = [
-    (f"The {a} hit the {b} because it was {how}.", 6, (f"the {a}", f"the {b}"), right)
-    for a, b in (("ball", "wall"), ("lorry", "tree"), ("hammer", "nail"), ("wave", "ship"))
-    for how, right in (("heavy", 0), ("standing still", 1))
+    ("The ball hit the wall because it was heavy.", 6, ("the ball", "the wall"), 0),
+    ("The ball hit the wall because it was standing still.", 6, ("the ball", "the wall"), 1),
+    ("Tim asked Max for some advice since he knew nothing.", 7, ("Tim", "Max"), 0),
+    ("Tim asked Max for some advice since he knew everything.", 7, ("Tim", "Max"), 1),
+    ("My cup will not fit into this box: it is too wide.", 8, ("my cup", "the box"), 0),
+    ("My cup will not fit into this box: it is too narrow.", 8, ("my cup", "the box"), 1),
+    ("Eve phoned Zoe yesterday; she picked up at once.", 3, ("Eve", "Zoe"), 1),
+    ("Eve phoned Zoe yesterday; she hung up at once.", 3, ("Eve", "Zoe"), 0),
 ]
 
 

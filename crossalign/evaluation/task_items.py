@@ -126,13 +126,15 @@ def _share_sentence(item: Item, demo: Item) -> bool:
     return item.fields["sentence1"] == demo.fields["sentence1"]
 
 
-# Twins share four fifths of their letter pairs, strangers a third; see the gap in between.
-_TWIN_OVERLAP = 0.6
+# Of the release's English twins 98 in 100 share half of their letter pairs or more, of its other
+# sentences 2 in 1,000.
+_TWIN_OVERLAP = 0.5
 
 
 def _are_twins(item: Item, demo: Item) -> bool:
-    """XWinograd: the item itself, a neighbour, or a sentence that differs in a word or two."""
-    if abs(item.row - demo.row) <= 1:
+    """XWinograd: the item itself, a neighbour, the same candidates, or nearly the same words."""
+    names = [{each.fields["option1"], each.fields["option2"]} for each in (item, demo)]
+    if abs(item.row - demo.row) <= 1 or names[0] == names[1]:
         return True
     ours, theirs = (_letter_pairs(each) for each in (item, demo))
     return 2 * len(ours & theirs) >= _TWIN_OVERLAP * (len(ours) + len(theirs))
