@@ -119,14 +119,15 @@ def draw_curves(
 
 def draw_matrix(shares: Tensor, languages: Sequence[str]) -> bytes:
     """A heat map of shares, (l, l): row = language of the query, column = that searched."""
-    size = 1.9 + 0.42 * max(len(languages), 4)
-    figure = Figure(figsize=(size + 0.6, size), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(5.2, 4.5), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     percent = 100 * shares.masked_fill(torch.eye(len(languages), dtype=torch.bool), torch.nan)
     image = axes.imshow(percent.numpy(), cmap="cividis", vmin=0, vmax=100)
     ticks = range(len(languages))
-    axes.set_xticks(ticks, languages, rotation=90 if len(languages) > 4 else 0)
-    axes.set_yticks(ticks, languages)
+    label_size = max(4.0, min(10.0, 170 / len(languages)))
+    is_crowded = sum(map(len, languages)) > 30
+    axes.set_xticks(ticks, languages, rotation=90 if is_crowded else 0, fontsize=label_size)
+    axes.set_yticks(ticks, languages, fontsize=label_size)
     axes.set_xlabel("searched language")
     axes.set_ylabel("language of the query")
     if len(languages) <= _MOST_ANNOTATED:

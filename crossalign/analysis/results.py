@@ -24,7 +24,8 @@ from crossalign.evaluation.margin_retrieval import MarginScores
 from crossalign.evaluation.retrieval import RetrievalScores
 
 Models = Mapping[str, Sequence[LayerMeasurement]]
-NUM_LINKED = 6  # sentences whose translations a line joins
+MAX_LINKED = 6  # sentences whose translations lines join
+MAX_LINES = 24  # of these lines in all: more hide the points
 
 
 def write_results(
@@ -92,7 +93,8 @@ def draw_pictures(models: Models, shown_layer: int) -> dict[str, bytes]:
     pictures = {}
     for name, layers in models.items():
         (shown,) = (layer for layer in layers if layer.layer == shown_layer)
-        pictures[f"projection_{name}"] = draw_languages(shown.points, num_linked=NUM_LINKED)
+        num_linked = max(1, min(MAX_LINKED, MAX_LINES // len(shown.points)))
+        pictures[f"projection_{name}"] = draw_languages(shown.points, num_linked=num_linked)
         pictures[f"matrix_{name}"] = draw_matrix(_matrix(shown.pairs), list(shown.points))
         if len(layers) > 1:
             points = {layer.layer: layer.points for layer in layers}

@@ -71,7 +71,7 @@ def analyze(settings: AnalysisSettings, output: Path) -> AnalysisResult:
         OSError, ValueError: a model that cannot be loaded, no room on the disk.
     """
     check_output(output)
-    layers = _resolved_layers(settings)
+    layers, shown = _resolved_layers(settings)
     device = choose_device(settings.device)
     sentences = read_parallel_text(
         settings.pairs, settings.languages, limit=settings.limit, seed=settings.seed
@@ -95,7 +95,6 @@ def analyze(settings: AnalysisSettings, output: Path) -> AnalysisResult:
         )
         del model, tokenizer
         gc.collect()  # the next model needs the room
-    shown = settings.show_layer
     if shown is None:
         studied = models["after" if "after" in models else "model"]
         shown = max(studied, key=lambda layer: layer.summary()["accuracy"]).layer
@@ -105,28 +104,34 @@ def analyze(settings: AnalysisSettings, output: Path) -> AnalysisResult:
     return result
 
 
-def _resolved_layers(settings: AnalysisSettings) -> list[int]:
-    """The layers asked for, ascending, 0 to L; from the models' configurations alone."""
+def _resolved_layers(settings: AnalysisSettings) -> tuple[list[int], int | None]:
+    """The layers asked for and the one to show, 0 to L; from the models' configurations alone."""
     depth = _depth(settings.model)
     if settings.compare is not None and _depth(settings.compare) != depth:
         raise LayerError(
             f"--model has {depth} blocks and --compare {_depth(settings.compare)}: a comparison "
             "layer by layer needs models of equal depth"
         )
-    asked = range(depth + 1) if settings.layers is None else settings.layers
-    for layer in [*asked, *([] if settings.show_layer is None else [settings.show_layer])]:
+
+    def resolved(flag: str, layer: int) -> int:
         if not -depth - 1 <= layer <= depth:
             raise LayerError(
-                f"argument --layers: must lie between {-depth - 1} and {depth} for a model of "
+                f"argument {flag}: must lie between {-depth - 1} and {depth} for a model of "
                 f"{depth} blocks, got {layer}"
             )
-    layers = sorted({layer % (depth + 1) for layer in asked})
-    if settings.show_layer is not None and settings.show_layer not in layers:
+        return layer % (depth + 1)
+
+    asked = range(depth + 1) if settings.layers is None else settings.layers
+    layers = sorted({resolved("--layers", layer) for layer in asked})
+    if settings.show_layer is None:
+        return layers, None
+    shown = resolved("--show-layer", settings.show_layer)
+    if shown not in layers:
         raise LayerError(
             f"argument --show-layer: must be one of the layers analysed, "
             f"{' '.join(map(str, layers))}, got {settings.show_layer}"
         )
-    return layers
+    return layers, shown
 
 
 def _depth(name: str) -> int:
