@@ -42,7 +42,7 @@ def hub_records(source: HubSource, languages: Sequence[str]) -> Records:
 
     Raises:
         DataError: the data set cannot be loaded, or a row holds no record.
-        ImportError: the library datasets is missing.
+        RuntimeError: the library datasets is missing.
     """
     records: Records = {}
     for language in languages:
@@ -62,7 +62,7 @@ class HubPairs(Sequence[Pair]):
 
     Raises:
         DataError: the data set cannot be loaded or is empty, or the row asked for is no pair.
-        ImportError: the library datasets is missing.
+        RuntimeError: the library datasets is missing.
     """
 
     def __init__(self, source: HubSource, languages: Sequence[str]) -> None:
@@ -97,7 +97,7 @@ def _load(source: HubSource) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(
+        raise RuntimeError(
             f"{source} needs the library datasets: pip install 'crossalign[hub]'"
         ) from error
     try:
