@@ -35,6 +35,12 @@ class Curve(NamedTuple):
     highs: Sequence[float]
 
 
+def look(index: int) -> tuple[str, str]:
+    """Colour and marker of a language; those of the first 7 x 7 differ."""
+    turn = index // len(COLOURS)
+    return COLOURS[index % len(COLOURS)], MARKERS[(index + turn) % len(MARKERS)]
+
+
 def draw_languages(
     points: Mapping[str, Tensor], *, num_linked: int, names: Mapping[str, str] | None = None
 ) -> bytes:
@@ -151,9 +157,7 @@ def _scatter(
 ) -> None:
     middles = torch.stack(list(points.values())).mean(dim=0)[:num_linked].tolist()
     for index, (language, places) in enumerate(points.items()):
-        # The marker changes faster than the colour can repeat: 7 x 7 languages look different.
-        colour = COLOURS[index % len(COLOURS)]
-        marker = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+        colour, marker = look(index)
         x, y = places.T.tolist()
         label = names[language] if names else language
         axes.scatter(x, y, s=size, c=colour, marker=marker, alpha=0.55, linewidths=0, label=label)
