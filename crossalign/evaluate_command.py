@@ -91,7 +91,7 @@ def add_arguments(evaluate: argparse.ArgumentParser) -> None:
         help="what to do with an item beyond the model's positions; demonstrations are dropped "
         "first, and no text is ever cut",
     )
-    add("--batch-size", type=int, default=16, metavar="N", help="texts run at once")
+    add("--batch-size", type=int, default=8, metavar="N", help="texts run at once")
     add("--device", default="auto", help="auto, cpu, cuda, ...")
     add("--dtype", choices=_DTYPES, default="float32", help="in which the models run")
     add("--output", type=Path, metavar="FILE.json", help="result; FILE.items.jsonl logs each item")
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
             raise DataError(f"bad files: {'; '.join(bad)}")
         return
     choices, translation = _settings(args)
-    data = read_task_data(choices, Path(args.data)) if choices else []
+    data = read_task_data(choices, args.data) if choices else []
     for language in (
         {code for pair in translation.directions for code in pair} if translation else ()
     ):

@@ -54,7 +54,7 @@ class ChoiceScorer:
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int = 16,
+        batch_size: int = 8,
         progress: bool = False,
     ) -> None:
         if batch_size < 1:
@@ -63,14 +63,20 @@ class ChoiceScorer:
         self.tokenizer = tokenizer
         self.progress = progress
         self.limit = longest_input(model, tokenizer)
+        self._positions: dict[Candidate, int] = {}  # of candidates not yet scored
         with eval_mode(model), _quiet():
             self._lm = _wrap(model, tokenizer, batch_size)
 
     def num_positions(self, candidate: Candidate) -> int:
         """Positions that the model needs for this text; the last token is predicted, not read."""
-        if candidate.context:
-            return len(self._lm.tok_encode(candidate.context + candidate.continuation)) - 1
-        return len(self._lm.tok_encode(candidate.continuation, add_special_tokens=False))
+        if candidate not in self._positions:
+            context, continuation = candidate
+            self._positions[candidate] = (
+                len(self._lm.tok_encode(context + continuation)) - 1
+                if context
+                else len(self._lm.tok_encode(continuation, add_special_tokens=False))
+            )
+        return self._positions[candidate]
 
     def fits(self, candidate: Candidate) -> bool:
         return self.limit is None or self.num_positions(candidate) <= self.limit
@@ -95,6 +101,7 @@ class ChoiceScorer:
                     f"a text needs {positions} positions but the model has {self.limit}: "
                     f"{candidate.context[:40] or candidate.continuation[:40]!r}..."
                 )
+        self._positions.clear()
         if not candidates:
             return []
         requests = [
@@ -148,7 +155,7 @@ def sequence_log_probabilities(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
-    batch_size: int = 16,
+    batch_size: int = 8,
     progress: bool = False,
 ) -> list[float]:
     """log p(text) of each text, all its tokens counted, in the order of the texts.

@@ -102,7 +102,7 @@ class Evaluation:
     items: list[dict[str, Any]]
 
 
-def read_task_data(settings: InContextSettings, data: Path) -> list[TaskData]:
+def read_task_data(settings: InContextSettings, data: Path | str) -> list[TaskData]:
     """Every file that the settings need, so that a bad one stops the run before it starts.
 
     data: a folder of files, or the word "hub" for the Hugging Face hub.
@@ -113,8 +113,8 @@ def read_task_data(settings: InContextSettings, data: Path) -> list[TaskData]:
     for task, language in settings.pairs:
         splits = [
             hub_tasks.read_split(task, language, split)
-            if str(data) == "hub"
-            else task_files.read_split(data, task, language, split)
+            if data == "hub"
+            else task_files.read_split(Path(data), task, language, split)
             for split in (["test", "demos"] if max(settings.shots) else ["test"])
         ]
         found.append(TaskData(task, language, splits[0], splits[1] if len(splits) > 1 else None))
@@ -127,7 +127,7 @@ def evaluate_in_context(
     data: Path | str | Sequence[TaskData],
     settings: InContextSettings,
     *,
-    batch_size: int = 16,
+    batch_size: int = 8,
     progress: bool = False,
 ) -> Evaluation:
     """Accuracy of a live model on the tasks and languages of the settings.
@@ -152,7 +152,7 @@ def evaluate_in_context(
         ValueError: too few demonstrations, a text too long, a score that is NaN.
     """
     if isinstance(data, str | Path):
-        data = read_task_data(settings, Path(data))
+        data = read_task_data(settings, data)
     scorer = ChoiceScorer(model, tokenizer, batch_size=batch_size, progress=progress)
     records, log = [], []
     for part in data:
