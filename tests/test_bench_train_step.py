@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import bench_train_step
 from benchmarks.accuracy import relative_error
 from benchmarks.bench_train_step import StepHarness, run_case, summary
 from benchmarks.train_step_cases import LAYER, PRESETS, Case, least_work, make_inputs, make_model
@@ -22,6 +21,7 @@ from benchmarks.train_step_implementations import (
     loss_and_gradients,
     parts_of_crossalign,
 )
+from crossalign.alignment.alignment_model import AlignmentModel
 
 CPU = torch.device("cpu")
 (SMOKE,) = PRESETS["smoke"]
@@ -80,9 +80,7 @@ def test_every_part_is_switched_alone() -> None:
 
 def test_a_wrong_step_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def embed_a_layer_too_late(step: Step, sentences: dict[str, Tensor]) -> Tensor:
-        later = bench_train_step.Step(step.model, step.batch, frozenset()).alignment
-        later.layer = LAYER + 1
-        return later.embed(sentences)
+        return AlignmentModel(step.model, layer=LAYER + 1).embed(sentences)
 
     monkeypatch.setattr(Step, "embed_with_all_blocks", embed_a_layer_too_late)
     harness = StepHarness("train_step", "cpu", tmp_path / "rows.jsonl", seconds=0.001)
