@@ -49,6 +49,11 @@ def add_arguments(analyze: argparse.ArgumentParser) -> None:
         help="names of the languages, such as en de, in the order of the files; more than two "
         "files need them",
     )
+    _add_options(analyze)
+
+
+def _add_options(analyze: argparse.ArgumentParser) -> None:
+    """The flags that are seldom needed."""
     analyze.add_argument(
         "--layers",
         nargs="+",
