@@ -44,10 +44,9 @@ def add_arguments(analyze: argparse.ArgumentParser) -> None:
     analyze.add_argument(
         "--languages",
         nargs="+",
-        default=[],
         metavar="CODE",
         help="names of the languages, such as en de, in the order of the files; more than two "
-        "files need them",
+        "files need them; None = as a JSON-lines file says, or source and target",
     )
     _add_options(analyze)
 
@@ -105,13 +104,14 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
     is_all = args.layers in ("all", ["all"])
     if "all" in args.layers and not is_all:
         parser.error("argument --layers: all stands alone")
+    languages = args.languages or ()
     try:
-        check_names(len(args.pairs), args.languages)
+        check_names(len(args.pairs), languages)
         choose_device(args.device)
     except ValueError as error:
         parser.error(str(error))
     quiet_transformers()
-    given = vars(args) | {"layers": None if is_all else args.layers}
+    given = vars(args) | {"languages": languages, "layers": None if is_all else args.layers}
     settings = AnalysisSettings(
         **{name: given[name] for name in AnalysisSettings.__dataclass_fields__}
     )

@@ -97,7 +97,7 @@ def uniformity(
         drawn = torch.randperm(len(vectors), generator=generator)[:max_rows].sort().values
         vectors = vectors[drawn.to(vectors.device)]
     blocks = row_blocks(len(vectors), chunk_size)
-    sums = []
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for index, rows in enumerate(blocks):
         queries = unit_rows(vectors[rows], device)
         norms = queries.square().sum(dim=1)  # 1, or 0 of a row of zeros
@@ -105,8 +105,8 @@ def uniformity(
             keys = unit_rows(vectors[columns], device)
             distances = norms[:, None] + keys.square().sum(dim=1) - 2 * (queries @ keys.T)
             terms = (-2 * distances.clamp_min(0)).exp()
-            sums.append(terms.triu(diagonal=1).sum() if rows == columns else terms.sum())
-    mean = torch.stack(sums).sum().item() / math.comb(len(vectors), 2)
+            total += terms.triu(diagonal=1).sum() if rows == columns else terms.sum()
+    mean = total.item() / math.comb(len(vectors), 2)
     return math.log(mean) if mean > 0 else mean  # NaN stays
 
 
