@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_train import NO_DROPOUT
 from tiny_models import tiny_model, tiny_tokenizer
 
 from crossalign.alignment.alignment_model import AlignmentModel
@@ -17,7 +18,9 @@ from crossalign.alignment.data_builders import TrainingItem, build_items
 from crossalign.alignment.indexed_data import open_items, open_pairs
 from crossalign.alignment.padding import LENGTHS, share, trimmed
 from crossalign.alignment.pairs import Pair
+from crossalign.alignment.train import align
 from crossalign.alignment.training_config import TrainingConfig
+from crossalign.contrastive_loss import fused_contrastive_loss
 from crossalign.text_files import write_json_lines
 
 CPU = torch.device("cpu")
@@ -97,6 +100,30 @@ def test_ids_join_within_the_batch_alone() -> None:
     assert len(set(make_batches(chain, batch_size=3).at(0, CPU).ids.tolist())) == 1
     two = make_batches(chain[:2], batch_size=2).at(0, CPU)
     assert len(set(two.ids.tolist())) == 2
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_a_negative_that_says_the_same_as_a_pair_is_none_for_it(chunk_size: int | None) -> None:
+    """Each negative is the own target: it must not stand against it, but against the other's."""
+    pairs = [Pair("w3", "w4", negative="W4"), Pair("w5 w6", "w7", negative=" w7")]
+    config = TrainingConfig(
+        batch_size=2, chunk_size=chunk_size, lm_weight=0.0, steps=1, device="cpu", layer=2
+    )
+    batch = Batches(MODEL, TOKENIZER, pairs, None, config).at(0, CPU)
+    assert batch.negatives is not None and batch.negative_ids is not None
+    assert torch.equal(batch.negative_ids, batch.ids)
+    with torch.no_grad():
+        alignment = AlignmentModel(MODEL, layer=2)
+        sides = [alignment.embed(side) for side in (batch.source, batch.target, batch.negatives)]
+        numbers = torch.arange(2)
+        expected = fused_contrastive_loss(*sides, ids=numbers, negative_ids=numbers)
+        standing = fused_contrastive_loss(*sides, ids=numbers)
+    records: list[Any] = []
+    align(tiny_model("gpt2", **NO_DROPOUT), TOKENIZER, pairs, config, on_step=records.append)
+    assert records[0]["contrastive_loss"] == pytest.approx(expected.item(), rel=1e-4)
+    assert abs(standing - expected) > 0.01
+    bare = make_batches(make_pairs(20)).at(0, CPU)
+    assert bare.negatives is None and bare.negative_ids is None
 
 
 def test_a_step_depends_on_seed_and_step_alone() -> None:

@@ -295,26 +295,3 @@ def test_bad_item_is_an_error(tmp_path: Path, length: Any) -> None:
     write_json_lines(tmp_path / "i.jsonl", [{"clm_text": "a = b", "clm_prompt_len": length}])
     with pytest.raises(DataError, match=r'i\.jsonl:1: "clm_prompt_len" must be a number of char'):
         read_items(tmp_path / "i.jsonl")
-
-
-def test_real_instructions_build(data_root: Path, tmp_path: Path) -> None:
-    """Tasks with translations of Self-Instruct, flattened to the format of Bactrian-X."""
-    shared = None
-    tasks: dict[str, dict[str, dict[str, str]]] = {}
-    for language in "en", "tr", "zh":
-        path = data_root / "instruct" / "seed_tasks" / f"seed_tasks.{language}.jsonl"
-        rows = [json.loads(line) for line in path.read_text().split("\n") if line]
-        tasks[language] = {
-            row["id"]: {"id": row["id"], "instruction": row["instruction"], **row["instances"][0]}
-            for row in rows
-            if row["instances"][0]["output"].strip()
-        }
-        shared = tasks[language].keys() & shared if shared else tasks[language].keys()
-    assert shared
-    for language, rows_by_id in tasks.items():
-        write_json_lines(
-            tmp_path / f"{language}.jsonl", [rows_by_id[key] for key in sorted(shared)]
-        )
-    items = build_items("crosslingual", read_records(tmp_path, list(tasks)), list(tasks))
-    assert len(items) == 3 * len(shared)
-    assert any("Answer in Turkish: " in item["clm_text"] for item in items)

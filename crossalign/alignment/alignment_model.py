@@ -116,6 +116,7 @@ class AlignmentModel(nn.Module):
         lm: Mapping[str, Tensor] | None = None,
         *,
         ids: Tensor | None = None,
+        negative_ids: Tensor | None = None,
     ) -> AlignmentOutput:
         """The losses of one batch.
 
@@ -127,6 +128,7 @@ class AlignmentModel(nn.Module):
             lm: input_ids and labels (B, T), -100 = ignored, and optionally attention_mask, (B, T)
                 or a prepared (B, 1, T, T), and position_ids (B, T) for texts packed into a row.
             ids: (N,) integers; pairs of equal id mean the same thing and are no negatives.
+            negative_ids: (H,) integers: hard negatives, likewise none for pairs of equal id.
 
         Returns:
             AlignmentOutput(loss, contrastive_loss, lm_loss, stats).
@@ -152,6 +154,7 @@ class AlignmentModel(nn.Module):
             None if negatives is None else self.embed(negatives),
             owner,
             ids=ids,
+            negative_ids=negative_ids,
         )
         lm_loss = contrastive_loss.new_zeros(())
         if lm is not None:
@@ -190,6 +193,7 @@ class AlignmentModel(nn.Module):
         owner: Tensor | None = None,
         *,
         ids: Tensor | None = None,
+        negative_ids: Tensor | None = None,
     ) -> tuple[Tensor, ContrastiveStats]:
         """The unweighted contrastive loss of embeddings (N, L * C) twice and (H, L * C), and its
         stats: of several layers the means."""
@@ -205,6 +209,7 @@ class AlignmentModel(nn.Module):
                 temperature=self.temperature,
                 symmetric=self.symmetric,
                 ids=ids,
+                negative_ids=negative_ids,
                 negative_owner=owner,
                 hard_negative_weight=0.0 if owner is None else self.hard_negative_weight,
                 group=self.group,

@@ -50,6 +50,7 @@ class StepBatch(NamedTuple):
     negatives: Inputs | None
     lm: Inputs | None
     ids: Tensor  # (B,) int64: pairs of equal id mean the same, on whatever rank
+    negative_ids: Tensor | None  # (B,) int64: likewise the negatives; None if pairs have none
     num_pairs: int  # of this rank
     num_tokens: int  # in all texts of this rank, without padding
 
@@ -119,12 +120,13 @@ class Batches:
         pairs = [self.pairs[index] for index in chosen]
         longest_first = sorted(pairs, key=_pair_size, reverse=True)
         own = share(len(pairs), self.rank, self.world_size)
-        ids = torch.tensor(meaning_ids(longest_first).pairs[own], dtype=torch.long)
+        ids = torch.tensor(meaning_ids(longest_first), dtype=torch.long)[:, own]
         sides = [
             self._token_ids([pair[side] for pair in longest_first[own]])
             for side in (0, 1, *([4] if pairs[0].negative else []))
         ]
-        rows = sorted(range(len(ids)), key=lambda row: -sum(len(side[row]) for side in sides))
+        rows = sorted(range(len(sides[0])), key=lambda row: -sum(len(side[row]) for side in sides))
+        ids = ids[:, rows].to(device)
         sentences = [_padded([side[row] for row in rows]) for side in sides]
         lm = self._texts(step) if self.lm_items else None
         parts = [*sentences, *([lm] if lm else [])]
@@ -134,7 +136,8 @@ class Batches:
             target=target,
             negatives=negatives or None,
             lm=_to(lm, device) if lm else None,
-            ids=ids[rows].to(device),
+            ids=ids[0],
+            negative_ids=ids[1] if negatives else None,
             num_pairs=len(rows),
             num_tokens=sum(int(part[LENGTHS].sum()) for part in parts),
         )

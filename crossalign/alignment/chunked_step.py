@@ -65,7 +65,8 @@ def _contrastive_backward(
 
     def loss(query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
         own = None if negatives is None else negatives[:rows]
-        results.append(alignment.contrast(query[:rows], key[:rows], own, owner, ids=batch.ids))
+        same = {"ids": batch.ids, "negative_ids": batch.negative_ids}
+        results.append(alignment.contrast(query[:rows], key[:rows], own, owner, **same))
         return engine.scaler.scale(alignment.contrastive_weight * results[0][0])
 
     def embed(chunk: Inputs) -> Tensor:

@@ -23,8 +23,11 @@ def normalised(sentence: str) -> str:
     NFKC (so that full-width letters, ligatures and other forms of a character do not count), case
     folding, and every run of white space as one blank. Punctuation counts: "Yes?" is not "Yes."
     """
-    folded = unicodedata.normalize("NFKC", sentence).casefold()
-    return " ".join(unicodedata.normalize("NFKC", folded).split())
+    folded = sentence.casefold()
+    if not folded.isascii():
+        folded = unicodedata.normalize("NFKC", sentence).casefold()
+        folded = unicodedata.normalize("NFKC", folded)
+    return " ".join(folded.split())
 
 
 def meaning_ids(pairs: Sequence[Pair]) -> MeaningIds:

@@ -252,7 +252,8 @@ class AlignmentRun:
         else:
             inputs = (batch.source, batch.target, batch.negatives, lm)
             with self.engine.autocast():
-                output = self.passes("forward", *inputs, ids=batch.ids)
+                same = {"ids": batch.ids, "negative_ids": batch.negative_ids}
+                output = self.passes("forward", *inputs, **same)
             self.engine.backward(output.loss)
         values = (output.loss, output.contrastive_loss, output.lm_loss, output.stats.accuracy)
         return torch.stack([value.detach().double() for value in values])
