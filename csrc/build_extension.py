@@ -121,7 +121,9 @@ def compile_objects(commands, folder):
     objects = {source: folder / f"{Path(source).name}.o" for source in commands}
     full = {source: [*commands[source], "-o", str(objects[source])] for source in commands}
     if ninja := shutil.which("ninja"):
-        lines = ["rule compile", "  command = $command", "  description = compile $in"]
+        # Its log goes there too, not beside the sources.
+        lines = [f"builddir = {str(folder).replace(' ', '$ ')}"]
+        lines += ["rule compile", "  command = $command", "  description = compile $in"]
         for source, command in full.items():
             escaped = [str(path).replace(" ", "$ ") for path in (objects[source], source)]
             lines += [f"build {escaped[0]}: compile {escaped[1]}"]
