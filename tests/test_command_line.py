@@ -525,5 +525,6 @@ def test_signal_from_outside_stops_a_process_in_order(
         out, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
     assert re.search(r"stopped after step \d+ of 100000", out)
-    state = torch.load(output / "training_state.pt", weights_only=True)
+    (saved,) = (output / "checkpoints").glob("step-*")
+    state = torch.load(saved / "training_state.pt", weights_only=True)
     assert state["step"] == len(metrics_of(output))
