@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import random
 import re
 from pathlib import Path
@@ -357,6 +358,30 @@ def test_failures_exit_1_and_leave_nothing(
         assert (status, out) == (1, "")
         assert_one_line(error, "crossalign: error: ", message)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.tsv"]
+
+
+def test_model_that_gives_nan_is_an_error(analyze: Run, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "broken")
+    tiny_tokenizer().save_pretrained(tmp_path / "broken")
+    status, _, error = analyze("--model", tmp_path / "broken")
+    assert status == 1
+    assert_one_line(error, "sentence vectors of layer 2 are NaN or infinite")
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_names_of_any_bytes_are_shown(analyze: Run, files: list[Path], tmp_path: Path) -> None:
+    odd = [tmp_path / os.fsdecode(name) for name in (b"q\"uote'<b>\xff.en", b"two\nlines.de")]
+    for path, text in zip(odd, files, strict=False):
+        path.write_bytes(text.read_bytes())
+    assert analyze("--pairs", *odd, "--layers", 0)[0] == 0
+    record = json.loads((tmp_path / "out" / "analysis.json").read_text(encoding="utf-8"))
+    assert record["facts"]["Files"].endswith("lines.de")
+    assert "q\"uote'<b>\ufffd.en" in record["facts"]["Files"]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "q&#34;uote&#39;&lt;b&gt;\ufffd.en" in page
 
 
 def test_other_peoples_files_are_not_overwritten(analyze: Run, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from test_encode import sentences
@@ -65,6 +67,18 @@ def test_empty_sentence_gives_zeros_and_no_sentence_nothing() -> None:
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     assert torch.equal(encode_layers(model, tokenizer, [""], [1])[1], torch.zeros(1, HIDDEN))
     assert encode_layers(model, tokenizer, [], [1])[1].shape == (0, HIDDEN)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bar_shows_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream, is_shown in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr("sys.stderr", stream)
+        encode_layers(tiny_model("gpt2"), tiny_tokenizer(), sentences(7), [1], progress="before")
+        assert ("before: 100%" in stream.getvalue()) == is_shown
 
 
 def test_retrieval_of_a_live_model() -> None:

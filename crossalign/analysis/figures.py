@@ -51,7 +51,8 @@ def draw_languages(
         num_linked: of so many sentences, lines join the translations at their middle.
         names: language -> name for the legend; None: the code itself.
     """
-    columns = min(len(points), 7)
+    labels = [names[language] if names else language for language in points]
+    columns = min(len(points), 7, max(1, 52 // (max(map(len, labels)) + 5)))
     legend_rows = math.ceil(len(points) / columns)
     figure = Figure(figsize=(5.2, 4.7 + 0.2 * legend_rows), dpi=_DPI, layout="constrained")
     axes = figure.subplots()

@@ -165,6 +165,9 @@ class _LayerWork:
         }
 
     def measure(self, layer: int, whole: Tensor, bar: Any) -> LayerMeasurement:
+        for block in row_blocks(len(whole), 4096):
+            if not bool(whole[block].isfinite().all()):
+                raise ValueError(f"sentence vectors of layer {layer} are NaN or infinite")
         vectors = _by_language(whole, self.languages)
         pairs = []
         for (source, target), ids in self.ids.items():

@@ -154,9 +154,12 @@ def _facts(
     settings: AnalysisSettings, result: AnalysisResult, device: torch.device
 ) -> dict[str, str]:
     """Name -> value, for the end of the report and analysis.json."""
-    facts = {"Model studied": settings.model}
+    facts = {"Model studied": shown_path(settings.model)}
     if settings.compare is not None:
-        facts = {"Before (baseline)": settings.compare, "After (model studied)": settings.model}
+        facts = {
+            "Before (baseline)": shown_path(settings.compare),
+            "After (model studied)": shown_path(settings.model),
+        }
     num_lines = len(next(iter(result.sentences.values())))
     drawn = "" if settings.limit is None else f", at most {settings.limit:,} drawn at random"
     cut = (
@@ -184,6 +187,6 @@ def _listed(models: Mapping[str, Sequence[LayerMeasurement]]) -> str:
     return ", ".join(map(str, layers))
 
 
-def shown_path(path: Path) -> str:
-    """A path as text, whatever bytes its name has."""
+def shown_path(path: Path | str) -> str:
+    """A path as text that a page can hold, whatever bytes its name has."""
     return os.fsencode(path).decode("utf-8", "replace")

@@ -24,7 +24,10 @@ def spool(directory: Path, num_rows: int, width: int) -> Tensor:
     num_bytes = max(1, num_rows * width * 4)
     with tempfile.TemporaryFile(dir=directory) as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            else:  # not on macOS and Windows, where a full disk shows late
+                file.truncate(num_bytes)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
