@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 
 import pytest
@@ -216,3 +217,19 @@ def test_failures_are_one_line_and_leave_nothing(evaluate, tmp_path, models, mon
     assert status == 1 and err.endswith("pip install 'crossalign[evaluate]'\n"), err
     assert err.count("pip install") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_defaults_and_loads_only_torch():
+    code = (
+        "import sys; from crossalign.command_line import main\n"
+        "try: main(['evaluate', '--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0, stop.code\n"
+        "heavy = {'transformers', 'lm_eval', 'sacrebleu', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    for part in ("language of the prompt's words; None = that of the sample", "(default: paper)"):
+        assert part in text

@@ -110,6 +110,6 @@ def test_no_network_is_said(monkeypatch):
 def test_missing_package_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        ImportError, match=r"the hub is read with `datasets` .*pip install datasets"
+        ImportError, match=r"the hub is read with `datasets` .*pip install 'crossalign\[hub\]'"
     ):
         hub_tasks.read_split("xnli", "de", "test")

@@ -6,7 +6,9 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from evaluation_cases import byte_model, byte_tokenizer, plain_score, write_tasks
+from process_group import run_ranks
 
 from crossalign.evaluation.choice_scoring import Candidate, ChoiceScorer, TooLongError
 from crossalign.evaluation.evaluation_statistics import wilson_interval
@@ -219,6 +221,32 @@ def test_lm_eval_demonstrations_are_ours(folder):
     assert second == (f"{shown}The glass fell 所以", " it flew.")
     with pytest.raises(ValueError, match='lm-eval has no prompts for xcopa in "en"; use --prompts'):
         LmEvalPrompt("xcopa", "en", split, None)
+
+
+def _on_a_rank(rank, folder):
+    """Every result, and the texts that this rank put through its model."""
+    model, read = byte_model(), []
+    model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, inputs: read.extend(inputs[0].tolist())
+    )
+    settings = InContextSettings(["xcopa", "xwinograd"], ["en"], shots=[1])
+    found = evaluate_in_context(
+        model, byte_tokenizer(), folder, settings, batch_size=2, group=dist.group.WORLD
+    )
+    return found.records, found.items, len(read)
+
+
+def test_ranks_share_the_items_and_get_all(live, folder):
+    """26 texts over 2 ranks: none is asked twice, and every rank has the result of one process."""
+    alone = evaluate(live, folder, tasks=["xcopa", "xwinograd"], shots=[1])
+    results = run_ranks(_on_a_rank, 2, folder)
+    assert sum(read for _, _, read in results) == 2 * len(alone.items)
+    assert min(read for _, _, read in results) >= 12
+    for records, items, _ in results:
+        assert records == alone.records
+        for one, other in zip(items, alone.items, strict=True):
+            assert one["log_probabilities"] == pytest.approx(other["log_probabilities"], rel=1e-5)
+            assert one["id"] == other["id"]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crossalign.encoders import eval_mode, longest_input
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
     from torch import nn
+    from torch.distributed import ProcessGroup
     from transformers import PreTrainedTokenizerBase
 
 
@@ -43,6 +44,8 @@ class ChoiceScorer:
         tokenizer: its tokenizer; one without a padding token will do.
         batch_size: texts run at once, the longest first.
         progress: show lm-eval's bars.
+        group: processes that hold the same model; each does its share of every call, and all get
+            all results. None: this process alone.
 
     Raises:
         ImportError: lm-eval is not installed.
@@ -56,12 +59,14 @@ class ChoiceScorer:
         *,
         batch_size: int = 8,
         progress: bool = False,
+        group: ProcessGroup | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"ChoiceScorer: batch_size must be at least 1, got {batch_size}")
         self.model = model
         self.tokenizer = tokenizer
         self.progress = progress
+        self.group = group
         self.limit = longest_input(model, tokenizer)
         self._positions: dict[Candidate, int] = {}  # of candidates not yet scored
         with eval_mode(model), _quiet():
@@ -88,8 +93,6 @@ class ChoiceScorer:
             TooLongError: a candidate does not fit; nothing has been scored then, nothing is cut.
             ValueError: a continuation without tokens, or the model gives NaN.
         """
-        from lm_eval.api.instance import Instance
-
         longest = 0
         for candidate in candidates:
             positions = self.num_positions(candidate)
@@ -102,16 +105,9 @@ class ChoiceScorer:
                     f"{candidate.context[:40] or candidate.continuation[:40]!r}..."
                 )
         self._positions.clear()
-        if not candidates:
-            return []
-        requests = [
-            Instance("loglikelihood", {}, tuple(candidate), index)
-            for index, candidate in enumerate(candidates)
-        ]
         self._lm._max_length = self.limit or longest  # lm-eval would cut at a guess of 2048
-        with eval_mode(self.model), _quiet():
-            found = self._lm.loglikelihood(requests, disable_tqdm=not self.progress)
-        scores = [float(score) for score, _ in found]
+        asked: list[tuple[Any, ...]] = [tuple(candidate) for candidate in candidates]
+        scores = [float(score) for score, _ in self._ask("loglikelihood", asked)]
         for candidate, score in zip(candidates, scores, strict=True):
             if math.isnan(score):
                 raise ValueError(f"the model gives NaN for {candidate.continuation[:40]!r}...")
@@ -123,8 +119,6 @@ class ChoiceScorer:
         Raises:
             TooLongError: a prompt leaves no room for max_tokens; nothing has been written then.
         """
-        from lm_eval.api.instance import Instance
-
         longest = 0
         for prompt in prompts:
             longest = max(longest, len(self._lm.tok_encode(prompt)))
@@ -133,21 +127,35 @@ class ChoiceScorer:
                     f"a prompt of {longest} tokens leaves no room for {max_tokens} in the model's "
                     f"{self.limit} positions: {prompt[:40]!r}..."
                 )
-        if not prompts:
-            return []
-        options = {"until": ["\n"], "max_gen_toks": max_tokens, "do_sample": False}
-        requests = [
-            Instance("generate_until", {}, (prompt, options), index)
-            for index, prompt in enumerate(prompts)
-        ]
         self._lm._max_length = self.limit or longest + max_tokens
-        with eval_mode(self.model), _quiet():
-            texts = self._lm.generate_until(requests, disable_tqdm=not self.progress)
+        options = {"until": ["\n"], "max_gen_toks": max_tokens, "do_sample": False}
+        texts = self._ask("generate_until", [(prompt, options) for prompt in prompts])
         return [str(text).strip() for text in texts]
 
     def has_room(self, prompt: str, max_tokens: int) -> bool:
         """Whether the prompt and that many further tokens fit into the model's positions."""
         return self.limit is None or len(self._lm.tok_encode(prompt)) + max_tokens <= self.limit
+
+    def _ask(self, kind: str, asked: list[tuple[Any, ...]]) -> list[Any]:
+        """lm-eval's answers to requests of one kind, each asked of one process alone."""
+        import torch.distributed as dist
+        from lm_eval.api.instance import Instance
+
+        rank = dist.get_rank(self.group) if self.group else 0
+        world = dist.get_world_size(self.group) if self.group else 1
+        share = [Instance(kind, {}, each, index) for index, each in enumerate(asked[rank::world])]
+        answers: list[Any] = []
+        if share:
+            with eval_mode(self.model), _quiet():
+                answers = getattr(self._lm, kind)(share, disable_tqdm=not self.progress)
+        if self.group is None:
+            return answers
+        parts: list[Any] = [None] * world
+        dist.all_gather_object(parts, answers, group=self.group)
+        gathered: list[Any] = [None] * len(asked)
+        for each in range(world):
+            gathered[each::world] = parts[each]  # refuses a part of another length
+        return gathered
 
 
 def sequence_log_probabilities(

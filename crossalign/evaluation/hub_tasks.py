@@ -57,7 +57,7 @@ def _load(task: str, language: str, split: str) -> tuple[str, _Rows]:
         import datasets
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"the hub is read with `datasets` ({error}); pip install datasets"
+            f"the hub is read with `datasets` ({error}); pip install 'crossalign[hub]'"
         ) from error
     repository, test, demos = _SETS[task]
     config = "jp" if (task, language) == ("xwinograd", "ja") else language

@@ -19,6 +19,7 @@ from crossalign.evaluation.task_prompts import paper_prompt
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.distributed import ProcessGroup
     from transformers import PreTrainedTokenizerBase
 
     from crossalign.evaluation.lm_eval_prompts import LmEvalPrompt
@@ -129,6 +130,7 @@ def evaluate_in_context(
     *,
     batch_size: int = 8,
     progress: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Evaluation:
     """Accuracy of a live model on the tasks and languages of the settings.
 
@@ -142,6 +144,8 @@ def evaluate_in_context(
         settings: what to evaluate.
         batch_size: texts run at once; in float32 no score depends on it.
         progress: show bars.
+        group: processes that hold the same model: every item is scored once, by one of them, and
+            all get the whole result. None: this process alone.
 
     Returns:
         Records and per-item log, plain values that JSON can hold.
@@ -153,7 +157,7 @@ def evaluate_in_context(
     """
     if isinstance(data, str | Path):
         data = read_task_data(settings, data)
-    scorer = ChoiceScorer(model, tokenizer, batch_size=batch_size, progress=progress)
+    scorer = ChoiceScorer(model, tokenizer, batch_size=batch_size, progress=progress, group=group)
     records, log = [], []
     for part in data:
         prompt = _prompt(part, settings, tokenizer)
