@@ -23,8 +23,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-# The last one is what torch.use_deterministic_algorithms() imports, which takes seconds.
-PRELOADED = ("torch", "torch.distributed", "crossalign.gather", "torch._inductor.config")
+# The third one is what torch.use_deterministic_algorithms() imports, which takes seconds; so does
+# what the alignment loop needs.
+PRELOADED = ("torch", "torch.distributed", "torch._inductor.config", "crossalign.gather")
+PRELOADED += ("transformers.models.gpt2.modeling_gpt2", "accelerate", "torch.distributed.fsdp")
+PRELOADED += ("crossalign.alignment.run_directory", "crossalign.evaluation.in_context")
 _STILL_RUNNING = "still running"
 START_TIMEOUT_S = 60.0  # processes start slowly where many share two cores
 

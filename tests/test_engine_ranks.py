@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from process_group import run_ranks
-from test_train import make_config, make_pairs
+from test_train import CPU, DROPOUT, make_config, make_pairs, without_seconds
 from tiny_models import tiny_model, tiny_tokenizer
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+from crossalign import reference
+from crossalign.alignment import checkpoint
+from crossalign.alignment.alignment_model import AlignmentModel
+from crossalign.alignment.batches import Batches
+from crossalign.alignment.pairs import Pair
 from crossalign.alignment.train import AlignmentRun, Record
+from crossalign.alignment.training_config import TrainingConfig
 
 Result = tuple[list[Record], dict[str, Tensor]]
 PAIRS = make_pairs(7, negatives=True)
@@ -22,6 +33,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "chunks": {"chunk_size": 2, "lm_chunk_size": 1},
     "two layers, no text": {"layer": (1, 2), "lm_weight": 0.0, "symmetric": True, "chunk_size": 1},
     "one text for all": {"lm_batch_size": 1, "chunk_size": 1},
+    "two pairs for all": {"batch_size": 2, "lm_batch_size": 2},
+    "two pairs for all, in chunks": {"batch_size": 2, "chunk_size": 1},
 }
 
 
@@ -32,8 +45,14 @@ def train(case: str, name: str = "gpt2", **settings: Any) -> Result:
     config = make_config(**{**defaults, **SETTINGS[case], **settings})
     run = AlignmentRun(model, tiny_tokenizer(), PAIRS, config)
     records = list(run.steps(progress=False))
-    weights = run.engine.weights(run.language_model) or model.state_dict()
-    return records, {key: value.clone() for key, value in weights.items()}
+    return records, whole_weights(run)
+
+
+def whole_weights(run: AlignmentRun) -> dict[str, Tensor]:
+    """Under FSDP2 only the main rank has them."""
+    weights = run.engine.weights(run.language_model)
+    weights = run.language_model.state_dict() if weights is None else weights
+    return {key: value.clone() for key, value in weights.items()}
 
 
 _NO_DROPOUT = {"gpt2": dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)}
@@ -67,10 +86,105 @@ def assert_same_run(ours: Result, expected: Result) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_make_the_update_of_one_process(world_size: int) -> None:
-    """Losses, accuracy and weights; with 3 ranks one has no text."""
+    """Losses, accuracy and weights; with 3 ranks one has no pair, and two have no text."""
     by_rank = run_ranks(train_all, world_size, world_size, timeout_s=200)
     for case in SETTINGS:
         expected = train(case)
         for strategy in ("ddp", "fsdp2"):
             for results in by_rank[: None if strategy == "ddp" else 1]:
                 assert_same_run(results[strategy, case], expected)
+
+
+def some_steps(run: AlignmentRun, count: int) -> Result:
+    """The next so many, and the weights then."""
+    with contextlib.closing(run.steps(progress=False)) as steps:
+        records = list(itertools.islice(steps, count))
+    return records, whole_weights(run)
+
+
+def go_on(rank: int, directory: Path) -> dict[str, tuple[Result, Result, Result]]:
+    """Per strategy four steps at once; and two, saved, then two of a fresh run."""
+    results = {}
+    for strategy in ("ddp", "fsdp2"):
+        launch(rank, 2, strategy)
+        config = make_config(steps=4, batch_size=5, precision="bf16", chunk_size=2)
+        place = directory / strategy
+        place.mkdir(exist_ok=True)
+
+        def start(model: Any = None, config: TrainingConfig = config) -> AlignmentRun:
+            model = model or tiny_model("gpt2", **DROPOUT)
+            return AlignmentRun(model, tiny_tokenizer(), PAIRS, config)
+
+        straight, first = some_steps(start(), 4), start()
+        begun = some_steps(first, 2)
+        checkpoint.save(place, first)
+        # What `crossalign align --resume` does before the model is spread.
+        saved = AutoModelForCausalLM.from_pretrained(place / "checkpoints" / "step-2")
+        second = start(saved)
+        torch.rand(5)
+        checkpoint.load(place, second)
+        results[strategy] = straight, begun, some_steps(second, 2)
+    return results
+
+
+def test_ranks_go_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+    """With dropout, whose random numbers are each rank's own, and bfloat16 arithmetic."""
+    for results in run_ranks(go_on, 2, tmp_path, timeout_s=120):
+        for straight, begun, rest in results.values():
+            assert without_seconds(begun[0] + rest[0]) == without_seconds(straight[0])
+            assert all(torch.equal(rest[1][name], straight[1][name]) for name in rest[1])
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / "step-2" / "training_state.pt")
+        for name in ("ddp", "fsdp2")
+    ]
+    assert [len(state["generators"]) for state in states] == [2, 2]
+    assert not torch.equal(*(each[0] for each in states[0]["generators"]))
+
+
+def share_what_the_paper_does(rank: int) -> list[Tensor]:
+    """Gradients of the paper's scheme on two ranks: every rank's loss of the whole batch, in which
+    only its own embeddings have a gradient; the next-token mean of its own texts; averaged."""
+    launch(rank, 2, "ddp")
+    config = make_config(batch_size=6, lm_batch_size=4)
+    model = tiny_model("gpt2", **_NO_DROPOUT["gpt2"]).double()
+    tokenizer = tiny_tokenizer()
+    batch = Batches(model, tokenizer, ALIKE, None, config, rank=rank, world_size=2).at(0, CPU)
+    alignment = AlignmentModel(model)
+    sides = []
+    for own in (alignment.embed(batch.source), alignment.embed(batch.target)):
+        gathered = [torch.zeros_like(own) for _ in range(2)]
+        dist.all_gather(gathered, own.detach())
+        gathered[rank] = own
+        sides.append(torch.cat(gathered))
+    contrastive, _ = reference.contrastive_loss(*sides, temperature=0.05)
+    (contrastive + 1.5 * alignment.next_token_loss(batch.lm)).backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    for gradient in gradients:
+        dist.all_reduce(gradient)
+    return [gradient / 2 for gradient in gradients]
+
+
+def ours_at_half_the_weight(rank: int) -> list[Tensor]:
+    launch(rank, 2, "ddp")
+    config = make_config(batch_size=6, lm_batch_size=4, contrastive_weight=0.5)
+    model = tiny_model("gpt2", **_NO_DROPOUT["gpt2"]).double()
+    run = AlignmentRun(model, tiny_tokenizer(), ALIKE, config)
+    run._backward(run.batches.at(0, CPU))
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def both_schemes(rank: int) -> tuple[list[Tensor], list[Tensor]]:
+    return share_what_the_paper_does(rank), ours_at_half_the_weight(rank)
+
+
+# Of two words each: the paper's code averages the ranks' means of the next-token loss, so their
+# texts must be of equal length for the comparison.
+ALIKE = [Pair(f"w{3 + k} w{13 + k}", f"w{43 + k} w{63 + k}") for k in range(8)]
+
+
+def test_contrastive_weight_one_by_w_is_the_papers_balance_on_w_ranks() -> None:
+    """Its all-gather has no gradient, so its contrastive gradients are those of one process over
+    W, while those of the next-token loss are whole."""
+    theirs, ours = run_ranks(both_schemes, 2)[0]
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)

@@ -44,7 +44,12 @@ def _with_adapters(model: nn.Module, rank: int, adapters: Path | None) -> nn.Mod
     if isinstance(model, PeftModel):
         raise ValueError("align: lora_rank must be None for a model that has adapters")
     options = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        # GPT-2's own linear layers keep their weights the other way round.
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
     )
     with warnings.catch_warnings():  # peft asks transformers by a name that is on its way out
         warnings.simplefilter("ignore", FutureWarning)

@@ -283,7 +283,7 @@ class AlignmentRun:
         """What a record holds with some settings only."""
         values: Record = {}
         if self.config.learn_temperature:
-            values["temperature"] = float(self.alignment.temperature)
+            values["temperature"] = float(torch.as_tensor(self.alignment.temperature).detach())
         if self.engine.scaler.is_enabled():
             values["loss_scale"] = self.engine.scaler.get_scale()
         if self.config.pretraining_tokens is not None:
