@@ -67,6 +67,9 @@ def test_every_item_equals_the_plain_scorer(live, folder, task, shots):
     assert record["chance"] == pytest.approx(1 / TASKS[task].num_choices)
     assert record["above_chance"] == (record["interval"][0] > record["chance"])
     assert (record["shots"], record["seed"]) == (shots, 3 if shots else None)
+    labels = [each["label"] for each in found.items]
+    assert record["most_frequent_label"] == max(map(labels.count, labels)) / len(labels)
+    assert record["prompt"]["prefix"] == "<s>"
     json.dumps(found.records + found.items)
 
 

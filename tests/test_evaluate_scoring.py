@@ -39,6 +39,31 @@ def test_scores_depend_neither_on_batch_nor_on_padding_side(batch_size, side):
     assert found == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("template", "first"), [("</s> $A", 2), ("<s> $A </s>", 1), ("$A </s>", 1)]
+)
+def test_text_begins_with_what_the_tokenizer_puts_first(template, first):
+    """XGLM has a BOS, but its texts begin with EOS; what ends a template does not count."""
+    from tokenizers.processors import TemplateProcessing
+
+    model, tokenizer = tiny_model("xglm"), tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    scorer = ChoiceScorer(model, tokenizer)
+    (found,) = scorer.log_probabilities([Candidate("", "w5 w6")])
+    with torch.no_grad():
+        expected = model(torch.tensor([[first, 5, 6]])).logits[0].log_softmax(-1)
+    assert found == pytest.approx(float(expected[0, 5] + expected[1, 6]), rel=1e-5)
+    assert scorer.prefix == ("<s>", "</s>")[first - 1]
+
+
+def test_text_begins_with_eos_where_there_is_no_bos():
+    assert ChoiceScorer(tiny_model("gpt2"), byte_tokenizer(bos_token=None)).prefix == "</s>"
+    with pytest.raises(ValueError, match="neither a BOS nor an EOS token to begin a text with"):
+        ChoiceScorer(tiny_model("gpt2"), byte_tokenizer(bos_token=None, eos_token=None))
+
+
 def test_continuation_counts_its_own_tokens_only():
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     scorer = ChoiceScorer(model, tokenizer)

@@ -1,9 +1,10 @@
 """What a live model makes of texts, computed by EleutherAI's lm-eval.
 
 A text is scored whole, from its first token on: sum_t log p(token_t | prefix, tokens before t),
-where the prefix is the tokenizer's BOS token, or EOS where there is no BOS. With a context, only
-the continuation's tokens are summed. lm-eval pads on the right and computes the log-softmax in
-float32, so in float32 a score depends neither on the batch nor on the tokenizer's padding side.
+where the prefix is the token that the tokenizer itself puts first, or BOS, or EOS where there is no
+BOS. With a context, only the continuation's tokens are summed. lm-eval pads on the right and
+computes the log-softmax in float32, so in float32 a score depends neither on the batch nor on the
+tokenizer's padding side.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class ChoiceScorer:
 
     Raises:
         ImportError: lm-eval is not installed.
-        ValueError: batch_size below 1.
+        ValueError: batch_size below 1, or a tokenizer without a token to begin with.
     """
 
     def __init__(
@@ -71,6 +72,11 @@ class ChoiceScorer:
         self._positions: dict[Candidate, int] = {}  # of candidates not yet scored
         with eval_mode(model), _quiet():
             self._lm = _wrap(model, tokenizer, batch_size)
+
+    @property
+    def prefix(self) -> str:
+        """The token in front of every text that has no context."""
+        return str(self.tokenizer.decode([self._lm.prefix_token_id]))
 
     def num_positions(self, candidate: Candidate) -> int:
         """Positions that the model needs for this text; the last token is predicted, not read."""
@@ -188,7 +194,22 @@ def _wrap(model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int)
         backend="causal",
         batch_size=batch_size,
         softmax_dtype="float32",
+        prefix_token_id=_prefix_token(tokenizer),
     )
+
+
+def _prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What the model was trained to see first: XGLM begins with EOS though it has a BOS."""
+    text = "a"
+    whole = list(tokenizer(text)["input_ids"])
+    bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for start in range(1, len(whole)):
+        if whole[start : start + len(bare)] == bare:
+            return int(whole[start - 1])
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ValueError("the tokenizer has neither a BOS nor an EOS token to begin a text with")
 
 
 @contextmanager

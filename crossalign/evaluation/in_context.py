@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,6 +228,7 @@ def _evaluate(
     shown = {
         **prompt.record(),
         "language": settings.prompt_language or part.language,
+        "prefix": scorer.prefix,
         "example": example.context + example.continuation,
     }
     return {**key, **_accuracy(part, log), **counts, "prompt": shown, **_source(part)}, log
@@ -250,6 +252,7 @@ def _logged(
 
 def _accuracy(part: TaskData, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     correct, total = sum(each["correct"] for each in log), len(log)
+    labels = Counter(each["label"] for each in log)
     low, high = wilson_interval(correct, total)
     chance = TASKS[part.task].chance
     return {
@@ -259,6 +262,7 @@ def _accuracy(part: TaskData, log: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "interval": [low, high],
         "chance": chance,
         "above_chance": low > chance,
+        "most_frequent_label": max(labels.values()) / total,
         "ties": sum(_is_tie(each["log_probabilities"]) for each in log),
     }
 
