@@ -40,6 +40,8 @@ class Command:
     def __init__(self, *flags: object, largest_file: int | None = None) -> None:
         self._output = tempfile.TemporaryDirectory()
         self.streams = [Path(self._output.name) / name for name in ("out", "error")]
+        for path in self.streams:
+            path.touch()  # it may be killed before it opens them
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
         arguments = (list(map(str, flags)), self.streams, largest_file)

@@ -105,6 +105,8 @@ class AlignmentRun:
         self.config, self.tokenizer = config, tokenizer
         self.engine = engine = choose_engine(config)
         self.device = engine.device
+        torch.manual_seed(config.seed)  # adapters are the same on every rank
+        self.language_model: Any = set_up_model(model, config, adapters).to(self.device)
         self.batches = Batches(
             model,
             tokenizer,
@@ -114,8 +116,6 @@ class AlignmentRun:
             rank=engine.rank,
             world_size=engine.world_size,
         )
-        torch.manual_seed(config.seed)  # adapters are the same on every rank
-        self.language_model: Any = set_up_model(model, config, adapters).to(self.device)
         self.alignment = AlignmentModel(
             self.language_model,
             layer=config.layer,
