@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from crossalign.alignment.align_command import quiet_transformers
 from crossalign.evaluation.data_report import report_data
 from crossalign.evaluation.evaluation_summary import (
     compare,
@@ -111,13 +112,16 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
             raise DataError(f"bad files: {'; '.join(bad)}")
         return
     choices, translation = _settings(args)
+    quiet_transformers()
     data = read_task_data(choices, args.data) if choices else []
     for language in (
         {code for pair in translation.directions for code in pair} if translation else ()
     ):
         read_flores(Path(args.data), language)
-    for task, language in choices.left_out if choices else ():
-        print(f"{task} has no {language}: left out", file=sys.stderr)
+    for task in choices.tasks if choices else ():
+        lacks = [code for name, code in choices.left_out if name == task] if choices else []
+        if lacks:
+            print(f"{task} has no {' '.join(lacks)}: left out", file=sys.stderr)
     result: dict[str, Any] = {
         "settings": {
             name: str(value) if isinstance(value, Path) else value
@@ -230,10 +234,8 @@ def _load(name: str, dtype: str, device: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from crossalign.alignment.align_command import quiet_transformers
     from crossalign.alignment.train import choose_device
 
-    quiet_transformers()
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if is_path and not Path(name).is_dir():
         raise FileNotFoundError(f"{name} is no directory")
