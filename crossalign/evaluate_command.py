@@ -113,15 +113,16 @@ def run(args: argparse.Namespace, argv: list[str]) -> None:
         return
     choices, translation = _settings(args)
     quiet_transformers()
-    data = read_task_data(choices, args.data) if choices else []
-    for language in (
-        {code for pair in translation.directions for code in pair} if translation else ()
-    ):
-        read_flores(Path(args.data), language)
-    for task in choices.tasks if choices else ():
-        lacks = [code for name, code in choices.left_out if name == task] if choices else []
-        if lacks:
-            print(f"{task} has no {' '.join(lacks)}: left out", file=sys.stderr)
+    data: list[TaskData] = []
+    if choices:
+        data = read_task_data(choices, args.data)
+        for task in choices.tasks:
+            lacks = [code for name, code in choices.left_out if name == task]
+            if lacks:
+                print(f"{task} has no {' '.join(lacks)}: left out", file=sys.stderr)
+    if translation:
+        for language in {code for pair in translation.directions for code in pair}:
+            read_flores(Path(args.data), language)
     result: dict[str, Any] = {
         "settings": {
             name: str(value) if isinstance(value, Path) else value
