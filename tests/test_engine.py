@@ -241,7 +241,6 @@ REFUSED = [
     ),
 ]
 UNTESTED = [
-    ({"lora_rank": 4}, "fsdp2", "lora_rank under FSDP2"),
     ({"compile": True}, "ddp", "compile on several ranks"),
     ({"compile": True, "gradient_checkpointing": True}, "single", "compile with gradient_check"),
     ({"compile": True, "chunk_size": 8}, "single", "compile with chunks"),

@@ -22,6 +22,8 @@ from crossalign.alignment import checkpoint
 from crossalign.alignment.alignment_model import AlignmentModel
 from crossalign.alignment.batches import Batches
 from crossalign.alignment.pairs import Pair
+from crossalign.alignment.periodic_evaluation import PeriodicEvaluation, Scores
+from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.train import AlignmentRun, Record
 from crossalign.alignment.training_config import TrainingConfig
 
@@ -33,6 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "chunks": {"chunk_size": 2, "lm_chunk_size": 1},
     "two layers, no text": {"layer": (1, 2), "lm_weight": 0.0, "symmetric": True, "chunk_size": 1},
     "one text for all": {"lm_batch_size": 1, "chunk_size": 1},
+    "adapters": {"lora_rank": 2, "gradient_checkpointing": True},
     "two pairs for all": {"batch_size": 2, "lm_batch_size": 2},
     "two pairs for all, in chunks": {"batch_size": 2, "chunk_size": 1},
 }
@@ -43,8 +46,12 @@ def train(case: str, name: str = "gpt2", **settings: Any) -> Result:
     model = tiny_model(name, **_NO_DROPOUT.get(name, {})).double()
     defaults = {"steps": 2, "batch_size": 5, "lm_batch_size": 3, "hard_negative_weight": 0.5}
     config = make_config(**{**defaults, **SETTINGS[case], **settings})
-    run = AlignmentRun(model, tiny_tokenizer(), PAIRS, config)
-    records = list(run.steps(progress=False))
+    torch.set_default_dtype(torch.float64)  # of adapters too
+    try:
+        run = AlignmentRun(model, tiny_tokenizer(), PAIRS, config)
+        records = list(run.steps(progress=False))
+    finally:
+        torch.set_default_dtype(torch.float32)
     return records, whole_weights(run)
 
 
@@ -95,6 +102,10 @@ def test_ranks_make_the_update_of_one_process(world_size: int) -> None:
                 assert_same_run(results[strategy, case], expected)
 
 
+def held_out(directory: Path) -> RunConfig:
+    return RunConfig(evaluate_pairs=(str(directory / "pairs.tsv"),), evaluate_every=1)
+
+
 def some_steps(run: AlignmentRun, count: int) -> Result:
     """The next so many, and the weights then."""
     with contextlib.closing(run.steps(progress=False)) as steps:
@@ -102,8 +113,10 @@ def some_steps(run: AlignmentRun, count: int) -> Result:
     return records, whole_weights(run)
 
 
-def go_on(rank: int, directory: Path) -> dict[str, tuple[Result, Result, Result]]:
-    """Per strategy four steps at once; and two, saved, then two of a fresh run."""
+def go_on(rank: int, directory: Path) -> dict[str, tuple[Result, Result, Result, list[Scores]]]:
+    """Per strategy four steps at once; and two, saved, then two of a fresh run, the first of them
+    between two evaluations."""
+    evaluate = PeriodicEvaluation(held_out(directory))
     results = {}
     for strategy in ("ddp", "fsdp2"):
         launch(rank, 2, strategy)
@@ -116,23 +129,34 @@ def go_on(rank: int, directory: Path) -> dict[str, tuple[Result, Result, Result]
             return AlignmentRun(model, tiny_tokenizer(), PAIRS, config)
 
         straight, first = some_steps(start(), 4), start()
+        scores = [evaluate(first)]
         begun = some_steps(first, 2)
+        scores.append(evaluate(first))
         checkpoint.save(place, first)
         # What `crossalign align --resume` does before the model is spread.
         saved = AutoModelForCausalLM.from_pretrained(place / "checkpoints" / "step-2")
         second = start(saved)
         torch.rand(5)
         checkpoint.load(place, second)
-        results[strategy] = straight, begun, some_steps(second, 2)
+        results[strategy] = straight, begun, some_steps(second, 2), scores
     return results
 
 
 def test_ranks_go_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
-    """With dropout, whose random numbers are each rank's own, and bfloat16 arithmetic."""
-    for results in run_ranks(go_on, 2, tmp_path, timeout_s=120):
-        for straight, begun, rest in results.values():
+    """With dropout, whose random numbers are each rank's own, and bfloat16 arithmetic; evaluation
+    on every rank gives the scores of one process and changes no step."""
+    (tmp_path / "pairs.tsv").write_text("".join(f"{p.source}\t{p.target}\n" for p in ALIKE))
+    evaluate, expected = PeriodicEvaluation(held_out(tmp_path)), []
+    started = make_config(steps=4, batch_size=5, precision="bf16", chunk_size=2)
+    by_rank = run_ranks(go_on, 2, tmp_path, timeout_s=120)
+    for folder in (None, tmp_path / "ddp" / "checkpoints" / "step-2"):
+        model = AutoModelForCausalLM.from_pretrained(folder) if folder else tiny_model("gpt2")
+        expected.append(evaluate(AlignmentRun(model, tiny_tokenizer(), PAIRS, started)))
+    for results in by_rank:
+        for straight, begun, rest, scores in results.values():
             assert without_seconds(begun[0] + rest[0]) == without_seconds(straight[0])
             assert all(torch.equal(rest[1][name], straight[1][name]) for name in rest[1])
+            assert scores == expected
     states = [
         torch.load(tmp_path / name / "checkpoints" / "step-2" / "training_state.pt")
         for name in ("ddp", "fsdp2")

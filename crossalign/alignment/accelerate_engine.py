@@ -6,8 +6,7 @@ is applied here, block by block, since a pass may leave the model after any bloc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -143,12 +142,3 @@ class AccelerateEngine(Engine):
     @property
     def _is_sharded(self) -> bool:
         return self.strategy == "fsdp2"
-
-    @contextmanager
-    def whole_model(self, passes: Any) -> Iterator[None]:
-        """What no block holds is gathered for the while; blocks gather themselves."""
-        if self._is_sharded:
-            passes.unshard()
-        yield
-        if self._is_sharded:
-            passes.reshard()

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from crossalign.alignment.batch_checks import check_batch
 from crossalign.alignment.language_model_loss import IGNORED_LABEL, language_model_loss
 from crossalign.alignment.layer_states import hidden_states_of
 from crossalign.alignment.output_head import check_output_head, output_head
 from crossalign.alignment.padding import trimmed
-from crossalign.argument_checks import check_dims, check_option, check_positive_finite, check_tensor
+from crossalign.argument_checks import check_option, check_positive_finite
 from crossalign.contrastive_loss import fused_contrastive_loss
 from crossalign.contrastive_terms import ContrastiveStats
 from crossalign.encoders import check_layer, hidden_states_at
@@ -144,9 +145,9 @@ class AlignmentModel(nn.Module):
         if negatives is not None:
             batches["negatives"] = negatives
         for name, batch in batches.items():
-            _check_batch(name, batch, ("input_ids", "attention_mask"))
+            check_batch(name, batch, ("input_ids", "attention_mask"))
         if lm is not None:
-            _check_batch("lm", lm, ("input_ids", "labels"))
+            check_batch("lm", lm, ("input_ids", "labels"))
         owner = self.negative_owner(source, target, negatives)
         contrastive_loss, stats = self.contrast(
             self.embed(source),
@@ -279,35 +280,3 @@ def no_text(device: torch.device) -> dict[str, Tensor]:
 def _one_token(like: Tensor) -> dict[str, Tensor]:
     ids = like.new_zeros(1, 1)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def _check_batch(name: str, batch: Any, entries: tuple[str, ...]) -> None:
-    """A mapping with these (B, T) tensors, all of one shape; an attention_mask may be 4-D."""
-    if not isinstance(batch, Mapping):
-        raise TypeError(
-            f"AlignmentModel: {name} must be a dict of tensors, got {type(batch).__name__}"
-        )
-    missing = [entry for entry in entries if entry not in batch]
-    if missing:
-        raise ValueError(
-            f"AlignmentModel: {name} must hold {' and '.join(entries)}, got {sorted(batch)}"
-        )
-    optional = [entry for entry in ("attention_mask", "position_ids") if entry in batch]
-    for entry in (*entries, *optional):
-        label = f"{name}[{entry!r}]"
-        if entry == "attention_mask" and name == "lm" and _is_prepared_mask(batch):
-            continue
-        check_tensor("AlignmentModel", label, batch[entry])
-        check_dims("AlignmentModel", label, batch[entry], "(B, T)")
-        if batch[entry].shape != batch["input_ids"].shape:
-            raise ValueError(
-                f"AlignmentModel: {label} must have the shape of input_ids "
-                f"{tuple(batch['input_ids'].shape)}, got {tuple(batch[entry].shape)}"
-            )
-
-
-def _is_prepared_mask(batch: Mapping[str, Tensor]) -> bool:
-    """Whether attention_mask is (B, 1, T, T): who may look at whom, for packed texts."""
-    rows, width = batch["input_ids"].shape
-    mask = batch["attention_mask"]
-    return isinstance(mask, Tensor) and mask.shape == (rows, 1, width, width)

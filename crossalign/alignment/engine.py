@@ -5,9 +5,8 @@ An Engine is one process on its own; AccelerateEngine (accelerate_engine.py) has
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -31,9 +30,10 @@ class Passes(nn.Module):
         super().__init__()
         self.alignment = alignment
 
-    def forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """The method `name` of the alignment model."""
-        return getattr(self.alignment, name)(*args, **kwargs)
+    def forward(self, call: str | Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+        """A method of the alignment model by its name, or any function that runs the model."""
+        method = getattr(self.alignment, call) if isinstance(call, str) else call
+        return method(*args, **kwargs)
 
 
 class Engine:
@@ -123,10 +123,6 @@ class Engine:
 
     def load_optimizer_state(self, alignment: nn.Module, optimizer: Any, state: Any) -> None:
         optimizer.load_state_dict(state)
-
-    def whole_model(self, passes: nn.Module) -> AbstractContextManager[Any]:
-        """Inside, every rank can run the language model itself."""
-        return contextlib.nullcontext()
 
 
 def choose_engine(config: TrainingConfig) -> Engine:

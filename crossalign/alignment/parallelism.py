@@ -57,8 +57,6 @@ def _impossible(config: TrainingConfig, strategy: Strategy, device_type: str) ->
 
 
 def _untested(config: TrainingConfig, strategy: Strategy) -> Iterator[str]:
-    if strategy == "fsdp2" and config.lora_rank is not None:
-        yield "lora_rank under FSDP2"
     if strategy == "fsdp2" and os.environ.get("FSDP_OFFLOAD_PARAMS", "false") == "true":
         yield "fsdp_offload_params"
     if config.compile and strategy != "single":

@@ -48,9 +48,10 @@ class PeriodicEvaluation:
         """retrieval_accuracy and task_accuracy, with what they are means of. Every rank computes
         them, so that none waits beyond a timeout; nothing of the run is changed."""
         devices = [run.device] if run.device.type == "cuda" else []
-        whole = run.engine.whole_model(run.passes)
-        with torch.random.fork_rng(devices), whole, run.engine.autocast():
-            return {**self._retrieval(run), **self._tasks(run)}
+        passes = run.engine.chunk_passes(run.passes)
+        with torch.random.fork_rng(devices), torch.no_grad(), run.engine.autocast():
+            scores: Scores = passes(lambda: {**self._retrieval(run), **self._tasks(run)})
+        return scores
 
     def _retrieval(self, run: AlignmentRun) -> Scores:
         """Top-1 accuracy, the mean of both directions and of the aligned layers."""

@@ -1,0 +1,84 @@
+"""Every recipe is one that `crossalign align --config` reads, and trains with."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_command_line import Run, run
+from test_train import make_pairs
+from tiny_models import tiny_model, tiny_tokenizer
+
+from crossalign.alignment.run_config import RunConfig
+from crossalign.alignment.training_config import TrainingConfig
+
+__all__ = ["run"]  # a fixture
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+FAMILIES = {"xglm-564m": "xglm", "bloom-560m": "bloom", "llama-7b": "llama"}
+# What the paper and its code state.
+PAPER = {
+    **{"layer": 1, "pooling": "mean", "temperature": 0.05, "contrastive_weight": 1.0},
+    **{"lm_weight": 1.5, "learning_rate": 1e-5, "precision": "bf16", "max_length": 512},
+    **{"evaluate_every": 500, "best_metric": "task_accuracy"},
+}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_trains(run: Run, path: Path, tmp_path: Path, data_root: Path) -> None:
+    """One step of a tiny model of the family, and its evaluation; nothing else is changed."""
+    family = FAMILIES.get(path.stem, "llama")
+    tiny_model(family).save_pretrained(tmp_path / "model")
+    tiny_tokenizer(pad_token="w0").save_pretrained(tmp_path / "model")
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("".join(f"{pair.source}\t{pair.target}\n" for pair in make_pairs(20)))
+    flags = ["--config", path, "--model", tmp_path / "model", "--pairs", pairs]
+    if "evaluate_tasks" in yaml.safe_load(path.read_text()):
+        pytest.importorskip("lm_eval")
+        flags += ["--evaluate-tasks", "xcopa", "--evaluate-languages", "zh"]
+        flags += ["--evaluate-data", data_root / "eval", "--evaluate-limit", 2]
+    output = tmp_path / "out"
+    status, _, error = run("align", *flags, "--output", output, "--steps", 1, "--device", "cpu")
+    assert status == 0, error
+    settings = yaml.safe_load((output / "config.yaml").read_text())
+    recipe = yaml.safe_load(path.read_text())
+    changed = {"model", "steps", "evaluate_tasks", "evaluate_languages", "evaluate_data"}
+    for name in recipe.keys() - changed:
+        assert settings[name] == recipe[name], name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_recipe_of_the_paper_has_its_hyper_parameters(name: str) -> None:
+    recipe = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    defaults: dict[str, Any] = {
+        each.name: each.default
+        for settings in (TrainingConfig, RunConfig)
+        for each in dataclasses.fields(settings)
+    }
+    used = {**defaults, **recipe}
+    assert {key: used[key] for key in PAPER} == PAPER
+    assert 5000 <= recipe["steps"] <= 10_000
+
+
+def test_launcher_file_asks_for_fsdp2(tmp_path: Path) -> None:
+    """`accelerate launch` reads it, and gives its processes what the engine looks for."""
+    script = tmp_path / "show.py"
+    script.write_text(
+        "from crossalign.alignment.engine import launched_strategy\nprint(launched_strategy())\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    done = subprocess.run(
+        [*launch, "--config_file", str(FOLDER / "accelerate" / "fsdp2.yaml"), str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["fsdp2", "fsdp2"], done.stderr
