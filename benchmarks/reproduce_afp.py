@@ -3,11 +3,11 @@
 python -m benchmarks.reproduce_afp --preset cpu         # an hour of one core
 python -m benchmarks.reproduce_afp --preset gpu         # a larger model and eight more languages
 
-A multilingual model is pre-trained on monolingual text and aligned with the contrastive loss
-(MCL), with prompted translations (CIF), with both (AFP), at several layers and contrastive batch
-sizes, every time on as many pairs; "monolingual" goes on with pre-training text alone. Each
-configuration of each seed appends one line to the result file as soon as it is done; a further call
-goes on with what is missing. benchmarks.plot_reproduction draws the table and the figure of
+A multilingual model is pre-trained on monolingual text and aligned with both losses (AFP), with
+prompted translations alone (CIF) and with the contrastive loss alone (MCL), that one and AFP also
+at other layers and MCL with other batch sizes, every time on as many pairs. Each configuration of
+each seed appends one line to the result file as soon as it is done; a further call goes on with
+what is missing. benchmarks.plot_reproduction draws the table and the figure of
 docs/reproduction.md.
 """
 
@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,28 +42,29 @@ BEFORE = "before"
 class Sizes:
     """A whole reproduction."""
 
-    tatoeba: tuple[str, ...] = ("ja", "zh")
+    tatoeba: tuple[str, ...] = ("zh",)
     captions_per_language: int = 5000  # for pre-training; the lines behind these are pairs
-    texts_per_language: int = 6000  # of Tatoeba, for pre-training
-    vocabulary: int = 6000
+    texts_per_language: int = 5000  # of Tatoeba, for pre-training
+    vocabulary: int = 5000
     width: int = 128
     blocks: int = 6
-    epochs: int = 2
+    epochs: int = 3
     block_length: int = 256  # as long as a prompt with five demonstrations
     pretraining_batch: int = 8
     pretraining_learning_rate: float = 3e-3
     layers: tuple[int, ...] = (1, 2, 4)
     batch_sizes: tuple[int, ...] = (64, 512, 8192)
-    main_batch_size: int = 512
-    chunk_size: int = 256
+    main_batch_size: int = 64
+    chunk_size: int = 512
     pairs_seen: int = 32_768
-    pairs_per_text: int = 8  # pairs of a step for each text of its next-token loss
-    monolingual_share: float = 0.5  # of those texts; the others are prompted translations
-    learning_rate: float = 1e-3
+    texts_seen: int = 32_768  # for the next-token loss, spread evenly over the steps
+    monolingual_share: float = 0.34  # of those texts; the others are prompted translations
+    lm_block_length: int = 256  # several texts in a row of so many tokens
+    learning_rate: float = 1e-3  # at main_batch_size
     held_out: int = 300
     tests: int = 500
-    questions: int = 30  # per direction, without demonstrations
-    questions_with_demos: int = 15
+    questions: int = 60  # per direction, without demonstrations
+    questions_with_demos: int = 20
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -70,14 +73,15 @@ PRESETS = {
         **{"tatoeba": ("hi",), "captions_per_language": 60, "texts_per_language": 40},
         **{"vocabulary": 400, "width": 16, "blocks": 2, "epochs": 1, "block_length": 32},
         **{"layers": (1, 2), "batch_sizes": (16, 32), "main_batch_size": 16, "chunk_size": 16},
-        **{"pairs_seen": 32, "held_out": 8, "tests": 20, "questions": 2, "seeds": (0, 1)},
-        questions_with_demos=1,
+        **{"pairs_seen": 32, "texts_seen": 16, "held_out": 8, "tests": 20, "seeds": (0, 1)},
+        **{"questions": 2, "questions_with_demos": 1},
     ),
     "cpu": Sizes(),
     "gpu": Sizes(
         **{"tatoeba": ("ja", "zh", "ar", "hi", "id", "ko", "th", "vi")},
         **{"texts_per_language": 10_000, "vocabulary": 32_000, "width": 512, "blocks": 12},
         **{"epochs": 8, "layers": (1, 2, 4, 8), "chunk_size": 2048, "pairs_seen": 524_288},
+        **{"texts_seen": 262_144, "lm_block_length": 512},
         **{"pretraining_learning_rate": 1e-3, "learning_rate": 3e-4, "held_out": 400},
         **{"questions": 200, "questions_with_demos": 200},
     ),
@@ -86,45 +90,48 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Configuration:
+    """is_main: its choices are measured too."""
+
     name: str
     contrastive_weight: float
     lm_weight: float
     layer: int
     batch_size: int
-    has_translations: bool = True  # among the texts
+    is_main: bool = False
 
 
 def configurations(sizes: Sizes) -> list[Configuration]:
-    """Main comparison first, then AFP at the other layers and batch sizes."""
+    """The main comparison first, the dearest last."""
     first, main = sizes.layers[0], sizes.main_batch_size
     found = [
-        Configuration("monolingual", 0.0, 1.5, first, main, has_translations=False),
-        Configuration("MCL", 1.0, 0.0, first, main),
-        Configuration("CIF", 0.0, 1.5, first, main),
-        Configuration("AFP", 1.0, 1.5, first, main),
+        Configuration("AFP", 1.0, 1.5, first, main, is_main=True),
+        Configuration("CIF", 0.0, 1.5, first, main, is_main=True),
+        Configuration("MCL", 1.0, 0.0, first, main, is_main=True),
     ]
     found += [
-        Configuration(f"AFP, layer {layer}", 1.0, 1.5, layer, main) for layer in sizes.layers[1:]
-    ]
-    return found + [
-        Configuration(f"AFP, batch {batch}", 1.0, 1.5, first, batch)
+        Configuration(f"MCL, batch {batch}", 1.0, 0.0, first, batch)
         for batch in sizes.batch_sizes
         if batch != main
     ]
+    for loss, lm_weight in (("MCL", 0.0), ("AFP", 1.5)):
+        found += [
+            Configuration(f"{loss}, layer {layer}", 1.0, lm_weight, layer, main)
+            for layer in sizes.layers[1:]
+        ]
+    return found
 
 
-def lm_items(corpus: Corpus, sizes: Sizes, seed: int, *, translations: bool) -> list[TrainingItem]:
+def lm_items(corpus: Corpus, sizes: Sizes, seed: int) -> list[TrainingItem]:
     """Translations in both directions, and pre-training texts whose every token counts."""
-    texts = [text for part in corpus.texts.values() for text in part]
-    monolingual: list[TrainingItem] = [
-        {"sent0": "", "sent1": "", "clm_text": text, "clm_prompt_len": 0} for text in texts
-    ]
-    if not translations:
-        return monolingual
     prompted = build_items("translation", corpus.pairs, repeats=1, seed=seed)
+    texts = [text for part in corpus.texts.values() for text in part]
     share = sizes.monolingual_share
     wanted = min(len(texts), round(len(prompted) * share / (1 - share)))
-    return prompted + monolingual[:: max(1, len(texts) // max(1, wanted))][:wanted]
+    monolingual: list[TrainingItem] = [
+        {"sent0": "", "sent1": "", "clm_text": text, "clm_prompt_len": 0}
+        for text in random.Random(seed).sample(texts, wanted)
+    ]
+    return prompted + monolingual
 
 
 def align_copy(
@@ -133,19 +140,24 @@ def align_copy(
     """The pre-trained model aligned, and the record of the last step."""
     model = LlamaForCausalLM.from_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    steps = sizes.pairs_seen // wanted.batch_size
     config = TrainingConfig(
         layer=wanted.layer,
         contrastive_weight=wanted.contrastive_weight,
         lm_weight=wanted.lm_weight,
-        batch_size=wanted.batch_size,
+        # Without a contrastive loss its pairs would be run for nothing.
+        batch_size=wanted.batch_size if wanted.contrastive_weight else 2,
         chunk_size=sizes.chunk_size,
-        lm_batch_size=max(1, wanted.batch_size // sizes.pairs_per_text),
-        steps=sizes.pairs_seen // wanted.batch_size,
-        learning_rate=sizes.learning_rate,
+        lm_batch_size=sizes.texts_seen // steps,
+        block_length=sizes.lm_block_length,
+        steps=steps,
+        # Larger batches make fewer steps; the noise of a step falls with the root of the batch.
+        learning_rate=sizes.learning_rate * math.sqrt(wanted.batch_size / sizes.main_batch_size),
+        precision="bf16",
         seed=seed,
         device=device,
     )
-    items = lm_items(corpus, sizes, seed, translations=wanted.has_translations)
+    items = lm_items(corpus, sizes, seed)
     records: list[dict[str, float]] = []
     align(model, tokenizer, corpus.pairs, config, lm_items=items, on_step=records.append)
     return model, records[-1]
@@ -172,30 +184,25 @@ def pretrained(folder: Path, corpus: Corpus, sizes: Sizes, seed: int, device: st
     model.save_pretrained(folder)  # writes config.json: last
 
 
-def run_seed(seed: int, corpus: Corpus, sizes: Sizes, results: Results, options: Any) -> None:
-    """Whatever of this seed the result file lacks."""
-    names = [BEFORE, *(each.name for each in configurations(sizes))]
-    if all((seed, name) in results.done for name in names):
-        return
+def run_one(
+    name: str, seed: int, corpus: Corpus, sizes: Sizes, options: argparse.Namespace
+) -> dict[str, Any]:
+    """What is measured of one configuration, or of the model before."""
+    wanted = next((each for each in configurations(sizes) if each.name == name), None)
     folder = options.work / f"seed{seed}"
     started = time.process_time()
     pretrained(folder, corpus, sizes, seed, options.device)
-    seconds = time.process_time() - started
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    questions = {0: sizes.questions, 5: sizes.questions_with_demos}
-    model = LlamaForCausalLM.from_pretrained(folder).to(options.device)
-    if (seed, BEFORE) not in results.done:
-        measured = measure(model, tokenizer, corpus, sizes.layers, questions)
-        results.add(seed, BEFORE, {"processor_seconds": seconds, **measured})
-    for wanted in configurations(sizes):
-        if (seed, wanted.name) in results.done:
-            continue
-        started = time.process_time()
+    row: dict[str, Any] = {}
+    if wanted is None:
+        model = LlamaForCausalLM.from_pretrained(folder).to(options.device)
+    else:
         model, last = align_copy(folder, corpus, sizes, wanted, seed, options.device)
-        seconds = time.process_time() - started
-        measured = measure(model, tokenizer, corpus, sizes.layers, questions)
-        settings = {"configuration": asdict(wanted), "last_step": last}
-        results.add(seed, wanted.name, {**settings, "processor_seconds": seconds, **measured})
+        row = {"configuration": asdict(wanted), "last_step": last}
+    row["processor_seconds"] = time.process_time() - started
+    has_choices = wanted is None or wanted.is_main
+    questions = {0: sizes.questions, 5: sizes.questions_with_demos} if has_choices else {}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return row | measure(model, tokenizer, corpus, sizes.layers, questions)
 
 
 class Results:
@@ -245,8 +252,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         held_out=sizes.held_out,
         tests=sizes.tests,
     )
-    for seed in sizes.seeds:
-        run_seed(seed, corpus, sizes, results, options)
+    for name in (BEFORE, *(each.name for each in configurations(sizes))):
+        for seed in sizes.seeds:
+            if (seed, name) not in results.done:
+                results.add(seed, name, run_one(name, seed, corpus, sizes, options))
     print(f"results in {results.path}")
 
 

@@ -113,9 +113,13 @@ def choice_accuracy(
     corpus: Corpus,
     shots: int,
     number: int,
-) -> dict[str, float]:
-    """Direction -> share of sentences whose translation is the likeliest of four continuations of
-    "sentence = ". Wrong ones are translations of other test sentences; chance is 1 / 4."""
+) -> dict[str, dict[str, float]]:
+    """Share of sentences whose translation is the likeliest of four continuations of "sentence = ".
+
+    Wrong ones are translations of other test sentences; chance is 1 / 4. "likelihood" compares
+    log p(y | x), which a short or a common y wins whatever x is; "gain" compares
+    log p(y | x) - log p(y), what x tells about y.
+    """
     candidates: list[Candidate] = []
     directions = []
     for language, (english, foreign) in corpus.tests.items():
@@ -125,11 +129,23 @@ def choice_accuracy(
         ):
             directions.append(name)
             candidates += questions_of(tokenizer, name, sources, targets, shots, number)
-    scores = scorer.log_probabilities(candidates)
+    alone = [Candidate("", each.continuation.lstrip()) for each in candidates]
+    likelihood = scorer.log_probabilities(candidates)
+    marginal = scorer.log_probabilities(alone)
+    gain = [with_x - without for with_x, without in zip(likelihood, marginal, strict=True)]
+    return {
+        "likelihood": shares_right(likelihood, directions),
+        "gain": shares_right(gain, directions),
+    }
+
+
+def shares_right(scores: list[float], directions: list[str]) -> dict[str, float]:
+    """Scores of the questions of each direction in turn, the right choice of each first."""
     hits = [
-        max(range(CHOICES), key=scores[start : start + CHOICES].__getitem__) == 0
+        scores[start] > max(scores[start + 1 : start + CHOICES])
         for start in range(0, len(scores), CHOICES)
     ]
+    number = len(hits) // len(directions)
     return {
         name: statistics.fmean(hits[index * number : (index + 1) * number])
         for index, name in enumerate(directions)

@@ -109,6 +109,7 @@ def _run(
 ) -> None:
     rank, world_size, port, group_timeout_s = place
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # accelerate warns where it is not set
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # unwritten memory holds NaN, as in the other tests

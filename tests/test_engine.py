@@ -221,6 +221,8 @@ def test_share_of_the_pretraining_tokens_is_recorded() -> None:
 
 
 @pytest.mark.slow
+# Of the compiler's own imports, and of its looking at the inputs of a block.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:The .grad attribute")
 def test_compiled_blocks_train_alike() -> None:
     plain, _ = run_align(PAIRS, make_config(steps=2))
     compiled, _ = run_align(PAIRS, make_config(steps=2, compile=True))

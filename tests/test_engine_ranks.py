@@ -157,6 +157,11 @@ def test_ranks_go_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
             assert without_seconds(begun[0] + rest[0]) == without_seconds(straight[0])
             assert all(torch.equal(rest[1][name], straight[1][name]) for name in rest[1])
             assert scores == expected
+    alone = AlignmentRun(tiny_model("gpt2", **DROPOUT), tiny_tokenizer(), PAIRS, started)
+    checkpoint.load(tmp_path / "ddp", alone)  # what DDP saved, one process can go on with
+    assert [record["step"] for record in alone.steps(progress=False)] == [3, 4]
+    with pytest.raises(ValueError, match="a run under fsdp2 cannot go on under single"):
+        checkpoint.load(tmp_path / "fsdp2", alone)
     states = [
         torch.load(tmp_path / name / "checkpoints" / "step-2" / "training_state.pt")
         for name in ("ddp", "fsdp2")

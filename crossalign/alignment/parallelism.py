@@ -35,9 +35,9 @@ def _impossible(config: TrainingConfig, strategy: Strategy, device_type: str) ->
         )
     if strategy == "deepspeed":
         yield (
-            "DeepSpeed is not supported: the sentences leave the model after the aligned layer, "
-            "and a step makes several backward passes, neither of which its engine allows for; "
-            "FSDP2 shards the same states (fsdp_offload_params: true keeps them on the CPU)"
+            "DeepSpeed is not supported: sentences leave the model after the aligned layer, and a "
+            "step makes several backward passes, neither of which was ever run under its engine; "
+            "FSDP2 shards what ZeRO-3 does (fsdp_offload_params: true keeps it on the CPU)"
         )
     if strategy != "single" and config.device not in ("auto", "cpu", "cuda"):
         yield f"device must be auto, cpu or cuda on several ranks, got {config.device!r}"

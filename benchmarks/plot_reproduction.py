@@ -1,0 +1,166 @@
+"""Draws the table and the figure of docs/reproduction.md from a result file of reproduce_afp.
+
+python -m benchmarks.plot_reproduction benchmarks/results/reproduce_afp_*.jsonl [--output docs]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.provenance import ROOT
+from benchmarks.reproduce_afp import BEFORE
+from benchmarks.reproduction_data import CAPTION_LANGUAGES
+from benchmarks.reproduction_measures import CHOICES
+
+BEGIN, END = "<!-- reproduction: begin -->", "<!-- reproduction: end -->"
+PAGE, FIGURE = "reproduction.md", "reproduction.png"
+
+Row = dict[str, Any]
+Measure = Callable[[Row], float | None]
+
+
+def read_rows(path: Path) -> tuple[Row, dict[str, list[Row]]]:
+    """(the sizes, name -> its rows, one per seed)."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    named: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["record"] == "result":
+            named.setdefault(row["name"], []).append(row)
+    return next(row["sizes"] for row in rows if row["record"] == "run"), named
+
+
+def layer_of(row: Row, default: int) -> str:
+    return str(row["configuration"]["layer"] if "configuration" in row else default)
+
+
+def retrieval(row: Row, layer: int, *, captions: bool) -> float:
+    """Mean over pairs of languages and both directions."""
+    found = row["layers"][layer_of(row, layer)]["retrieval"]
+    return statistics.fmean(
+        accuracy
+        for name, both in found.items()
+        if captions == all(code in CAPTION_LANGUAGES for code in name.split("-"))
+        for accuracy in both
+    )
+
+
+def geometry(row: Row, layer: int, name: str) -> float:
+    value: float = row["layers"][layer_of(row, layer)]["geometry"][name]
+    return value
+
+
+def choice(row: Row, shots: int, kind: str) -> float | None:
+    """Mean over the directions; None where it was not measured."""
+    found = row["choice"].get(str(shots))
+    return statistics.fmean(found[kind].values()) if found else None
+
+
+def worst_perplexity(row: Row, before: Row) -> float:
+    """The largest ratio of any language to the model before."""
+    return max(value / before["perplexity"][code] for code, value in row["perplexity"].items())
+
+
+def columns(layer: int, before: dict[int, Row]) -> dict[str, tuple[Measure, str]]:
+    """Title -> (measure of a row, how it is written)."""
+    return {
+        "retrieval, captions": (lambda row: retrieval(row, layer, captions=True), ".1%"),
+        "retrieval, Tatoeba": (lambda row: retrieval(row, layer, captions=False), ".1%"),
+        "likelihood, 0 shots": (lambda row: choice(row, 0, "likelihood"), ".1%"),
+        "likelihood, 5 shots": (lambda row: choice(row, 5, "likelihood"), ".1%"),
+        "gain, 0 shots": (lambda row: choice(row, 0, "gain"), ".1%"),
+        "gain, 5 shots": (lambda row: choice(row, 5, "gain"), ".1%"),
+        "worst perplexity": (lambda row: worst_perplexity(row, before[row["seed"]]), ".2f"),
+        "alignment": (lambda row: geometry(row, layer, "alignment"), ".2f"),
+        "uniformity": (lambda row: geometry(row, layer, "uniformity"), ".2f"),
+        "language distance": (lambda row: geometry(row, layer, "centre_distance"), ".2f"),
+        "language told": (lambda row: geometry(row, layer, "language_identification"), ".0%"),
+    }
+
+
+def cell(found: Sequence[float | None], form: str) -> str:
+    """Mean, and lowest to highest where there are several."""
+    values = [value for value in found if value is not None]
+    if not values:
+        return "-"
+    text = format(statistics.fmean(values), form)
+    spread = f" ({format(min(values), form)} to {format(max(values), form)})"
+    return text + spread * (len(values) > 1)
+
+
+def table(sizes: Row, named: dict[str, list[Row]]) -> str:
+    """One line per configuration; the model before is shown at every layer that was aligned."""
+    before = {row["seed"]: row for row in named[BEFORE]}
+    shown = columns(sizes["layers"][0], before)
+    lines = [f"| | {' | '.join(shown)} |", "|---" * (len(shown) + 1) + "|"]
+    for name, rows in named.items():
+        layers = sizes["layers"] if name == BEFORE else sizes["layers"][:1]
+        for layer in layers:
+            cells = [
+                cell([measure(row) for row in rows], form)
+                for measure, form in columns(layer, before).values()
+            ]
+            label = f"{name}, layer {layer}" if name == BEFORE else name
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(sizes: Row, named: dict[str, list[Row]], path: Path) -> None:
+    """A bar per configuration and a dot per seed, for four measures."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    before = {row["seed"]: row for row in named[BEFORE]}
+    measures = columns(sizes["layers"][0], before)
+    titles = ("retrieval, captions", "gain, 0 shots", "gain, 5 shots", "worst perplexity")
+    figure, panels = plt.subplots(1, len(titles), figsize=(15, 4), layout="constrained")
+    names = list(named)[::-1]
+    for panel, title in zip(panels, titles, strict=True):
+        for position, name in enumerate(names):
+            found = [measures[title][0](row) for row in named[name]]
+            values = [value for value in found if value is not None]
+            if not values:
+                continue
+            panel.barh(position, statistics.fmean(values), color="C0" if "AFP" in name else "0.7")
+            panel.plot(values, [position] * len(values), "k.", markersize=4)
+        panel.set_yticks(range(len(names)), names if panel is panels[0] else [])
+        panel.set_title(title)
+        panel.grid(axis="x", alpha=0.3)
+    for panel in panels[1:3]:
+        panel.axvline(1 / CHOICES, color="k", linestyle=":", label="chance")
+        panel.legend()
+    panels[3].axvline(1.05, color="k", linestyle=":", label="5 % worse")
+    panels[3].legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def with_table(page: str, text: str) -> str:
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{PAGE} must hold the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="result file of reproduce_afp")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder of page, figure")
+    arguments = parser.parse_args(argv)
+    sizes, named = read_rows(arguments.results)
+    page = arguments.output / PAGE
+    if page.exists():
+        page.write_text(with_table(page.read_text(), table(sizes, named)))
+    print(table(sizes, named))
+    draw(sizes, named, arguments.output / FIGURE)
+
+
+if __name__ == "__main__":
+    main()
