@@ -1,4 +1,4 @@
-"""The registered mean-pooling ops: forward, backward, fakes, autograd, and their PyTorch version.
+"""The registered mean-pooling ops: forward, backward, fakes, autograd.
 
 Shapes: B sentences, T tokens, C features. Each forward op gives pooled (B, C), unit (the unit
 vectors in the accumulator dtype if normalize, else no row) and scale (B,) = 1 / (weight sum *
@@ -14,11 +14,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from crossalign import torch_pooling
 from crossalign.contrastive_problem import accumulator
 
 NORM_EPS = 1e-12
-# Elements that the PyTorch version converts at a time, so that hidden is never copied whole.
-CHUNK_ELEMENTS = 2**22
 
 
 def _masked_mean_pool_fwd(
@@ -28,12 +27,7 @@ def _masked_mean_pool_fwd(
         from crossalign.kernels.masked_mean_pool import masked_mean_pool_fwd
 
         return masked_mean_pool_fwd(hidden, mask, normalize)
-    weights = mask.to(accumulator(hidden.dtype))
-    sums = hidden.new_zeros(hidden.shape[0], hidden.shape[2], dtype=weights.dtype)
-    for tokens in _chunks(hidden.shape[1], sums.numel()):
-        tile, weight = hidden[:, tokens].to(weights.dtype), weights[:, tokens, None]
-        sums += torch.where(weight != 0, weight * tile, 0).sum(dim=1)
-    return _finish(sums, weights.sum(dim=1), normalize, hidden.dtype)
+    return _finish(*torch_pooling.masked_sums(hidden, mask), normalize, hidden.dtype)
 
 
 def _masked_mean_pool_bwd(
@@ -44,12 +38,7 @@ def _masked_mean_pool_bwd(
 
         return masked_mean_pool_bwd(grad_pooled, mask, unit, scale)
     rows = _gradient_rows(grad_pooled, unit, scale)
-    weights = mask.to(scale.dtype)
-    grad_hidden = grad_pooled.new_empty(*mask.shape, grad_pooled.shape[1])
-    for tokens in _chunks(mask.shape[1], rows.numel()):
-        weight = weights[:, tokens, None]
-        grad_hidden[:, tokens] = torch.where(weight != 0, weight * rows[:, None], 0)
-    return grad_hidden
+    return torch_pooling.masked_gradient(rows, mask, grad_pooled.dtype)
 
 
 def _mean_pool_varlen_fwd(
@@ -59,16 +48,7 @@ def _mean_pool_varlen_fwd(
         from crossalign.kernels.masked_mean_pool import mean_pool_varlen_fwd
 
         return mean_pool_varlen_fwd(hidden, cu_seqlens, normalize)
-    lengths = cu_seqlens.diff().to(accumulator(hidden.dtype))
-    sums = hidden.new_zeros(lengths.shape[0], hidden.shape[1], dtype=lengths.dtype)
-    if sums.numel() and hidden.numel():
-        for features in _chunks(hidden.shape[1], hidden.shape[0]):
-            # float64, because it adds one token after the other; unsafe, because its own check of
-            # the offsets would wait for the device.
-            tile = hidden[:, features].double()
-            sums[:, features] = torch.segment_reduce(
-                tile, "sum", offsets=cu_seqlens, axis=0, unsafe=True
-            ).to(sums.dtype)
+    sums, lengths = torch_pooling.varlen_sums(hidden, cu_seqlens)
     return _finish(sums, lengths, normalize, hidden.dtype)
 
 
@@ -84,15 +64,8 @@ def _mean_pool_varlen_bwd(
         from crossalign.kernels.masked_mean_pool_backward import mean_pool_varlen_bwd
 
         return mean_pool_varlen_bwd(grad_pooled, cu_seqlens, unit, scale, num_tokens)
-    rows = _gradient_rows(grad_pooled, unit, scale).to(grad_pooled.dtype)
-    rows = torch.nn.functional.pad(rows, (0, 0, 0, 1))  # for tokens after the last sentence
-    token = torch.arange(num_tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-    return rows[torch.bucketize(token, cu_seqlens[1:].contiguous(), right=True)]
-
-
-def _chunks(size: int, elements_each: int) -> list[slice]:
-    step = max(1, CHUNK_ELEMENTS // max(1, elements_each))
-    return [slice(start, start + step) for start in range(0, size, step)]
+    rows = _gradient_rows(grad_pooled, unit, scale)
+    return torch_pooling.varlen_gradient(rows, cu_seqlens, num_tokens, grad_pooled.dtype)
 
 
 def _finish(

@@ -23,7 +23,7 @@ LAYERS = (
     ),
     (
         *("contrastive_arguments", "contrastive_terms", "reference", "scaling_model"),
-        *("shared_memory", "torch_logits"),
+        *("shared_memory", "torch_logits", "torch_pooling"),
     ),
     ("torch_backend",),
     ("kernels.launch",),
