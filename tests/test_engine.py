@@ -232,7 +232,6 @@ def test_compiled_blocks_train_alike() -> None:
 
 REFUSED = [
     ({}, "fsdp1", "cpu", "set fsdp_version: 2"),
-    ({}, "deepspeed", "cuda", "DeepSpeed is not supported"),
     ({"device": "cuda:1"}, "ddp", "cuda", "device must be auto, cpu or cuda on several ranks"),
     ({"learn_temperature": True}, "fsdp2", "cpu", "learn_temperature does not go with FSDP2"),
     ({"precision": "fp16"}, "fsdp2", "cuda", "fp16 does not go with FSDP2"),

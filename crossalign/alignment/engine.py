@@ -1,6 +1,7 @@
 """What a step needs of the machine: device, arithmetic, and the other ranks of the run.
 
-An Engine is one process on its own; AccelerateEngine (accelerate_engine.py) has other ranks.
+An Engine is one process on its own; AccelerateEngine (accelerate_engine.py) has other ranks, and
+DeepSpeedEngine (deepspeed_engine.py) shares weights and moments with them as ZeRO does.
 """
 
 from __future__ import annotations
@@ -73,6 +74,11 @@ class Engine:
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """After the chunks of a step: each parameter's mean over ranks, where not yet formed."""
 
+    def optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> Any:
+        """AdamW without weight decay, after prepare."""
+        is_fused = self.device.type == "cuda"
+        return torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0, fused=is_fused)
+
     def most(self, count: int) -> int:
         """How many passes a rank must make whose ranks only run together; else its own count."""
         return count
@@ -137,6 +143,10 @@ def choose_engine(config: TrainingConfig) -> Engine:
         device = choose_device(config.device)
         check_combination(config, strategy, device.type)
         return Engine(device, config.precision)
+    if strategy == "deepspeed":
+        from crossalign.alignment.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(config, strategy)
     from crossalign.alignment.accelerate_engine import AccelerateEngine
 
     return AccelerateEngine(config, strategy)

@@ -33,16 +33,19 @@ def _impossible(config: TrainingConfig, strategy: Strategy, device_type: str) ->
             "FSDP version 1 is not supported: it flattens the parameters of blocks that only the "
             "next-token loss runs; set fsdp_version: 2 in the file for accelerate launch"
         )
-    if strategy == "deepspeed":
-        yield (
-            "DeepSpeed is not supported: sentences leave the model after the aligned layer, and a "
-            "step makes several backward passes, neither of which was ever run under its engine; "
-            "FSDP2 shards what ZeRO-3 does (fsdp_offload_params: true keeps it on the CPU)"
-        )
+    if strategy == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        yield "DeepSpeed is not installed: pip install 'crossalign[deepspeed]'"
     if strategy != "single" and config.device not in ("auto", "cpu", "cuda"):
         yield f"device must be auto, cpu or cuda on several ranks, got {config.device!r}"
     if strategy == "fsdp2" and config.learn_temperature:
         yield "learn_temperature does not go with FSDP2, which shards no scalar; use DDP"
+    if strategy == "deepspeed" and config.learn_temperature:
+        yield (
+            "learn_temperature does not go with DeepSpeed, which averages no gradient that comes "
+            "from outside of a pass; use DDP"
+        )
+    if strategy == "deepspeed" and config.precision == "fp16":
+        yield "fp16 does not go with DeepSpeed: a scaler would see one rank's part; use bf16"
     if strategy == "fsdp2" and config.precision == "fp16":
         yield "fp16 does not go with FSDP2: its scaler would see one shard's overflow; use bf16"
     if config.attention == "flash_attention_2":

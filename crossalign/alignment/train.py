@@ -134,12 +134,7 @@ class AlignmentRun:
             )
         self.passes = engine.prepare(self.alignment)
         self.parameters = [each for each in self.alignment.parameters() if each.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            config.learning_rate,
-            weight_decay=0.0,
-            fused=self.device.type == "cuda",
-        )
+        self.optimizer: Any = engine.optimizer(self.parameters, config.learning_rate)
         self.step = 0  # updates made
         self.tokens = 0  # used for them, on all ranks
         torch.manual_seed(config.seed + engine.rank)
