@@ -124,6 +124,8 @@ def run_rank(rank: int, port: int, options: argparse.Namespace, path: Path) -> N
     device = torch.device("cuda", rank) if options.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:  # as torchrun does: threads of one rank would wait on the cores of another
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // options.ranks))
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=options.ranks)
