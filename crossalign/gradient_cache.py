@@ -9,12 +9,16 @@ Shapes: n rows of a side (queries, keys or negatives), D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 
 Inputs = Tensor | Mapping[str, Tensor]
 
@@ -33,25 +37,27 @@ class _Side(NamedTuple):
     states: list[_RandomState]  # before each chunk's first forward
     embeddings: Tensor  # (n, D) leaf
     is_trained: bool  # whether any gradient leads from the embeddings to a parameter
+    reducing: list[Any]  # the modules that embed it and whose backward reduces gradients
 
 
 class GradientCache:
     """Leaves in every parameter's .grad what one huge contrastive batch would, chunk by chunk.
 
     The random numbers of each chunk are replayed (dropout), autocast holds for both passes, frozen
-    parameters and adapters need nothing special, a side that reaches no parameter is embedded once,
-    and DistributedDataParallel reduces gradients once per call, with the last chunk. Gradients of
-    parameters inside the loss (a learned temperature) are kept; with DistributedDataParallel wrap a
-    loss that has parameters on its own. BatchNorm would see each chunk, and twice: avoid it.
+    parameters and adapters need nothing special, and a side that reaches no parameter is embedded
+    once. DistributedDataParallel, wherever it stands in `encode`, reduces gradients once per call,
+    with the last chunk that it embeds. Gradients of parameters inside the loss (a learned
+    temperature) are kept; with DistributedDataParallel wrap a loss that has parameters on its own.
+    BatchNorm would see each chunk, and twice: avoid it.
 
     Args:
         encode: maps the inputs of a chunk, a tensor or a dict of tensors as given to backward, to
-            (n, D) embeddings with autograd. A module (also in DistributedDataParallel) or a
-            function.
+            (n, D) embeddings with autograd. A module or a function.
         loss: loss(query, key), or loss(query, key, negatives) when negatives are given, of all
             embeddings; gives a scalar.
         chunk_size: rows embedded at a time, at least 1; bounds the activations held.
-        module: the DistributedDataParallel module inside `encode`, when `encode` is a function.
+        module: what in `encode` reduces gradients unless its no_sync() is entered. None: `encode`
+            itself if it has that method, else each DistributedDataParallel module that runs in it.
 
     Raises:
         ValueError: chunk_size below 1.
@@ -74,7 +80,8 @@ class GradientCache:
         self.encode = encode
         self.loss = loss
         self.chunk_size = chunk_size
-        self.module = encode if module is None and isinstance(encode, nn.Module) else module
+        named = encode if module is None else module
+        self.reducing = [named] if hasattr(named, "no_sync") else None
 
     def backward(
         self, query_inputs: Inputs, key_inputs: Inputs, negative_inputs: Inputs | None = None
@@ -121,33 +128,40 @@ class GradientCache:
         states: list[_RandomState] = []
         embeddings: list[Tensor] = []
         is_trained = False
+        reducing: list[Any] = []
         for chunk in chunks:
             states.append(_random_state())
-            with self._without_reduction(), torch.set_grad_enabled(not embeddings):
-                embedded = self._checked_embedding(chunk)
+            if embeddings:
+                with torch.no_grad():
+                    embedded = self._checked_embedding(chunk)
+            else:
+                with _without_reduction(self.reducing, reducing):
+                    embedded = self._checked_embedding(chunk)
             is_trained |= embedded.requires_grad
             embeddings.append(embedded.detach())
-        return _Side(chunks, states, torch.cat(embeddings).requires_grad_(is_trained), is_trained)
+        leaf = torch.cat(embeddings).requires_grad_(is_trained)
+        return _Side(chunks, states, leaf, is_trained, reducing)
 
     def _backward_through_chunks(self, sides: list[_Side]) -> None:
-        """Pass 2. Gradients are reduced across processes in the last backward alone."""
-        remaining = sum(len(side.chunks) for side in sides)
+        """Pass 2. Gradients are reduced across processes in a module's last backward alone."""
+        last_side = {module: side for side in sides for module in side.reducing}
         for side in sides:
             gradient = side.embeddings.grad
             if gradient is None:  # a loss that ignores this side
                 gradient = torch.zeros_like(side.embeddings)
             gradients = torch.split(gradient, self.chunk_size)
-            for chunk, state, chunk_gradient in zip(
-                side.chunks, side.states, gradients, strict=True
+            last = len(side.chunks) - 1
+            for index, (chunk, state, chunk_gradient) in enumerate(
+                zip(side.chunks, side.states, gradients, strict=True)
             ):
-                remaining -= 1
+                waiting = [
+                    module
+                    for module in side.reducing
+                    if index < last or last_side[module] is not side
+                ]
                 _set_random_state(state)
-                with self._without_reduction() if remaining else nullcontext():
+                with _without_reduction(waiting):
                     _backward(self._checked_embedding(chunk), chunk_gradient)
-
-    def _without_reduction(self) -> AbstractContextManager[Any]:
-        no_sync = getattr(self.module, "no_sync", None)
-        return nullcontext() if no_sync is None else no_sync()
 
     def _checked_embedding(self, chunk: Inputs) -> Tensor:
         embedded = self.encode(chunk)
@@ -162,6 +176,36 @@ class GradientCache:
                 f"got shape {tuple(embedded.shape)}"
             )
         return embedded
+
+
+@contextmanager
+def _without_reduction(
+    modules: Iterable[Any] | None, found: list[Any] | None = None
+) -> Iterator[None]:
+    """The modules reduce no gradients; None: nor does a DistributedDataParallel module that runs.
+
+    found: gets the modules that were kept from it.
+    """
+    found = [] if found is None else found
+
+    def enter(module: Any, _: object = None) -> None:
+        if module not in found:
+            found.append(module)
+            stack.enter_context(module.no_sync())
+
+    def enter_parallel(module: nn.Module, _: object) -> None:
+        if isinstance(module, DistributedDataParallel):
+            enter(module)
+
+    with ExitStack() as stack:
+        for module in modules or ():
+            enter(module)
+        if modules is None and dist.is_available() and dist.is_initialized():
+            # torch.compile says that it runs such hooks twice, which does no harm here.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "Using `torch.compile")
+            stack.enter_context(register_module_forward_pre_hook(enter_parallel))
+        yield
 
 
 def _num_rows(name: str, inputs: Inputs) -> int:
