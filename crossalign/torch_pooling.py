@@ -93,9 +93,8 @@ def varlen_gradient(
     """(num_tokens, C) gradient of hidden."""
     # One row more, of zeros, for tokens after the last sentence.
     rows = torch.nn.functional.pad(rows.to(dtype), (0, 0, 0, 1))
-    token = torch.arange(num_tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-    sentence = torch.bucketize(token, cu_seqlens[1:].contiguous(), right=True)
-    return rows.index_select(0, sentence)
+    lengths = cu_seqlens.diff(append=cu_seqlens.new_full((1,), num_tokens))
+    return rows.repeat_interleave(lengths, dim=0, output_size=num_tokens)
 
 
 def _chunks(size: int, elements_each: int) -> list[slice]:
