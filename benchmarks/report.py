@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.bench_gather import CASES as GATHER_CASES
 from benchmarks.provenance import RESULTS, ROOT
 from benchmarks.train_step_cases import PRESETS, Case
 
@@ -32,10 +33,14 @@ class Wanted(NamedTuple):
 
 
 class Table(NamedTuple):
+    """The last column compares the two implementations named."""
+
     title: str
     subject: str
     implementations: tuple[str, ...]
     lines: Sequence[Wanted]
+    ours: str = "crossalign"
+    plain: str = "eager"
 
 
 def contrastive_line(n: int, d: int, dtype: str, symmetric: bool, on_gpu: bool) -> Wanted:
@@ -54,6 +59,12 @@ def step_line(case: Case, on_gpu: bool) -> Wanted:
     where = {name: getattr(case, name) for name in ("architecture", "blocks", "width", "name")}
     title = f"{case.dtype}, {case.blocks} blocks of width {case.width:,}, {case.name}"
     return Wanted(f"{title}, {case.texts} texts of {case.text_length}", on_gpu, where)
+
+
+def gather_line(rows: int, columns: int, dtype: str, ranks: int, on_gpu: bool) -> Wanted:
+    where = {"ranks": ranks, "rows": rows, "columns": columns, "dtype": dtype}
+    title = f"{dtype}, {ranks} ranks of {rows:,} rows of {columns:,}"
+    return Wanted(title, on_gpu, where)
 
 
 TABLES = (
@@ -96,6 +107,20 @@ TABLES = (
             *(step_line(case, on_gpu=False) for case in PRESETS["cpu"]),
         ],
     ),
+    Table(
+        "Gather of negatives between processes of one machine, forward and backward",
+        "gather",
+        (
+            *("crossalign extension", "crossalign collective"),
+            *("all_gather + reduce_scatter", "all_gather_tensor_autograd"),
+        ),
+        [
+            gather_line(16_384, 1024, "bfloat16", 8, True),
+            *(gather_line(n, d, "float32", 2, False) for n, d in GATHER_CASES),
+        ],
+        ours="crossalign extension",
+        plain="all_gather + reduce_scatter",
+    ),
 )
 
 
@@ -133,7 +158,7 @@ def fill(line: Wanted, table: Table, results: Sequence[ResultFile]) -> list[str]
         }
         if found:
             cells = [cell(found.get(name)) for name in table.implementations]
-            ours, plain = found.get("crossalign"), found.get("eager")
+            ours, plain = found.get(table.ours), found.get(table.plain)
             return [*cells, ratios(ours, plain), source(result)]
     return [NOT_MEASURED] * (len(table.implementations) + 1) + ["-"]
 
@@ -143,7 +168,7 @@ def cell(row: Row | None) -> str:
         return NOT_MEASURED
     if row["status"] != "ok":
         return str(row["status"]).split(":")[0]
-    memory = "" if row["peak_mib"] is None else f", {row['peak_mib']:,.0f} MiB"
+    memory = "" if row.get("peak_mib") is None else f", {row['peak_mib']:,.0f} MiB"
     share = ""
     if row["implementation"] == "crossalign":
         share = f", {row['share_of_ceiling']:.0%} of the ceiling"
@@ -154,7 +179,7 @@ def ratios(ours: Row | None, plain: Row | None) -> str:
     if ours is None or plain is None or {ours["status"], plain["status"]} != {"ok"}:
         return "-"
     text = f"{ours['median_ms'] / plain['median_ms']:.2f} of the time"
-    if ours["peak_mib"] and plain["peak_mib"]:
+    if ours.get("peak_mib") and plain.get("peak_mib"):
         text += f", {ours['peak_mib'] / plain['peak_mib']:.3f} of the memory"
     return text
 
@@ -174,7 +199,8 @@ def significant(value: float) -> str:
 def render(results: Sequence[ResultFile]) -> str:
     parts = []
     for table in TABLES:
-        head = ["case", *table.implementations, "crossalign against eager", "measured on"]
+        compared = f"{table.ours} against {table.plain}"
+        head = ["case", *table.implementations, compared, "measured on"]
         lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for line in table.lines:
             lines.append(f"| {' | '.join([line.title, *fill(line, table, results)])} |")

@@ -194,6 +194,26 @@ def test_report_has_a_line_for_every_case_of_a_train_step(tmp_path: Path) -> Non
     assert line_of(tables, other).count("not measured") == 3
 
 
+def test_report_compares_the_gather_with_the_collectives_of_the_same_run(tmp_path: Path) -> None:
+    names = ("crossalign extension", "crossalign collective", "all_gather + reduce_scatter")
+    run = {"subject": "gather", "commit": "abcdef123456", "dirty": False, "threads": 1}
+    run |= {"date": "2026-01-01T00:00:00Z", "device": "some CPU"}
+    row = {"ranks": 2, "rows": 2048, "columns": 1024, "dtype": "float32", "status": "ok"}
+    path = tmp_path / "gather.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({**row, "implementation": name, "pass": which, "median_ms": ms, "run": run})
+            + "\n"
+            for name, ms in zip(names, (5.0, 8.0, 20.0), strict=True)
+            for which, ms in (("forward", 1.0), ("both", ms))
+        )
+    )
+    line = line_of(
+        report.render(report.read_results([path])), "float32, 2 ranks of 2,048 rows of 1,024"
+    )
+    assert "| 5 ms | 8 ms | 20 ms | not measured | 0.25 of the time |" in line
+
+
 def line_of(tables: str, case: str) -> str:
     (line,) = re.findall(rf"^\| {re.escape(case)} \|.*$", tables, flags=re.MULTILINE)
     return line
