@@ -34,9 +34,10 @@ class _Reached(BaseException):
 def hidden_states_at(model: nn.Module, layer: int, **inputs: Any) -> Tensor:
     """Hidden states after block `layer` of a Hugging Face causal LM, running no block past it.
 
-    The very values of `model(**inputs, output_hidden_states=True).hidden_states[layer]`: the model
-    runs as always until a hook in front of the first block not needed stops it. The output
-    embedding never runs. Gradients flow, gradient checkpointing, autocast and PEFT adapters work.
+    The very values of `model(**inputs, output_hidden_states=True).hidden_states[layer]` (but for
+    Mamba and RWKV, whose tuple begins after the first block): the model runs as always until a hook
+    in front of the first block not needed stops it. The output embedding never runs. Gradients
+    flow, gradient checkpointing, autocast and PEFT adapters work.
 
     Args:
         model: a causal LM or its base model, also with PEFT adapters. Wrap the module that calls
@@ -187,7 +188,10 @@ def text_config(model: Any) -> Any:
 def find_blocks(model: Any) -> tuple[nn.Module, nn.ModuleList]:
     """The decoder and its list of blocks: the outermost ModuleList of num_hidden_layers entries."""
     wanted = text_config(model).num_hidden_layers
-    level: list[nn.Module] = [model.get_decoder()] if hasattr(model, "get_decoder") else [model]
+    start: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model
+    if not any(isinstance(module, nn.ModuleList) for module in start.modules()):
+        start = model  # ModernBERT's decoder calls its output embedding so
+    level: list[nn.Module] = [start]
     while level:
         found = [
             (parent, child)

@@ -76,6 +76,25 @@ def test_every_layer_equals_the_own_tuple_of_the_model(name: str, side: str) -> 
         assert before.shape != after.shape or not torch.allclose(before, after)
 
 
+def test_a_head_that_is_called_decoder_hides_no_blocks() -> None:
+    """get_decoder() of this model gives its output embedding, under which no block was found."""
+    import transformers
+
+    config = transformers.ModernBertDecoderConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id"), 1),
+        **dict.fromkeys(("eos_token_id", "sep_token_id"), 2),
+    )
+    model, batch = transformers.AutoModelForCausalLM.from_config(config).eval(), tiny_batch()
+    expected = own_states(model, batch)
+    for layer in EVERY_LAYER:
+        assert torch.equal(hidden_states_at(model, layer, **batch), expected[layer])
+
+
 def test_base_model_and_other_inputs() -> None:
     model, batch = tiny_model("llama"), tiny_batch(side="left")
     positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
