@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+OLDEST_CAPABILITY = 8
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -112,7 +113,7 @@ def check_in_range(function: str, name: str, index: Tensor, size: int, what: str
 
 
 def choose_backend(function: str, backend: str, tensor: Tensor) -> str:
-    """ "auto" -> "triton" on CUDA (but for float64), else "torch"; a named backend must fit.
+    """ "auto" -> "triton" on a GPU that runs it (but for float64), else "torch"; a name must fit.
 
     Raises:
         ValueError: backend is unknown, or is "triton" where Triton cannot run this tensor.
@@ -120,13 +121,17 @@ def choose_backend(function: str, backend: str, tensor: Tensor) -> str:
     check_option(function, "backend", backend, ("auto", "triton", "torch"))
     if backend == "torch":
         return "torch"
-    reason = _why_triton_cannot_run(tensor)
-    if backend == "triton" and reason:
+    if backend == "auto":
+        on_gpu = tensor.device.type == "cuda" and tensor.dtype != torch.float64
+        return "triton" if on_gpu and not _why_triton_cannot_run(tensor) else "torch"
+    if reason := _why_triton_cannot_run(tensor):
         raise ValueError(f'{function}: backend="triton" cannot run here: {reason}')
-    if backend == "triton":
-        return "triton"
-    on_gpu = tensor.device.type == "cuda" and tensor.dtype != torch.float64
-    return "triton" if on_gpu and not reason else "torch"
+    return "triton"
+
+
+def is_too_old(device: torch.device | int) -> bool:
+    """Whether a GPU lacks the compute capability that the kernels, and Triton, are made for."""
+    return bool(torch.cuda.get_device_properties(device).major < OLDEST_CAPABILITY)
 
 
 def _why_triton_cannot_run(tensor: Tensor) -> str:
@@ -135,6 +140,11 @@ def _why_triton_cannot_run(tensor: Tensor) -> str:
     if importlib.util.find_spec("triton") is None:
         return (
             'the triton package is not installed; use backend="torch" or install crossalign[triton]'
+        )
+    if tensor.device.type == "cuda" and is_too_old(tensor.device):
+        return (
+            f"the GPU's compute capability is below {OLDEST_CAPABILITY}.0, which the kernels need; "
+            'use backend="torch"'
         )
     if tensor.device.type == "cuda":
         return ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from crossalign.argument_checks import OLDEST_CAPABILITY, is_too_old
 from crossalign.gather import extension_status, load_extension
 
 
@@ -65,6 +66,8 @@ def _triton_status(version: str | None) -> tuple[bool, str]:
     if version is None:
         return False, "not installed; pip install 'crossalign[triton]' brings it on Linux"
     if torch.cuda.is_available():
+        if all(map(is_too_old, range(torch.cuda.device_count()))):
+            return False, f"needs compute capability {OLDEST_CAPABILITY}.0; auto takes torch"
         return True, "compiled kernels; what auto takes for CUDA tensors but float64"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return True, "interpreted on the CPU (TRITON_INTERPRET=1): slow, for tests"

@@ -38,6 +38,26 @@ def test_triton_is_a_backend_where_it_runs(
     assert note in info["notes"]["triton"]
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "backends", "note"),
+    [
+        ((7, 7), ["torch"], "needs compute capability 8.0"),
+        ((7, 9), ["torch", "triton"], "compiled"),
+    ],
+)
+def test_triton_is_no_backend_on_old_gpus_alone(
+    monkeypatch: pytest.MonkeyPatch, capabilities: tuple[int, ...], backends: list[str], note: str
+) -> None:
+    properties = [SimpleNamespace(major=major) for major in capabilities]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(properties))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties.__getitem__)
+    info = build_info()
+    assert info["backends"] == backends
+    assert note in info["notes"]["triton"]
+
+
 def test_report_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)  # import triton now raises ImportError
     info = build_info()

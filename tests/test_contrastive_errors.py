@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from crossalign import ContrastiveLoss, fused_contrastive_loss
+from crossalign.argument_checks import choose_backend
 
 N, H, D = 4, 3, 5
 QUERY, KEY, NEGATIVES = torch.randn(N, D), torch.randn(N, D), torch.randn(H, D)
@@ -111,6 +113,21 @@ def test_triton_on_a_cpu_without_the_interpreter_is_refused(
     message = 'backend="triton" cannot run here: the tensors are on the CPU.*TRITON_INTERPRET=1'
     with pytest.raises(ValueError, match=message):
         fused_contrastive_loss(QUERY, KEY, backend="triton")
+
+
+def test_a_gpu_too_old_for_the_kernels_takes_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton was taken on every GPU, also where its kernels do not fit or compile."""
+    pytest.importorskip("triton")
+    tensor: Any = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
+    for major, chosen in ((7, "torch"), (8, "triton")):
+        properties = SimpleNamespace(major=major)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, p=properties: p)
+        assert choose_backend("f", "auto", tensor) == chosen
+        assert choose_backend("f", "torch", tensor) == "torch"
+    assert choose_backend("f", "triton", tensor) == "triton"
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=7))
+    with pytest.raises(ValueError, match=r'^f: backend="triton" .* capability is below 8.0'):
+        choose_backend("f", "triton", tensor)
 
 
 @pytest.mark.parametrize(
