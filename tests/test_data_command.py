@@ -59,6 +59,20 @@ def test_index_is_kept_where_asked_and_only_there(
     assert [entry.name.split(".")[0] for entry in (tmp_path / "c").iterdir()] == ["p"]
 
 
+@pytest.mark.parametrize("name", ["absent/items.jsonl", "."])
+def test_an_output_that_cannot_be_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """All items were made first, and the error named a temporary file."""
+    flags = ["--mode", "translation", "--languages", "en", "de", "--input", "not there.tsv"]
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "build", *flags, "--output", str(tmp_path / name)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "argument --output" in error and "must be a file in an existing folder" in error
+
+
 def test_ids_that_are_not_everywhere_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

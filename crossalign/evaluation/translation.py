@@ -224,7 +224,7 @@ def _prompts(
             raise TooLongError(
                 f"sentence {row + 1} of {pairs.files[0]} leaves no room for {settings.max_tokens} "
                 f"tokens in the model's {scorer.limit} positions; lower max_tokens, or "
-                "too_long='skip' leaves such sentences out"
+                "too_long='skip' (--too-long skip) leaves such sentences out"
             )
     if not prompts:
         raise ValueError(f"no sentence of {pairs.files[0]} fits into the model")
