@@ -30,10 +30,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from benchmarks.provenance import ROOT, provenance
 from benchmarks.reproduction_data import Corpus, load_corpus
 from benchmarks.reproduction_measures import measure
-from benchmarks.reproduction_model import new_model, new_tokenizer, pretrain
+from benchmarks.reproduction_model import new_tokenizer, pretrain
 from crossalign.alignment.data_builders import TrainingItem, build_items
 from crossalign.alignment.train import align
 from crossalign.alignment.training_config import TrainingConfig
+from crossalign.demo.language_model import new_model
 
 BEFORE = "before"
 
@@ -168,7 +169,7 @@ def pretrained(folder: Path, corpus: Corpus, sizes: Sizes, seed: int, device: st
     if (folder / "config.json").exists():
         return
     tokenizer = new_tokenizer(corpus.texts, sizes.vocabulary)
-    model = new_model(tokenizer, width=sizes.width, num_blocks=sizes.blocks, seed=seed)
+    model = new_model(tokenizer, hidden_size=sizes.width, num_blocks=sizes.blocks, seed=seed)
     pretrain(
         model.to(device),
         tokenizer,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crossalign.alignment.train import learning_rate_at
 from crossalign.alignment.training_config import TrainingConfig
@@ -23,26 +23,6 @@ def new_tokenizer(texts: Mapping[str, Sequence[str]], size: int) -> PreTrainedTo
     tokenizer = train_tokenizer([text for part in texts.values() for text in part], size)
     tokenizer.model_max_length = POSITIONS
     return tokenizer
-
-
-def new_model(
-    tokenizer: PreTrainedTokenizerFast, *, width: int, num_blocks: int, seed: int
-) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=num_blocks,
-            num_attention_heads=4,
-            max_position_embeddings=POSITIONS,
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
 
 
 def packed_blocks(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_command_line import Run, assert_one_line
+from test_command_line import Run, assert_one_line, run
 from tiny_models import LAYERS, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -23,25 +23,11 @@ from crossalign.encoders import encode
 from crossalign.evaluation.geometry import alignment, centre_distance, spread, uniformity
 from crossalign.evaluation.margin_retrieval import margin_scores
 
+__all__ = ["run"]  # a fixture
+
 PNG_START = b"\x89PNG\r\n\x1a\n"
 LANGUAGES = ("en", "de", "zho-CN")
 NUM_LINES = 40
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Exit status, standard output and standard error of a command."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse leaves this way
-            status = int(stop.code or 0)
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +202,7 @@ def test_report_says_which_model_is_which_and_stands_alone(
 
 @pytest.mark.parametrize("form", ["tsv", "two files"])
 def test_one_model_and_two_languages(
-    command: Run,
+    run: Run,
     models: tuple[Path, Path],
     files: list[Path],
     tmp_path: Path,
@@ -229,7 +215,7 @@ def test_one_model_and_two_languages(
         lines = zip(texts["en"], texts["de"], strict=True)
         pairs[0].write_text("".join(f"{source}\t{target}\n" for source, target in lines))
     flags = ["--layers", 2, -1, "--show-layer", -1, "--limit", 30, "--pooling", "last"]
-    status, out, error = command(
+    status, out, error = run(
         "analyze", "--model", models[0], "--pairs", *pairs, "--output", tmp_path / "out", *flags
     )
     assert (status, error) == (0, "")
@@ -265,20 +251,20 @@ def test_every_sentence_passes_through_a_model_once(
 
 def test_same_arguments_give_the_same_bytes(
     compared: Path,
-    command: Run,
+    run: Run,
     models: tuple[Path, Path],
     files: list[Path],
     tmp_path: Path,
 ) -> None:
     arguments = ["--model", models[0], "--compare", models[1], "--pairs", *files]
     arguments += ["--languages", *LANGUAGES, "--output", tmp_path, "--device", "cpu"]  # empty: fine
-    assert command("analyze", *arguments)[0] == 0
+    assert run("analyze", *arguments)[0] == 0
     for path in compared.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_real_sentences_in_many_languages(
-    command: Run,
+    run: Run,
     models: tuple[Path, Path],
     data_root: Path,
     tmp_path: Path,
@@ -288,7 +274,7 @@ def test_real_sentences_in_many_languages(
     paths = [folder / "newstest2019-src.eng.txt.gz"]
     paths += [folder / f"newstest2019-ref.{code}.txt.gz" for code in codes]
     flags = ["--limit", 25, "--layers", 1, "--max-length", 48]
-    status, out, error = command(
+    status, out, error = run(
         *("analyze", "--model", models[0], "--pairs", *paths, "--output", tmp_path / "out"),
         *("--languages", "eng", *codes, *flags),
     )
@@ -299,12 +285,12 @@ def test_real_sentences_in_many_languages(
 
 
 @pytest.fixture
-def analyze(command: Run, models: tuple[Path, Path], files: list[Path], tmp_path: Path) -> Run:
+def analyze(run: Run, models: tuple[Path, Path], files: list[Path], tmp_path: Path) -> Run:
     """The command with usable arguments; further flags override them."""
 
     def call(*flags: object) -> tuple[int, str, str]:
         fixed = ["--model", models[0], "--pairs", *files[:2], "--output", tmp_path / "out"]
-        return command("analyze", *fixed, *flags)
+        return run("analyze", *fixed, *flags)
 
     return call
 
@@ -413,8 +399,8 @@ def test_interruption_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_says_which_model_is_before(command: Run) -> None:
-    status, out, _ = command("analyze", "--help")
+def test_help_says_which_model_is_before(run: Run) -> None:
+    status, out, _ = run("analyze", "--help")
     text = " ".join(out.split())
     assert status == 0
     assert '--compare NAME_OR_DIR a baseline that --model is compared with ("before")' in text

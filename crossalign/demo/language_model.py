@@ -52,7 +52,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> PreTrainedTok
 def new_model(
     tokenizer: PreTrainedTokenizerFast, *, hidden_size: int, num_blocks: int, seed: int
 ) -> LlamaForCausalLM:
-    """A Llama with random weights and tied embeddings."""
+    """A Llama with random weights and tied embeddings, as long as the tokenizer's texts may be."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -61,7 +61,7 @@ def new_model(
             intermediate_size=2 * hidden_size,
             num_hidden_layers=num_blocks,
             num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
+            max_position_embeddings=tokenizer.model_max_length,
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
