@@ -213,8 +213,8 @@ def _evaluate(
             longest = max(map(scorer.num_positions, candidates))
             raise TooLongError(
                 f"item {item.id} of {part.task} in {part.language} needs {longest} positions but "
-                f"the model has {scorer.limit}; too_long='skip' (--too-long skip) leaves such items "
-                "out"
+                f"the model has {scorer.limit}; too_long='skip' (--too-long skip) leaves such "
+                "items out"
             )
     if not asked:
         raise ValueError(f"no item of {part.task} in {part.language} fits into the model")
