@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import ROOT
+from benchmarks.report import with_tables
 from benchmarks.reproduce_afp import BEFORE
 from benchmarks.reproduction_data import CAPTION_LANGUAGES
 from benchmarks.reproduction_measures import CHOICES
@@ -141,14 +142,6 @@ def draw(sizes: Row, named: dict[str, list[Row]], path: Path) -> None:
     plt.close(figure)
 
 
-def with_table(page: str, text: str) -> str:
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE} must hold the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="result file of reproduce_afp")
@@ -157,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes, named = read_rows(arguments.results)
     page = arguments.output / PAGE
     if page.exists():
-        page.write_text(with_table(page.read_text(), table(sizes, named)))
+        page.write_text(with_tables(page.read_text(), table(sizes, named), BEGIN, END))
     print(table(sizes, named))
     draw(sizes, named, arguments.output / FIGURE)
 

@@ -208,12 +208,13 @@ def render(results: Sequence[ResultFile]) -> str:
     return "\n\n".join(parts)
 
 
-def with_tables(readme: str, tables: str) -> str:
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README must hold the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+def with_tables(page: str, tables: str, begin: str = BEGIN, end: str = END) -> str:
+    """The page with what stands between the two markers replaced."""
+    before, found_begin, rest = page.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise ValueError(f"the page must hold the markers {begin} and {end}")
+    return f"{before}{begin}\n\n{tables}\n\n{end}{after}"
 
 
 def main() -> None:

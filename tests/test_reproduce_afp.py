@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from benchmarks import reproduce_afp
-from benchmarks.plot_reproduction import BEGIN, END, PAGE, cell, with_table, worst_perplexity
+from benchmarks.plot_reproduction import BEGIN, END, PAGE, cell, worst_perplexity
 from benchmarks.plot_reproduction import main as plot
+from benchmarks.report import with_tables
 from benchmarks.reproduce_afp import PRESETS, Configuration, configurations, lm_items, main
 from benchmarks.reproduction_data import CAPTION_LANGUAGES, Corpus, load_corpus
 from benchmarks.reproduction_measures import CHOICES, questions_of, shares_right
@@ -191,4 +192,4 @@ def test_cells_show_the_mean_and_the_spread() -> None:
     before = {"perplexity": {"en": 10.0, "de": 20.0}}
     assert worst_perplexity({"perplexity": {"en": 9.0, "de": 25.0}}, before) == 1.25
     with pytest.raises(ValueError, match="must hold the markers"):
-        with_table("no markers", "table")
+        with_tables("no markers", "table")
