@@ -297,5 +297,4 @@ def _describe(problem: Exception) -> str:
     text = str(problem)
     if isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in text:
         return "out of memory"
-    first_line = (text.splitlines() or [""])[0]
-    return f"failed: {type(problem).__name__}: {first_line[:200]}"
+    return f"failed: {type(problem).__name__}: {(text.splitlines() or [''])[0][:200]}"

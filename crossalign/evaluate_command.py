@@ -52,12 +52,7 @@ def add_arguments(evaluate: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help=f"of {' '.join(TASKS)}; {_TRANSLATION} is translation",
     )
-    add(
-        "--languages",
-        nargs="+",
-        metavar="CODE",
-        help="such as en zh; each task takes those it has, and what it lacks is said",
-    )
+    add("--languages", nargs="+", metavar="CODE", help="such as en zh; what a task lacks is said")
     add(
         "--data",
         required=True,
