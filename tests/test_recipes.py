@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from test_command_line import Run, run
+from test_command_line import Run, metrics_of, run
 from test_train import make_pairs
 from tiny_models import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.training_config import TrainingConfig
@@ -67,18 +68,61 @@ def test_recipe_of_the_paper_has_its_hyper_parameters(name: str) -> None:
     assert 5000 <= recipe["steps"] <= 10_000
 
 
-def test_launcher_file_asks_for_fsdp2(tmp_path: Path) -> None:
+def launch(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch` with one of its files, for two processes."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    command += ["--config_file", FOLDER / "accelerate" / f"{name}.yaml", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 180}
+    return subprocess.run(list(map(str, command)), env=environment, **options)
+
+
+LAUNCHED = {
+    "fsdp2": "fsdp2 none",
+    "deepspeed-zero2": "deepspeed 2 none none",
+    "deepspeed-zero3-offload": "deepspeed 3 cpu cpu",
+}
+
+
+def test_every_launcher_file_is_tested() -> None:
+    assert {path.stem for path in (FOLDER / "accelerate").iterdir()} == LAUNCHED.keys()
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_launcher_file_asks_for_its_strategy(tmp_path: Path, name: str) -> None:
     """`accelerate launch` reads it, and gives its processes what the engine looks for."""
+    if "deepspeed" in name:
+        pytest.importorskip("deepspeed", reason="deepspeed is not installed")
     script = tmp_path / "show.py"
     script.write_text(
-        "from crossalign.alignment.engine import launched_strategy\nprint(launched_strategy())\n"
+        "from crossalign.alignment.deepspeed_settings import deepspeed_settings\n"
+        "from crossalign.alignment.engine import launched_strategy\n"
+        "from crossalign.alignment.training_config import TrainingConfig\n"
+        "shown = ['none']\n"
+        "if launched_strategy() == 'deepspeed':\n"
+        "    zero = deepspeed_settings(TrainingConfig())['zero_optimization']\n"
+        "    parts = (zero['offload_optimizer'], zero['offload_param'])\n"
+        "    shown = [str(zero['stage']), *(part['device'] for part in parts)]\n"
+        "print(' '.join([launched_strategy(), *shown]) + '\\n', end='')\n"
     )
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-    done = subprocess.run(
-        [*launch, "--config_file", str(FOLDER / "accelerate" / "fsdp2.yaml"), str(script)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.stdout.split() == ["fsdp2", "fsdp2"], done.stderr
+    done = launch(name, script)
+    assert done.stdout.splitlines() == [LAUNCHED[name]] * 2, done.stderr
+
+
+@pytest.mark.slow
+def test_launcher_file_trains_with_what_it_offloads(run: Run, tmp_path: Path) -> None:
+    """From the command line, with a checkpoint: the losses are those of one process."""
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer(pad_token="w0").save_pretrained(tmp_path / "model")
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("".join(f"{pair.source}\t{pair.target}\n" for pair in make_pairs(20)))
+    flags = ["--model", tmp_path / "model", "--pairs", pairs, "--batch-size", 6, "--device", "cpu"]
+    flags += ["--steps", 2, "--chunk-size", 2, "--output"]
+    module = ("-m", "crossalign", "align", *flags, tmp_path / "two")
+    done = launch("deepspeed-zero3-offload", *module)
+    assert done.returncode == 0, done.stderr
+    assert run("align", *flags, tmp_path / "one")[0] == 0
+    two, one = (metrics_of(tmp_path / name) for name in ("two", "one"))
+    assert [each["loss"] for each in two] == pytest.approx([each["loss"] for each in one], rel=1e-5)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "two") is not None

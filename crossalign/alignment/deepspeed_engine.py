@@ -7,6 +7,7 @@ backward adds to the partitions of the gradients, and an update ends the step.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -28,6 +29,7 @@ from crossalign.alignment.zero_state import (
     spread_optimizer_state,
 )
 
+_SWITCH = "ACCELERATE_USE_DEEPSPEED"
 _OLDER_NAMES = r".torch\.distributed\.(all_gather_into|reduce_scatter)_tensor. is deprecated"
 
 
@@ -35,7 +37,13 @@ class DeepSpeedEngine(AccelerateEngine):
     """One rank of several; see Engine."""
 
     def __init__(self, config: TrainingConfig, strategy: Strategy) -> None:
-        super().__init__(config, strategy)
+        # accelerate makes the ranks meet; DeepSpeed is started by prepare, with checked settings.
+        asked_for = os.environ.pop(_SWITCH, "true")
+        try:
+            super().__init__(config, strategy)
+        finally:
+            os.environ[_SWITCH] = asked_for
+        os.environ.setdefault("DS_ACCELERATOR", self.device.type)  # else it takes a GPU it sees
         self.settings = deepspeed_settings(config)
         self.learning_rate = config.learning_rate
         self.trained: list[nn.Parameter] = []

@@ -14,8 +14,7 @@ from crossalign.alignment.engine import LARGEST_GRADIENT_NORM
 from crossalign.alignment.training_config import TrainingConfig
 
 _ZERO = "zero_optimization"
-# May be set to anything: they move data, or report. Tests run the default of those not named in
-# docs/parallelism.md.
+# Of no influence on the result, whatever they say: they size messages, place data, or report.
 _FREE = {"steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer"}
 _FREE_ZERO = {
     *("allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "overlap_comm"),
@@ -65,7 +64,7 @@ def deepspeed_settings(config: TrainingConfig) -> dict[str, Any]:
 def _contradictions(given: dict[str, Any]) -> Iterator[str]:
     stage = given[_ZERO].get("stage")
     if stage not in (2, 3):
-        yield f"{_ZERO}.stage must be 2 or 3, got {stage}; what the others do, DDP does"
+        yield f"{_ZERO}.stage must be 2 or 3, got {stage}"
     for name in ("optimizer", "scheduler"):
         if name in given:
             yield f"{name} must be left out: AdamW and its schedule are those of --learning-rate"
