@@ -81,7 +81,9 @@ def check_option(function: str, name: str, value: Any, allowed: Sequence[str]) -
         raise ValueError(f"{function}: {name} must be one of {options}, got {value!r}")
 
 
-def check_positive_finite(function: str, name: str, value: float) -> None:
+def check_positive_finite(function: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
     if not 0 < value < math.inf:
         raise ValueError(f"{function}: {name} must be a finite number above 0, got {value}")
 

@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossalign.argument_checks import choose_backend, values_may_be_read
+from crossalign.argument_checks import (
+    check_positive_finite,
+    choose_backend,
+    values_may_be_read,
+)
 from crossalign.contrastive_arguments import check_arguments, check_options
 from crossalign.contrastive_ops import contrastive_sums
 from crossalign.contrastive_problem import LossArguments
@@ -146,20 +150,21 @@ class ContrastiveLoss(nn.Module):
     """fused_contrastive_loss as a module; with learn_temperature it owns its logit scale.
 
     Args:
-        temperature: > 0, dimensionless; the start value when it is learned.
+        temperature: > 0, dimensionless; the start value when it is learned. A 0-d tensor gets its
+            gradient otherwise, and an nn.Parameter is the module's.
         learn_temperature: own the parameter `logit_scale` = log(1 / temperature), used as
             exp(min(logit_scale, log(max_logit_scale))).
         max_logit_scale: upper bound of 1 / temperature when learned.
         options: the keyword options of fused_contrastive_loss that are no tensors.
 
     Raises:
-        TypeError: an option is not one of fused_contrastive_loss.
+        TypeError: an option is not one of fused_contrastive_loss, temperature no number or tensor.
         ValueError: as fused_contrastive_loss; max_logit_scale not above 0.
     """
 
     def __init__(
         self,
-        temperature: float = 0.05,
+        temperature: float | Tensor = 0.05,
         *,
         learn_temperature: bool = False,
         max_logit_scale: float = 100.0,
@@ -176,12 +181,12 @@ class ContrastiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_options(reduction, same_id, gather, backend, function="ContrastiveLoss")
-        for name, value in (("temperature", temperature), ("max_logit_scale", max_logit_scale)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(
-                    f"ContrastiveLoss: {name} must be a finite number above 0, got {value}"
-                )
-        self.temperature = float(temperature)
+        if learn_temperature and isinstance(temperature, Tensor):
+            temperature = float(temperature.detach())
+        if not isinstance(temperature, Tensor):
+            check_positive_finite("ContrastiveLoss", "temperature", temperature)
+        check_positive_finite("ContrastiveLoss", "max_logit_scale", max_logit_scale)
+        self.temperature = temperature
         self.max_logit_scale = float(max_logit_scale)
         self.logit_scale: nn.Parameter | None = None
         if learn_temperature:
@@ -211,7 +216,7 @@ class ContrastiveLoss(nn.Module):
         weights: Tensor | None = None,
     ) -> Any:
         """The loss (and stats) of one batch; arguments as in fused_contrastive_loss."""
-        temperature: float | Tensor = self.temperature
+        temperature = self.temperature
         if self.logit_scale is not None:
             temperature = (-self.logit_scale.clamp(max=math.log(self.max_logit_scale))).exp()
         return fused_contrastive_loss(

@@ -240,6 +240,20 @@ def test_module_learns_its_temperature_up_to_the_cap() -> None:
     )
 
 
+def test_a_temperature_that_is_a_tensor_keeps_its_gradient_in_the_module() -> None:
+    """It was turned into a number, and its gradient was lost without a word."""
+    query, key = torch.randn(6, 4), torch.randn(6, 4)
+    temperature = torch.tensor(0.2, requires_grad=True)
+    assert not list(ContrastiveLoss(temperature).parameters())
+    expected = grad_of(fused_contrastive_loss(query, key, temperature=temperature), temperature)
+    assert torch.equal(grad_of(ContrastiveLoss(temperature)(query, key), temperature), expected)
+    module = ContrastiveLoss(torch.nn.Parameter(temperature.detach()))
+    assert torch.equal(grad_of(module(query, key), *module.parameters()), expected)
+    learned = ContrastiveLoss(torch.nn.Parameter(temperature.detach()), learn_temperature=True)
+    assert learned.logit_scale.item() == pytest.approx(math.log(1 / 0.2))
+    assert len(list(learned.parameters())) == 1
+
+
 def test_module_passes_its_options_on() -> None:
     module = ContrastiveLoss(symmetric=True, reduction="sum", return_stats=True)
     query, key, ids = torch.randn(5, 4), torch.randn(5, 4), torch.tensor([0, 0, 1, 2, 3])

@@ -92,6 +92,8 @@ class AlignmentModel(nn.Module):
         for each in layers:
             check_layer("AlignmentModel", model, each)
         check_option("AlignmentModel", "pooling", pooling, ("mean", "last", "max"))
+        if learn_temperature and isinstance(temperature, Tensor):
+            temperature = float(temperature.detach())
         if not isinstance(temperature, Tensor):
             check_positive_finite("AlignmentModel", "temperature", temperature)
         super().__init__()
@@ -101,7 +103,7 @@ class AlignmentModel(nn.Module):
         self.fixed_temperature = temperature
         self.logit_scale: nn.Parameter | None = None
         if learn_temperature:
-            self.logit_scale = nn.Parameter(torch.tensor(-math.log(float(temperature))))
+            self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.contrastive_weight = contrastive_weight
         self.lm_weight = lm_weight
         self.symmetric = symmetric
