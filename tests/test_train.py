@@ -261,6 +261,13 @@ def test_bad_input_is_an_error(
         run_align(make_pairs(pairs), make_config(**settings), **options)
 
 
+def test_pairs_that_are_plain_tuples_are_named() -> None:
+    """build_items takes them, and here an attribute of theirs was missing."""
+    pairs: Any = [tuple(pair[:2]) for pair in make_pairs(4)]
+    with pytest.raises(TypeError, match=r"pairs must hold crossalign.alignment.pairs.Pair, got tu"):
+        align(tiny_model("gpt2"), tiny_tokenizer(), pairs, TrainingConfig(steps=1))
+
+
 def test_negatives_for_some_pairs_only_are_an_error() -> None:
     pairs = [*make_pairs(7), *make_pairs(1, negatives=True)]
     with pytest.raises(ValueError, match="either all pairs must have a negative, or none"):

@@ -68,6 +68,7 @@ class Batches:
         rank, world_size: which part of each global batch `at` gives.
 
     Raises:
+        TypeError: pairs holds something else than Pair.
         ValueError: fewer than two pairs, no texts, or negatives for only some of the pairs.
     """
 
@@ -84,6 +85,11 @@ class Batches:
     ) -> None:
         if len(pairs) < 2:
             raise ValueError(f"align: pairs must hold at least two pairs, got {len(pairs)}")
+        if not isinstance(pairs[0], Pair):
+            raise TypeError(
+                "align: pairs must hold crossalign.alignment.pairs.Pair, got "
+                f"{type(pairs[0]).__name__}; Pair(*row) makes one of (source, target)"
+            )
         if lm_items is not None and not lm_items:
             raise ValueError("align: lm_items must hold at least one item, or be None")
         if not 0 <= rank < world_size:
