@@ -155,6 +155,28 @@ def test_negatives_without_ids_are_masked_for_nobody(backend: str) -> None:
 
 
 @EACH_BACKEND
+def test_one_id_for_all_pairs_leaves_their_own_hard_negatives(backend: str) -> None:
+    """The way docs/loss.md gives to train on hard negatives alone, of any number each."""
+    query, key, negatives = torch.randn(4, 6), torch.randn(4, 6), torch.randn(5, 6)
+    owner = torch.tensor([0, 0, 1, 3, 3])  # query 2 has none
+    loss = fused_contrastive_loss(
+        *(query, key, negatives),
+        ids=torch.zeros(4, dtype=torch.long),
+        negative_owner=owner,
+        share_negatives=False,
+        reduction="none",
+        backend=backend,
+    )
+    unit = [torch.nn.functional.normalize(x, dim=1) for x in (query, key, negatives)]
+    own = (unit[0] * unit[1]).sum(1) / 0.05
+    logits = (unit[0] @ unit[2].T / 0.05).masked_fill(
+        owner[None, :] != torch.arange(4)[:, None], -torch.inf
+    )
+    torch.testing.assert_close(loss, torch.nn.functional.softplus(logits.logsumexp(1) - own))
+    assert loss[2] == 0
+
+
+@EACH_BACKEND
 def test_a_row_without_negatives_is_zero_among_others(backend: str) -> None:
     """Row 2 owns no negative and its only rival key has its id."""
     case = LossCase(3, 2, 4, (), OWN_ONLY | {"reduction": "none"})
