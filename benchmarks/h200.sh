@@ -50,6 +50,7 @@ if [[ -f csrc/build_extension.py ]]; then
 fi
 step tests 180 "$python" -m pytest -m cuda -n 4 --quiet -p no:cacheprovider
 step pooling 60 "$python" -m benchmarks.bench_pooling --preset h200 --seconds 0.3
+step gather 40 "$python" -m benchmarks.bench_gather --ranks 2 --device cuda --repeats 20
 # Needs transformers. Both sides of a case come before its parts, which the budget may leave out.
 step train_step 80 "$python" -m benchmarks.bench_train_step --preset gpu --seconds 0.5 \
     --budget-seconds 55

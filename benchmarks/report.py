@@ -116,6 +116,7 @@ TABLES = (
         ),
         [
             gather_line(16_384, 1024, "bfloat16", 8, True),
+            gather_line(16_384, 1024, "bfloat16", 2, True),
             *(gather_line(n, d, "float32", 2, False) for n, d in GATHER_CASES),
         ],
         ours="crossalign extension",
