@@ -7,8 +7,8 @@ A multilingual model is pre-trained on monolingual text and aligned with both lo
 prompted translations alone (CIF) and with the contrastive loss alone (MCL), that one and AFP also
 at other layers and MCL with other batch sizes, every time on as many pairs. Each configuration of
 each seed appends one line to the result file as soon as it is done; a further call goes on with
-what is missing. benchmarks.plot_reproduction draws the table and the figure of
-docs/reproduction.md.
+what is missing, and one with --only can work on another part of it at the same time.
+benchmarks.plot_reproduction draws the table and the figure of docs/reproduction.md.
 """
 
 from __future__ import annotations
@@ -212,19 +212,28 @@ class Results:
     def __init__(self, path: Path, sizes: Sizes, device: str) -> None:
         self.path = path
         settings = json.loads(json.dumps(asdict(sizes)))
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        for row in rows:
+        for row in self._rows():
             if row["record"] == "run" and row["sizes"] != settings:
                 raise SystemExit(f"{path} holds a run of other sizes; give another --output")
-        self.done = {(row["seed"], row["name"]) for row in rows if row["record"] == "result"}
         run = {"subject": "reproduce_afp", **provenance(torch.device(device))}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._append({"record": "run", **run, "sizes": settings})
 
+    def has(self, seed: int, name: str) -> bool:
+        """Asks the file, to which another call may be adding."""
+        return any(
+            (row["record"], row.get("seed"), row.get("name")) == ("result", seed, name)
+            for row in self._rows()
+        )
+
     def add(self, seed: int, name: str, measured: dict[str, Any]) -> None:
         self._append({"record": "result", "seed": seed, "name": name, **measured})
-        self.done.add((seed, name))
         print(f"seed {seed}: {name}: done", flush=True)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def _append(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -241,9 +250,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--work", type=Path, help="pre-trained models (default: runs/PRESET)")
     parser.add_argument("--output", type=Path, help="result file (default: in the work folder)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help='configurations, such as "MCL"')
     options = parser.parse_args(argv)
     options.work = options.work or ROOT / "runs" / f"reproduce_afp_{options.preset}"
     sizes = PRESETS[options.preset]
+    names = [BEFORE, *(each.name for each in configurations(sizes))]
+    if unknown := set(options.only or ()) - set(names):
+        parser.error(f"--only: no configuration {sorted(unknown)}; there are {names}")
     results = Results(options.output or options.work / "results.jsonl", sizes, options.device)
     corpus = load_corpus(
         options.data,
@@ -253,9 +266,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         held_out=sizes.held_out,
         tests=sizes.tests,
     )
-    for name in (BEFORE, *(each.name for each in configurations(sizes))):
+    for name in options.only or names:
         for seed in sizes.seeds:
-            if (seed, name) not in results.done:
+            if not results.has(seed, name):
                 results.add(seed, name, run_one(name, seed, corpus, sizes, options))
     print(f"results in {results.path}")
 

@@ -83,6 +83,18 @@ def test_reproduction_runs_resumes_and_is_drawn(
     capsys.readouterr()
 
 
+def test_only_some_configurations_can_be_asked_for(
+    tmp_path: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--data={data_root}", "--device=cpu", f"--work={tmp_path}"]
+    main([*flags, "--only", "MCL"])
+    rows = [row for row in rows_of(tmp_path / "results.jsonl") if row["record"] == "result"]
+    assert [(row["seed"], row["name"]) for row in rows] == [(seed, "MCL") for seed in SMOKE.seeds]
+    with pytest.raises(SystemExit):
+        main([*flags, "--only", "mcl"])
+    assert "no configuration ['mcl']; there are ['before', 'AFP', 'CIF'" in capsys.readouterr().err
+
+
 def test_results_of_other_sizes_are_not_mixed(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps({"record": "run", "sizes": {"width": 1}}) + "\n")
