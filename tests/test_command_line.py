@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import re
 import signal
@@ -102,6 +103,20 @@ def test_help_loads_only_torch() -> None:
         )
         assert done.returncode == 0, done.stderr
         assert "usage: crossalign" in done.stdout
+
+
+def test_a_command_says_nothing_of_deepspeed_that_is_merely_installed() -> None:
+    """Saving a model imports it, and its warning that there is no GPU went to standard output."""
+    from crossalign.alignment.align_command import quiet_transformers
+
+    quiet_transformers()
+    logger = logging.getLogger("DeepSpeed")
+    for message, is_shown in (
+        ("Setting accelerator to CPU. If you have GPU or other accelerator, ...", False),
+        ("Unable to find hostfile", True),
+    ):
+        record = logger.makeRecord(logger.name, logging.WARNING, "", 0, message, (), None)
+        assert bool(logger.filter(record)) is is_shown
 
 
 @pytest.mark.parametrize("command", ["align", "demo", "info", "data build"])

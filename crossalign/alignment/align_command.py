@@ -198,13 +198,20 @@ def _pick(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
 
 
 def quiet_transformers() -> None:
-    """No bars where nobody watches, and no warning of every retry: it would bury the one line
-    that tells what failed."""
+    """No bars where nobody watches, no warning of every retry, which would bury the one line that
+    tells what failed, and nothing of DeepSpeed where it is merely installed."""
     from transformers.utils.logging import disable_progress_bar
 
     if not sys.stderr.isatty():
         disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(_is_no_word_on_cpus)
+
+
+def _is_no_word_on_cpus(record: logging.LogRecord) -> bool:
+    """Transformers imports DeepSpeed to save a model, which says on standard output that there is
+    no GPU."""
+    return not record.getMessage().startswith("Setting accelerator to CPU")
 
 
 def _load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
