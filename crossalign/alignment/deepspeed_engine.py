@@ -25,7 +25,6 @@ from crossalign.alignment.training_config import TrainingConfig
 from crossalign.alignment.zero_state import (
     flat_partitions,
     gather_optimizer_state,
-    is_stage_3,
     spread_optimizer_state,
 )
 
@@ -49,6 +48,14 @@ class DeepSpeedEngine(AccelerateEngine):
         self.trained: list[nn.Parameter] = []
         self.zero: Any = None
 
+    def place(self, module: nn.Module) -> nn.Module:
+        return module if self._shares_weights else super().place(module)
+
+    @property
+    def _shares_weights(self) -> bool:
+        stage: int = self.settings["zero_optimization"]["stage"]
+        return stage == 3
+
     def prepare(self, alignment: AlignmentModel) -> nn.Module:
         import deepspeed
         from deepspeed.accelerator import get_accelerator
@@ -62,12 +69,17 @@ class DeepSpeedEngine(AccelerateEngine):
         warnings.filterwarnings("ignore", _OLDER_NAMES, FutureWarning)
         # For the CPU DeepSpeed would compile an all-reduce of its own; gloo has one.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.trained = [each for each in alignment.parameters() if each.requires_grad]
+        passes = Passes(alignment)
+        if self._shares_weights:  # one parameter at a time: the GPU never holds the whole model
+            deepspeed.zero.Init(module=passes, config_dict_or_path=self.settings)
+            for buffer in passes.buffers():
+                buffer.data = buffer.data.to(self.device)
+        self.trained = [each for each in passes.parameters() if each.requires_grad]
         optimizer = super().optimizer(self.trained, self.learning_rate)
         engine, self.zero, *_ = deepspeed.initialize(
-            model=Passes(alignment), optimizer=optimizer, config=self.settings
+            model=passes, optimizer=optimizer, config=self.settings
         )
-        if is_stage_3(self.zero):
+        if self._shares_weights:
             # The next-token loss reads them outside of the head's own forward.
             model: Any = alignment.model
             head = model.get_output_embeddings()
@@ -89,7 +101,7 @@ class DeepSpeedEngine(AccelerateEngine):
         from deepspeed.runtime.utils import combine_grad_norm_groups
 
         optimizer.finalize_gradient_accumulation_boundary()
-        if is_stage_3(optimizer):
+        if self._shares_weights:
             norm = combine_grad_norm_groups(optimizer._get_norm_groups())
         else:
             norm = optimizer.scaled_global_norm()
@@ -132,13 +144,15 @@ class _DeepSpeedPasses(nn.Module):
     """Passes through DeepSpeed's engine, which would switch off an autocast it did not open."""
 
     def __init__(self, engine: Any, own: DeepSpeedEngine) -> None:
+        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
         super().__init__()
         self.engine = engine
         self.own = own
+        self.running = FWD_MODULE_STACK  # modules whose forward ZeRO-3 believes to be running
+        self.depth = len(FWD_MODULE_STACK)
 
     def forward(self, call: Any, *args: Any, **kwargs: Any) -> Any:
-        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
-
         alignment = self.engine.module.alignment
 
         def run() -> Any:
@@ -146,10 +160,7 @@ class _DeepSpeedPasses(nn.Module):
                 method = getattr(alignment, call) if isinstance(call, str) else call
                 return method(*args, **kwargs)
 
-        depth = len(FWD_MODULE_STACK)
-        try:
-            with torch.autocast(self.own.device.type, enabled=False):
-                return self.engine(call=run)
-        finally:
-            # Modules that a pass left before their end, which ZeRO-3 believes to be running.
-            del FWD_MODULE_STACK[depth:]
+        # Sentences leave modules before their end, and so does the forward of checkpointed blocks.
+        del self.running[self.depth :]
+        with torch.autocast(self.own.device.type, enabled=False):
+            return self.engine(call=run)

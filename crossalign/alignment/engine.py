@@ -63,6 +63,10 @@ class Engine:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def place(self, module: nn.Module) -> nn.Module:
+        """On the rank's device, unless prepare puts it there part by part."""
+        return module.to(self.device)
+
     def prepare(self, alignment: AlignmentModel) -> nn.Module:
         """The passes through the model, wrapped so that gradients are averaged over ranks."""
         return Passes(alignment)

@@ -106,7 +106,7 @@ class AlignmentRun:
         self.engine = engine = choose_engine(config)
         self.device = engine.device
         torch.manual_seed(config.seed)  # adapters are the same on every rank
-        self.language_model: Any = set_up_model(model, config, adapters).to(self.device)
+        self.language_model: Any = engine.place(set_up_model(model, config, adapters))
         self.batches = Batches(
             model,
             tokenizer,
@@ -127,7 +127,8 @@ class AlignmentRun:
             symmetric=config.symmetric,
             hard_negative_weight=config.hard_negative_weight,
             group=engine.group,
-        ).to(self.device)
+        )
+        engine.place(self.alignment)
         if not any(each.requires_grad for each in self.language_model.parameters()):
             raise ValueError(
                 "align: model must have a parameter that requires grad, all are frozen"
