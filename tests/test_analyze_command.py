@@ -228,6 +228,26 @@ def test_one_model_and_two_languages(
     assert "projection_model.png" in names and "projection_before.png" not in names
 
 
+def test_a_run_that_holds_adapters_alone_is_a_model(
+    run: Run, models: tuple[Path, Path], files: list[Path], tmp_path: Path
+) -> None:
+    """Its directory has no config.json, which was read for the number of layers, and for the
+    longest text that the model takes."""
+    pairs, adapters = ["--pairs", *files[:2]], tmp_path / "adapters"
+    flags = ["--steps", 1, "--batch-size", 4, "--lora-rank", 2, "--device", "cpu"]
+    assert run("align", "--model", models[0], *pairs, "--output", adapters, *flags)[0] == 0
+    assert not (adapters / "config.json").exists()
+    flags = ["--model", adapters, "--compare", models[0], "--output", tmp_path / "out"]
+    status, _, error = run("analyze", *pairs, *flags, "--layers", 1)
+    assert (status, error) == (0, "")
+    assert {row["model"] for row in rows_of(tmp_path / "out" / "retrieval.csv")} == {
+        "before",
+        "after",
+    }
+    status, out, error = run("data", "check", *pairs, "--model", adapters)
+    assert (status, error) == (0, "") and "tokens: mean" in out
+
+
 def test_every_sentence_passes_through_a_model_once(
     models: tuple[Path, Path], files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,14 +176,15 @@ def run_check(args: argparse.Namespace, argv: list[str]) -> None:
 
 def _tokenizer_and_limit(model: str) -> tuple[PreTrainedTokenizerBase, int | None]:
     """The tokenizer of a model, and the tokens that both take."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from crossalign.alignment.align_command import quiet_transformers
+    from crossalign.alignment.model_setup import load_config
     from crossalign.encoders import longest_input
 
     quiet_transformers()
     tokenizer = AutoTokenizer.from_pretrained(model)
-    return tokenizer, longest_input(_Configured(AutoConfig.from_pretrained(model)), tokenizer)
+    return tokenizer, longest_input(_Configured(load_config(model)), tokenizer)
 
 
 class _Configured(NamedTuple):

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from crossalign.alignment.training_config import TrainingConfig
 from crossalign.encoders import find_blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration of a model by its name or directory; of a directory that holds adapters
+    alone, that of the model they are for."""
+    from transformers import AutoConfig
+
+    adapters = Path(name) / "adapter_config.json"
+    if adapters.is_file():
+        name = json.loads(adapters.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    config: PreTrainedConfig = AutoConfig.from_pretrained(name)
+    return config
 
 
 def set_up_model(model: Any, config: TrainingConfig, adapters: Path | None = None) -> nn.Module:

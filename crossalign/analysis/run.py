@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crossalign import __version__
+from crossalign.alignment.model_setup import load_config
 from crossalign.alignment.train import choose_device
 from crossalign.analysis.measurement import AnalysisOptions, LayerMeasurement, measure_model
 from crossalign.analysis.parallel_text import read_parallel_text
@@ -138,8 +139,7 @@ def _depth(name: str) -> int:
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
     if is_path and not Path(name).is_dir():
         raise FileNotFoundError(f"{name} is no directory")
-    config: Any = AutoConfig.from_pretrained(name)
-    return int(config.get_text_config(decoder=True).num_hidden_layers)
+    return int(load_config(name).get_text_config(decoder=True).num_hidden_layers)
 
 
 def _load(
