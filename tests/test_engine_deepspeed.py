@@ -33,11 +33,12 @@ needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
 )
 
-# Buckets smaller than the tiny models, so that there are several; nothing stays gathered.
+# Smaller than the tiny models, so that there are several of each; nothing stays gathered.
 SMALL = {
     **{"reduce_bucket_size": 3000, "allgather_bucket_size": 2000},
     **{"stage3_prefetch_bucket_size": 3000, "stage3_param_persistence_threshold": 0},
     **{"stage3_max_live_parameters": 5000, "stage3_max_reuse_distance": 5000},
+    "sub_group_size": 4000,
 }
 TO_CPU = {"device": "cpu", "pin_memory": False}
 ZERO: dict[str, dict[str, Any]] = {
