@@ -141,6 +141,7 @@ def test_command_counts_tokens_of_a_model(
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     path = write(tmp_path / "i.jsonl", json.dumps({"clm_text": "w3 " * 70, "clm_prompt_len": 3}))
     flags = ["--lm-data", str(path), "--model", str(tmp_path / "model"), "--json"]
+    capsys.readouterr()  # what saving a model says
     assert main(["data", "check", *flags]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["text"]["tokens"]["mean"] == 70

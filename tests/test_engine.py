@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,6 +204,19 @@ def test_adapters_alone_are_trained(extra: dict[str, Any]) -> None:
     assert all(torch.equal(after[key], before[key]) for key in before)
     with pytest.raises(ValueError, match="lora_rank must be None for a model that has adapters"):
         start(run.language_model, lora_rank=2)
+
+
+def test_adapters_are_not_put_upon_those_that_were_loaded(tmp_path: Path) -> None:
+    """They were, and were then saved as if they belonged to the model without the first ones."""
+    from transformers import AutoModelForCausalLM
+
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    run = start(model, lora_rank=2, steps=1)
+    run.language_model.save_pretrained(tmp_path / "adapters", save_embedding_layers=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "adapters")
+    with pytest.raises(ValueError, match="a model that has adapters; merge them first"):
+        start(model, lora_rank=2)
 
 
 def test_attention_is_chosen() -> None:

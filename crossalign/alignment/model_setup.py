@@ -54,11 +54,15 @@ def set_up_model(model: Any, config: TrainingConfig, adapters: Path | None = Non
 
 
 def _with_adapters(model: nn.Module, rank: int, adapters: Path | None) -> nn.Module:
-    from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from peft.utils import load_peft_weights
 
-    if isinstance(model, PeftModel):
-        raise ValueError("align: lora_rank must be None for a model that has adapters")
+    # Either peft's own wrapper has it, or a model into which transformers loaded adapters.
+    if getattr(model, "peft_config", None):
+        raise ValueError(
+            "align: lora_rank must be None for a model that has adapters; merge them first "
+            "(peft.PeftModel.merge_and_unload)"
+        )
     options = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
