@@ -58,7 +58,7 @@ def deepspeed_settings(config: TrainingConfig) -> dict[str, Any]:
     given.pop("train_batch_size", None)
     # "auto" leaves a choice to the caller, who leaves it to DeepSpeed.
     given[_ZERO] = {name: value for name, value in given[_ZERO].items() if value != "auto"}
-    return {**given, **_OWN}
+    return {**given, **copy.deepcopy(_OWN)}
 
 
 def _contradictions(given: dict[str, Any]) -> Iterator[str]:
