@@ -90,6 +90,8 @@ def check_positive_finite(function: str, name: str, value: Any) -> None:
 
 def check_weights(function: str, name: str, weights: Tensor) -> None:
     """Weights must be finite and not negative; read only where that does not stall the host."""
+    if weights.is_complex():
+        raise TypeError(f"{function}: {name} must hold real numbers, got {weights.dtype}")
     if not values_may_be_read(weights) or not weights.is_floating_point():
         if values_may_be_read(weights) and weights.numel() and bool((weights < 0).any()):
             raise ValueError(f"{function}: {name} must not be negative, got {weights.min().item()}")

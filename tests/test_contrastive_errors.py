@@ -85,6 +85,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"negative_owner": OWNER[:0]}, ValueError, "negative_owner needs negatives, got negatives=N"),
     ({"weights": [1.0] * N}, TypeError, "weights must be a torch.Tensor, got list"),
+    ({"weights": torch.ones(N) * 1j}, TypeError, "weights must hold real numbers, got torch.compl"),
     ({"weights": -torch.arange(N)}, ValueError, "weights must not be negative, got -3"),
     ({"weights": torch.ones(N - 1)}, ValueError, "weights must have size 4 in dimension 0"),
     ({"weights": torch.ones(N, 1)}, ValueError, r"weights must have shape \(N,\)"),
