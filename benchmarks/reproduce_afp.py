@@ -59,7 +59,7 @@ class Sizes:
     chunk_size: int = 512
     pairs_seen: int = 32_768
     texts_seen: int = 32_768  # for the next-token loss, spread evenly over the steps
-    monolingual_share: float = 0.34  # of those texts; the others are prompted translations
+    monolingual_share: float = 0.5  # of those texts; the others are prompted translations
     lm_block_length: int = 256  # several texts in a row of so many tokens
     learning_rate: float = 1e-3  # at main_batch_size
     held_out: int = 300
@@ -114,12 +114,11 @@ def configurations(sizes: Sizes) -> list[Configuration]:
         for batch in sizes.batch_sizes
         if batch != main
     ]
-    for loss, lm_weight in (("MCL", 0.0), ("AFP", 1.5)):
-        found += [
-            Configuration(f"{loss}, layer {layer}", 1.0, lm_weight, layer, main)
-            for layer in sizes.layers[1:]
-        ]
-    return found
+    found += [
+        Configuration(f"MCL, layer {layer}", 1.0, 0.0, layer, main) for layer in sizes.layers[1:]
+    ]
+    last = sizes.layers[-1]
+    return [*found, Configuration(f"AFP, layer {last}", 1.0, 1.5, last, main)]
 
 
 def lm_items(corpus: Corpus, sizes: Sizes, seed: int) -> list[TrainingItem]:
