@@ -16,6 +16,10 @@ from crossalign.alignment.training_config import TrainingConfig
 
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"zero_optimization": {"stage": 1}}, "zero_optimization.stage must be 2 or 3, got 1"),
+    (
+        {"zero_optimization": {"stage": 2, "round_robin_gradients": True}},
+        "zero_optimization.round_robin_gradients must be false",
+    ),
     ({"optimizer": {"type": "AdamW"}}, "optimizer must be left out"),
     ({"scheduler": {"type": "WarmupLR"}}, "scheduler must be left out"),
     *(({name: {"enabled": True}}, f"{name}.enabled must be false") for name in ("fp16", "bf16")),

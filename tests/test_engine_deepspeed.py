@@ -41,17 +41,20 @@ SMALL = {
     "sub_group_size": 4000,
 }
 TO_CPU = {"device": "cpu", "pin_memory": False}
+OTHERWISE = {"contiguous_gradients": False, "reduce_scatter": False, "allgather_partitions": False}
 ZERO: dict[str, dict[str, Any]] = {
     "2": {"stage": 2, **SMALL},
     "3": {"stage": 3, **SMALL},
     "2 offload": {"stage": 2, **SMALL, "offload_optimizer": TO_CPU},
     "3 offload": {"stage": 3, **SMALL, "offload_optimizer": TO_CPU, "offload_param": TO_CPU},
+    "2 otherwise": {"stage": 2, **SMALL, **OTHERWISE, "overlap_comm": True},
+    "3 otherwise": {"stage": 3, **SMALL, **OTHERWISE, "overlap_comm": False},
 }
 TWO_PAIRS = ("two pairs for all", "two pairs for all, in chunks")
 # By the number of ranks.
 CASES = {2: [*itertools.product(("2", "3"), sorted(SETTINGS.keys() - set(TWO_PAIRS)))]}
 CASES[2] += itertools.product(("2 offload", "3 offload"), ("whole", "chunks"))
-CASES[2] += [("3 offload", "adapters")]
+CASES[2] += [("3 offload", "adapters"), ("2 otherwise", "chunks"), ("3 otherwise", "chunks")]
 CASES[3] = [*itertools.product(("2", "3"), ("whole", "one text for all", *TWO_PAIRS))]
 
 
