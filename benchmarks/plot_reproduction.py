@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.provenance import ROOT
 from benchmarks.report import with_tables
-from benchmarks.reproduce_afp import BEFORE
+from benchmarks.reproduce_afp import BEFORE, Sizes, configurations
 from benchmarks.reproduction_data import CAPTION_LANGUAGES
 from benchmarks.reproduction_measures import CHOICES
 
@@ -26,13 +26,16 @@ Measure = Callable[[Row], float | None]
 
 
 def read_rows(path: Path) -> tuple[Row, dict[str, list[Row]]]:
-    """(the sizes, name -> its rows, one per seed)."""
+    """(the sizes, name -> its rows, by seed): in the order of the configurations, not of the file,
+    to which several calls may have added."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    named: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["record"] == "result":
-            named.setdefault(row["name"], []).append(row)
-    return next(row["sizes"] for row in rows if row["record"] == "run"), named
+    sizes = next(row["sizes"] for row in rows if row["record"] == "run")
+    names = [BEFORE, *(each.name for each in configurations(Sizes(**sizes)))]
+    results = sorted(
+        (row for row in rows if row["record"] == "result"), key=lambda row: row["seed"]
+    )
+    found = {name: [row for row in results if row["name"] == name] for name in names}
+    return sizes, {name: rows for name, rows in found.items() if rows}
 
 
 def layer_of(row: Row, default: int) -> str:
