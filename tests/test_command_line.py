@@ -490,7 +490,7 @@ def test_data_build_errors(run: Run, tmp_path: Path, pairs_file: Path) -> None:
         *("--input", pairs_file, "--output", tmp_path / "none" / "items.jsonl"),
     )
     assert status == 1
-    assert_one_line(error, "No such file or directory")
+    assert_one_line(error, "must be a file in an existing folder")
     assert not output.exists()
 
 

@@ -78,7 +78,7 @@ def run_build(args: argparse.Namespace, argv: list[str]) -> None:
     if args.repeats < 1:
         args.parser.error(f"argument --repeats: at least 1, got {args.repeats}")
     if args.output.is_dir() or not args.output.parent.is_dir():
-        args.parser.error(f"argument --output: {args.output} must be a file in an existing folder")
+        raise DataError(f"{args.output}: must be a file in an existing folder")
     most = 2 if args.mode == "translation" and source is None else 1
     if len(args.input) > most:
         args.parser.error(f"argument --input: at most {most} for this, got {len(args.input)}")
