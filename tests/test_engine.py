@@ -217,6 +217,7 @@ def test_adapters_are_not_put_upon_those_that_were_loaded(tmp_path: Path) -> Non
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "adapters")
     with pytest.raises(ValueError, match="a model that has adapters; merge them first"):
         start(model, lora_rank=2)
+    start(run.language_model.merge_and_unload(), lora_rank=2, steps=1)
 
 
 def test_attention_is_chosen() -> None:

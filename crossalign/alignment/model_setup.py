@@ -55,10 +55,11 @@ def set_up_model(model: Any, config: TrainingConfig, adapters: Path | None = Non
 
 def _with_adapters(model: nn.Module, rank: int, adapters: Path | None) -> nn.Module:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import load_peft_weights
 
-    # Either peft's own wrapper has it, or a model into which transformers loaded adapters.
-    if getattr(model, "peft_config", None):
+    # In peft's own wrapper, or in a model into which transformers loaded them.
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(
             "align: lora_rank must be None for a model that has adapters; merge them first "
             "(peft.PeftModel.merge_and_unload)"
