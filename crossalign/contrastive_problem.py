@@ -116,9 +116,10 @@ def tie_slack(query: Tensor, columns: Tensor, problem: ContrastiveProblem, own: 
     """
     if query.is_cuda:
         return torch.zeros_like(own)
-    rounding = math.sqrt(query.shape[1]) * torch.finfo(own.dtype).eps
-    if problem.normalize:
-        return (rounding * problem.scale).expand(own.shape)
+    eps = torch.finfo(own.dtype).eps
+    rounding = math.sqrt(query.shape[1]) * eps
+    if problem.normalize:  # norms are rounded too, which of few features is all there is
+        return ((rounding + 2 * eps) * problem.scale).expand(own.shape)
     slack = rounding * own.abs()  # all there is to go by where the own key is not here
     row, column, count = label_range(problem, 0, own.shape[0])
     pairs = (query[row : row + count], columns[column : column + count])

@@ -214,6 +214,14 @@ def test_a_copy_of_the_own_key_ties(num_features: int, normalize: bool, backend:
         assert stats.mean_reciprocal_rank.item() == pytest.approx(rank)
 
 
+@EACH_BACKEND
+def test_keys_of_one_feature_tie_where_their_signs_agree(backend: str) -> None:
+    """Cosines are 1 or -1; the kernels divide by rounded norms and told such keys apart."""
+    query, key = torch.randn(50, 1).abs(), torch.randn(50, 1).abs()
+    _, stats = fused_contrastive_loss(query, key, return_stats=True, backend=backend)
+    assert (stats.accuracy, stats.mean_reciprocal_rank) == (0, 1)
+
+
 def dense_rank(query: Tensor, key: Tensor) -> float:
     """Mean reciprocal rank when every key has one copy."""
     logits = query.double() @ key.double().T
