@@ -102,6 +102,7 @@ def _train(
     from crossalign.alignment import checkpoint
     from crossalign.alignment.indexed_data import open_items, open_pairs
     from crossalign.alignment.periodic_evaluation import PeriodicEvaluation
+    from crossalign.alignment.progress import sizes_line
     from crossalign.alignment.run_directory import train_into
     from crossalign.alignment.train import AlignmentRun
     from crossalign.encoders import check_layer
@@ -120,6 +121,10 @@ def _train(
     except ValueError as error:
         args.parser.error(str(error))
     alignment = AlignmentRun(model, tokenizer, pairs, config, lm_items, adapters=adapters)
+    if alignment.engine.is_main:
+        batches, ranks = alignment.batches, alignment.engine.world_size
+        texts = batches.lm_batch_size if config.lm_weight > 0 else 0
+        print(sizes_line(config, batches.batch_size, texts, ranks), flush=True)
     train_into(args.output, alignment, settings, run_config, evaluation, resume=args.resume)
     if not alignment.engine.is_main:
         return

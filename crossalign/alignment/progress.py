@@ -1,27 +1,64 @@
-"""The live line of a run: both losses, accuracy, speed and memory."""
+"""What a run tells while it goes on: its sizes, then losses, accuracy, speed and memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from crossalign.alignment.training_config import TrainingConfig
 
-def progress_bar(steps: int, done: int, progress: bool) -> Any:
-    """A tqdm bar, shown where standard error is a terminal, or nowhere."""
-    from tqdm.auto import tqdm
+LINE_EVERY_S = 30.0  # where no live line can be shown
 
-    return tqdm(
-        total=steps, initial=done, desc="align", unit="step", disable=None if progress else True
+
+class Progress:
+    """A live line where standard error is a terminal, else a line of its own every half minute."""
+
+    def __init__(self, steps: int, done: int, *, shown: bool) -> None:
+        from tqdm.auto import tqdm
+
+        self.steps, self.shown = steps, shown
+        self.bar = tqdm(
+            total=steps, initial=done, desc="align", unit="step", disable=None if shown else True
+        )
+        self.last_line = time.monotonic()
+
+    def show(self, record: Mapping[str, float], device: torch.device) -> None:
+        """One step further, with the values of its record."""
+        if not self.bar.disable:
+            self.bar.set_postfix(summary(record, device))
+        elif self.shown and time.monotonic() - self.last_line >= LINE_EVERY_S:
+            values = ", ".join(f"{name} {text}" for name, text in summary(record, device).items())
+            print(f"step {record['step']} of {self.steps}: {values}", file=sys.stderr, flush=True)
+            self.last_line = time.monotonic()
+        self.bar.update()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def sizes_line(config: TrainingConfig, batch_size: int, lm_batch_size: int, ranks: int) -> str:
+    """The quantities of a step by their names, and what the loss is where nothing is aligned."""
+    per_rank = f", {math.ceil(batch_size / ranks)} on each of {ranks} ranks" if ranks > 1 else ""
+    chunks = _chunks("sentences", config.chunk_size)
+    texts = f"{lm_batch_size} texts" if lm_batch_size else "no texts"
+    lm_chunks = _chunks("texts", config.lm_chunk_size) if lm_batch_size else ""
+    return (
+        f"a step: {batch_size} pairs{per_rank}{chunks}; {texts}{lm_chunks}; layer "
+        f"{_joined(config.layers)}; without alignment its contrastive loss is near "
+        f"ln {batch_size} = {math.log(batch_size):.2f}"
     )
 
 
-def show(bar: Any, record: Mapping[str, float], device: torch.device) -> None:
-    """One step further, with the values of its record."""
-    if not bar.disable:
-        bar.set_postfix(summary(record, device))
-    bar.update()
+def _chunks(what: str, size: int | None) -> str:
+    return "" if size is None else f", {size} {what} in a pass"
+
+
+def _joined(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
 
 
 def summary(record: Mapping[str, float], device: torch.device) -> dict[str, str]:

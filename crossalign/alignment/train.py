@@ -24,7 +24,7 @@ from crossalign.alignment.engine import choose_device as choose_device
 from crossalign.alignment.engine import choose_engine
 from crossalign.alignment.model_setup import set_up_model
 from crossalign.alignment.pairs import Pair
-from crossalign.alignment.progress import progress_bar, show
+from crossalign.alignment.progress import Progress
 from crossalign.alignment.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -144,15 +144,16 @@ class AlignmentRun:
         """Makes the updates up to config.steps, yielding the record of each."""
         was_training = self.language_model.training
         self.passes.train()
-        bar = progress_bar(self.config.steps, self.step, progress and self.engine.is_main)
+        shown = progress and self.engine.is_main
+        live = Progress(self.config.steps, self.step, shown=shown)
         try:
             batch = self.batches.at(self.step, self.device)
             while self.step < self.config.steps:
                 record, batch = self._update(batch)
-                show(bar, record, self.device)
+                live.show(record, self.device)
                 yield record
         finally:
-            bar.close()
+            live.close()
             self.language_model.train(was_training)
 
     def state(self, *, with_weights: bool = True) -> dict[str, Any]:
