@@ -131,7 +131,8 @@ class AlignmentRun:
         engine.place(self.alignment)
         if not any(each.requires_grad for each in self.language_model.parameters()):
             raise ValueError(
-                "align: model must have a parameter that requires grad, all are frozen"
+                "align: model must have a parameter that requires grad, all are frozen; merge "
+                "adapters that were loaded with it first"
             )
         self.passes = engine.prepare(self.alignment)
         self.parameters = [each for each in self.alignment.parameters() if each.requires_grad]
