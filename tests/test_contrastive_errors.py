@@ -87,6 +87,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"weights": [1.0] * N}, TypeError, "weights must be a torch.Tensor, got list"),
     ({"weights": torch.ones(N) * 1j}, TypeError, "weights must hold real numbers, got torch.compl"),
     ({"weights": -torch.arange(N)}, ValueError, "weights must not be negative, got -3"),
+    ({"weights": torch.zeros(N)}, ValueError, "weights must not all be 0 with reduction=.mean"),
     ({"weights": torch.ones(N - 1)}, ValueError, "weights must have size 4 in dimension 0"),
     ({"weights": torch.ones(N, 1)}, ValueError, r"weights must have shape \(N,\)"),
     ({"weights": -torch.ones(N)}, ValueError, "weights must be finite and not negative, got -1.0"),
