@@ -139,6 +139,7 @@ def draw(sizes: Row, named: dict[str, list[Row]], path: Path) -> None:
     for panel in panels[1:3]:
         panel.axvline(1 / CHOICES, color="k", linestyle=":", label="chance")
         panel.legend()
+    panels[3].set_xscale("log")
     panels[3].axvline(1.05, color="k", linestyle=":", label="5 % worse")
     panels[3].legend()
     figure.savefig(path, dpi=110)
