@@ -167,3 +167,14 @@ def test_real_pairs_are_read(data_root: Path) -> None:
     multi30k = data_root / "pairs" / "multi30k"
     pairs = read_pairs([multi30k / "val.en.gz", multi30k / "val.de.gz"], ["en", "de"])
     assert len(pairs) == 1014
+
+
+def test_real_retrieval_pairs_have_as_many_lines_as_they_should(data_root: Path) -> None:
+    folder = data_root / "eval" / "tatoeba"
+    shorter = {"swh": 390, "tam": 307, "tel": 234, "tha": 548}  # of 1,000
+    sizes = {}
+    for english in sorted(folder.glob("*.eng.gz")):
+        code = english.name.split(".")[1].removesuffix("-eng")
+        sizes[code] = len(read_pairs([folder / f"tatoeba.{code}-eng.{code}.gz", english]))
+    assert len(sizes) == 32
+    assert {code: size for code, size in sizes.items() if size != 1000} == shorter
