@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from allocations import LargestAllocation
 from cases import BACKENDS, INTERPRETED_DTYPES, Run
 from contrastive_cases import (
     LOSS_CASES,
@@ -17,7 +18,6 @@ from contrastive_cases import (
     make_problem,
     upstream_of,
 )
-from test_pooling_ops import LargestAllocation
 from torch import Tensor
 
 from crossalign import ContrastiveLoss, fused_contrastive_loss

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from allocations import LargestAllocation
 
 from crossalign.evaluation.geometry import (
     alignment,
@@ -174,19 +174,6 @@ def test_order_of_rows_changes_nothing_but_rounding():
     assert spread(vectors[order])[1:] == pytest.approx(spread(vectors)[1:], rel=1e-12)
 
 
-class Allocated(TorchDispatchMode):
-    """The most elements of any tensor that an operation made."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and not tensor._is_view():
-                self.largest = max(self.largest, tensor.numel())
-        return result
-
-
 def test_no_tensor_is_as_large_as_all_vectors():
     """So that memory-mapped vectors stay on disk."""
     n, chunk_size = 4000, 32
@@ -198,9 +185,9 @@ def test_no_tensor_is_as_large_as_all_vectors():
         lambda: language_identification(vectors, chunk_size=chunk_size),
     )
     for call in calls:
-        with Allocated() as seen:
+        with LargestAllocation() as seen:
             call()
-        assert 0 < seen.largest <= max(n, 48 * 48, chunk_size * 48)
+        assert 0 < seen.elements <= max(n, 48 * 48, chunk_size * 48)
 
 
 def test_nan_shows():

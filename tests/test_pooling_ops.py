@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from allocations import LargestAllocation
 from cases import BACKENDS, RUNS, Run, cumulative, lengths_mask, result_and_grad
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from crossalign import pooling_ops, torch_pooling
 from crossalign.pooling import masked_mean_pool, mean_pool_varlen, pool
@@ -221,23 +221,6 @@ def test_inputs_are_not_written() -> None:
         pool(hidden, mask, name, normalize=True)
     mean_pool_varlen(hidden.flatten(0, 1), cumulative([2, 4]))
     assert torch.equal(hidden, before[0]) and torch.equal(mask, before[1])
-
-
-class LargestAllocation(TorchDispatchMode):
-    """Elements of the largest tensor that an operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        storages = {arg.untyped_storage()._cdata for arg in args if isinstance(arg, Tensor)}
-        if isinstance(result, Tensor) and result.untyped_storage()._cdata not in storages:
-            self.elements = max(self.elements, result.numel())
-        return result
 
 
 def test_hidden_is_never_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None:

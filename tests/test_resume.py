@@ -81,6 +81,14 @@ def steps_made(directory: Path) -> int:
     return metrics.read_text().count("\n") if metrics.exists() else 0
 
 
+def long_run(directory: Path, model_dir: Path, pairs_file: Path, until: int) -> Command:
+    """A command that would go on for ever, once it has made so many steps."""
+    flags = ["--model", model_dir, "--pairs", pairs_file, *SMALL, "--steps", 100_000]
+    command = Command(*flags, "--output", directory)
+    command.wait_for(lambda: steps_made(directory) >= until)
+    return command
+
+
 def kill_and_resume(tmp_path: Path, flags: list[object], moments: list[int], seed: int) -> None:
     """SIGKILL a random while after the run made so many steps, each time; then let it end."""
     chance, directory, resume = random.Random(seed), tmp_path / "killed", []
@@ -125,9 +133,7 @@ _BOTH = ("killed", "straight")
 
 def test_sigterm_saves_and_exits_0(tmp_path: Path, model_dir: Path, pairs_file: Path) -> None:
     directory = tmp_path / "out"
-    flags = ["--model", model_dir, "--pairs", pairs_file, *SMALL, "--steps", 100_000]
-    command = Command(*flags, "--output", directory)
-    command.wait_for(lambda: steps_made(directory) >= 4)
+    command = long_run(directory, model_dir, pairs_file, until=4)
     command.send(signal.SIGTERM)
     status, out, error = command.result()
     assert (status, error) == (0, "")
@@ -257,9 +263,7 @@ def test_interrupted_in_a_terminal_it_says_so_too(
     tmp_path: Path, model_dir: Path, pairs_file: Path
 ) -> None:
     directory = tmp_path / "out"
-    flags = ["--model", model_dir, "--pairs", pairs_file, *SMALL, "--steps", 100_000]
-    command = Command(*flags, "--output", directory)
-    command.wait_for(lambda: steps_made(directory) >= 2)
+    command = long_run(directory, model_dir, pairs_file, until=2)
     command.send(signal.SIGINT)
     status, out, _ = command.result()
     assert status == 0 and "--resume goes on from there" in out

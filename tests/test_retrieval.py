@@ -6,7 +6,7 @@ import csv
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from allocations import LargestAllocation
 
 from crossalign.evaluation.margin_retrieval import margin_scores
 from crossalign.evaluation.projection import project_to_plane
@@ -106,27 +106,14 @@ def test_order_of_pairs_and_rotation_change_nothing():
     assert back.forward_accuracy == forth.backward_accuracy
 
 
-class Allocated(TorchDispatchMode):
-    """The most elements of any tensor that an operation made."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and not tensor._is_view():
-                self.largest = max(self.largest, tensor.numel())
-        return result
-
-
 def test_no_tensor_grows_with_the_square_of_the_pairs_nor_with_all_vectors():
     """So that memory-mapped vectors stay on disk."""
     n, width, chunk_size = 3000, 64, 128
     source, target = torch.randn(n, width), torch.randn(n, width)
-    with Allocated() as seen:
+    with LargestAllocation() as seen:
         retrieval_scores(source, target, ids=torch.arange(n), chunk_size=chunk_size)
         margin_scores(source, target, ids=torch.arange(n), chunk_size=chunk_size)
-    assert seen.largest <= max(chunk_size * chunk_size, chunk_size * width, 4 * n) < n * width
+    assert seen.elements <= max(chunk_size * chunk_size, chunk_size * width, 4 * n) < n * width
 
 
 def test_nan_is_no_hit():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from allocations import LargestAllocation
 from cases import DTYPES, Run
 from contrastive_cases import LOSS_CASES, fused, make_inputs, make_problem, upstream_of
-from test_pooling_ops import LargestAllocation
 
 from crossalign import fused_contrastive_loss, torch_backend, torch_logits
 from crossalign.contrastive_problem import ContrastiveGrads, label_range

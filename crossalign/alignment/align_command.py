@@ -123,8 +123,8 @@ def _train(
     alignment = AlignmentRun(model, tokenizer, pairs, config, lm_items, adapters=adapters)
     if alignment.engine.is_main:
         batches, ranks = alignment.batches, alignment.engine.world_size
-        texts = batches.lm_batch_size if config.lm_weight > 0 else 0
-        print(sizes_line(config, batches.batch_size, texts, ranks), flush=True)
+        line = sizes_line(config, batches.batch_size, batches.lm_batch_size, ranks)
+        print(line, flush=True)
     train_into(args.output, alignment, settings, run_config, evaluation, resume=args.resume)
     if not alignment.engine.is_main:
         return

@@ -104,6 +104,7 @@ class Batches:
         self.pair_stream = ShuffledStream(len(pairs), f"pairs {config.seed}")
         self.batch_size = _at_most(config.batch_size, len(pairs), "batch_size", "pairs")
         self.lm_items: Sequence[TrainingItem] = ()
+        self.lm_batch_size = 0
         if config.lm_weight > 0:
             if lm_items is None:
                 lm_items = TranslationItems(pairs, repeats=1, seed=config.seed)

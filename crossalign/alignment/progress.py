@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -48,17 +48,13 @@ def sizes_line(config: TrainingConfig, batch_size: int, lm_batch_size: int, rank
     lm_chunks = _chunks("texts", config.lm_chunk_size) if lm_batch_size else ""
     return (
         f"a step: {batch_size} pairs{per_rank}{chunks}; {texts}{lm_chunks}; layer "
-        f"{_joined(config.layers)}; without alignment its contrastive loss is near "
+        f"{', '.join(map(str, config.layers))}; without alignment its contrastive loss is near "
         f"ln {batch_size} = {math.log(batch_size):.2f}"
     )
 
 
 def _chunks(what: str, size: int | None) -> str:
     return "" if size is None else f", {size} {what} in a pass"
-
-
-def _joined(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))
 
 
 def summary(record: Mapping[str, float], device: torch.device) -> dict[str, str]:

@@ -259,8 +259,7 @@ class AlignmentRun:
     def _is_chunked(self, chunk_size: int | None, lm_chunk_size: int | None) -> bool:
         """Whether the largest share of a rank needs more than one pass: the same on every rank."""
         batches, ranks = self.batches, self.engine.world_size
-        texts = batches.lm_batch_size if self.config.lm_weight > 0 else 0
-        sizes = ((batches.batch_size, chunk_size), (texts, lm_chunk_size))
+        sizes = ((batches.batch_size, chunk_size), (batches.lm_batch_size, lm_chunk_size))
         return any(size is not None and -(-rows // ranks) > size for rows, size in sizes)
 
     def _check_finite(
