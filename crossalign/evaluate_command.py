@@ -230,11 +230,10 @@ def _load(name: str, dtype: str, device: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from crossalign.alignment.model_setup import check_model_name
     from crossalign.alignment.train import choose_device
 
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not Path(name).is_dir():
-        raise FileNotFoundError(f"{name} is no directory")
+    check_model_name(name)
     model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
     return model.to(choose_device(device)), AutoTokenizer.from_pretrained(name)
 

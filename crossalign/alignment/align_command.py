@@ -224,9 +224,9 @@ def _load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from crossalign.alignment.model_setup import check_model_name
+
     quiet_transformers()
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not Path(name).is_dir():
-        raise FileNotFoundError(f"--model: {name} is no directory")
+    check_model_name(name, "--model: ")
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     return model, AutoTokenizer.from_pretrained(name)

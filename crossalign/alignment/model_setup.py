@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+def check_model_name(name: str, said: str = "") -> None:
+    """What can only be a path must be a directory; the hub would be asked for it otherwise.
+
+    said: where the name was given, in front of the message.
+    """
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not Path(name).is_dir():
+        raise FileNotFoundError(f"{said}{name} is no directory")
+
+
 def load_config(name: str) -> PreTrainedConfig:
     """The configuration of a model by its name or directory; of a directory that holds adapters
     alone, that of the model they are for."""

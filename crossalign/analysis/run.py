@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crossalign import __version__
-from crossalign.alignment.model_setup import load_config
+from crossalign.alignment.model_setup import check_model_name, load_config
 from crossalign.alignment.train import choose_device
 from crossalign.analysis.measurement import AnalysisOptions, LayerMeasurement, measure_model
 from crossalign.analysis.parallel_text import read_parallel_text
@@ -136,9 +136,7 @@ def _resolved_layers(settings: AnalysisSettings) -> tuple[list[int], int | None]
 
 
 def _depth(name: str) -> int:
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not Path(name).is_dir():
-        raise FileNotFoundError(f"{name} is no directory")
+    check_model_name(name)
     return int(load_config(name).get_text_config(decoder=True).num_hidden_layers)
 
 
