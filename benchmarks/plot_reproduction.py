@@ -152,10 +152,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder of page, figure")
     arguments = parser.parse_args(argv)
     sizes, named = read_rows(arguments.results)
-    page = arguments.output / PAGE
+    page, text = arguments.output / PAGE, table(sizes, named)
     if page.exists():
-        page.write_text(with_tables(page.read_text(), table(sizes, named), BEGIN, END))
-    print(table(sizes, named))
+        page.write_text(with_tables(page.read_text(), text, BEGIN, END))
+    print(text)
     draw(sizes, named, arguments.output / FIGURE)
 
 

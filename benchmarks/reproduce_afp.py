@@ -1,6 +1,6 @@
 """Does aligning a language model that never saw a translation do what the AFP paper says?
 
-python -m benchmarks.reproduce_afp --preset cpu         # an hour of one core
+python -m benchmarks.reproduce_afp --preset cpu         # one to two hours of one core
 python -m benchmarks.reproduce_afp --preset gpu         # a larger model and eight more languages
 
 A multilingual model is pre-trained on monolingual text and aligned with both losses (AFP), with
