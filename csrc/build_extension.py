@@ -89,6 +89,9 @@ class BuildExtension(build_ext):
             known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True).split()
             built = [one for one in DEFAULT_ARCHS if f"compute_{one.replace('.', '')}" in known]
             archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(built) + "+PTX"
+        # Before 82, setuptools passes on the lists of pyproject.toml where its compilers insist on
+        # tuples; PyTorch 2.11 asks for a setuptools below 82.
+        ext.define_macros = [tuple(macro) for macro in ext.define_macros]
         ext.include_dirs.append(str(torch / "include"))
         ext.library_dirs.append(str(torch / "lib"))
         ext.define_macros.append(("CROSSALIGN_CUDA_ARCHS", f'"{archs}"'))

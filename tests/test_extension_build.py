@@ -73,6 +73,20 @@ def test_extension_uses_the_stable_abi_alone(sources: Path, tmp_path: Path) -> N
     assert not [name for name in names if mangled.match(name)]
 
 
+def test_macros_may_be_lists(sources: Path) -> None:
+    """Setuptools before 82 hands on pyproject.toml's lists; with PyTorch 2.11 that build failed."""
+    setup = (
+        "import setuptools; made = setuptools.Distribution(); made.parse_config_files(); "
+        "(extension,) = made.ext_modules; "
+        "extension.define_macros = [list(macro) for macro in extension.define_macros]; "
+        "made.get_command_obj('build_ext').inplace = True; made.run_command('build_ext')"
+    )
+    wanted = {"CROSSALIGN_BUILD_EXTENSION": "1", **NO_NVCC}
+    done = run_build([sys.executable, "-c", setup], sources, **wanted)
+    assert done.returncode == 0, done.stderr
+    assert (sources / "crossalign" / "_gather_negatives.abi3.so").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_cuda_half_builds_without_gpu_and_loads_beside_cpu_torch(sources: Path) -> None:
