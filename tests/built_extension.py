@@ -1,4 +1,4 @@
-"""The compiled extension for tests: built once per state of csrc/, outside the source tree."""
+"""The compiled extension for tests: the one built in place, or built once per state of csrc/."""
 
 from __future__ import annotations
 
@@ -56,13 +56,19 @@ def build_wheel(
 
 @functools.cache
 def extension_folder() -> Path:
-    """A folder with crossalign/_gather_negatives.abi3.so, with CUDA only where a GPU is."""
+    """A folder with crossalign/_gather_negatives.abi3.so; built here with CUDA only for a GPU."""
+    sources = [ROOT / "pyproject.toml", *sorted((ROOT / "csrc").glob("*.*"))]
+    in_place = ROOT / "crossalign" / "_gather_negatives.abi3.so"
+    if in_place.exists():  # import finds it first, and a process loads no second one
+        newest = max(path.stat().st_mtime for path in sources)
+        assert in_place.stat().st_mtime > newest, f"{in_place} is older than csrc/; delete it"
+        return ROOT
     environment = dict(NO_NVCC)
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         environment = {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}
     state = hashlib.sha256(repr((torch.__version__, sys.version, environment)).encode())
-    for path in [ROOT / "pyproject.toml", *sorted((ROOT / "csrc").glob("*.*"))]:
+    for path in sources:
         state.update(path.read_bytes())
     target = Path(tempfile.gettempdir(), f"crossalign-extension-{state.hexdigest()[:16]}")
     if target.exists():
@@ -90,7 +96,7 @@ def use_extension(folder: Path) -> None:
     from crossalign import symmetric_gather
 
     package = str(folder / "crossalign")
-    if package not in crossalign.__path__:
+    if folder != ROOT and package not in crossalign.__path__:
         crossalign.__path__.insert(0, package)
         symmetric_gather._load.cache_clear()
     assert symmetric_gather.load_extension() is not None, symmetric_gather.extension_status()

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -211,6 +212,5 @@ def cuobjdump_of_triton() -> Path:
 
 
 def torch_version() -> str:
-    import torch
-
-    return torch.__version__
+    """As its wheel's metadata have it, which pip and the build see."""
+    return metadata.version("torch")

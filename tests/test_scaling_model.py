@@ -34,7 +34,12 @@ class Counted(NamedTuple):
 
 def count(step: Callable[[], None]) -> tuple[int, int, int]:
     """(operations of matrix products, largest allocation, peak of all allocations) on the CPU."""
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, profile_memory=True) as run:
+    with profile(
+        activities=[ProfilerActivity.CPU],
+        record_shapes=True,
+        profile_memory=True,
+        acc_events=True,  # PyTorch 2.11 warns without it
+    ) as run:
         step()
     operations = 0
     for event in run.events():
