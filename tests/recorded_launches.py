@@ -84,7 +84,7 @@ class RecordingDriver(DriverBase):
         return {"max_shared_mem": SHARED_LIMIT[self.arch]}
 
     def load_binary(self, *unused: Any) -> tuple[int, int, int, int, int]:
-        """(module, function, registers, spills, largest block): a number stands for the function."""
+        """(module, function, registers, spills, largest block); the function is a number."""
         self.num_loaded += 1
         return 0, self.num_loaded, 0, 0, 1024
 
