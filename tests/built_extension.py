@@ -60,7 +60,8 @@ def extension_folder() -> Path:
     sources = [ROOT / "pyproject.toml", *sorted((ROOT / "csrc").glob("*.*"))]
     in_place = ROOT / "crossalign" / "_gather_negatives.abi3.so"
     if in_place.exists():  # import finds it first, and a process loads no second one
-        newest = max(path.stat().st_mtime for path in sources)
+        compiled = [path for path in sources if path.suffix in (".cpp", ".cu", ".h")]
+        newest = max(path.stat().st_mtime for path in compiled)
         assert in_place.stat().st_mtime > newest, f"{in_place} is older than csrc/; delete it"
         return ROOT
     environment = dict(NO_NVCC)
