@@ -43,7 +43,7 @@ from crossalign.distributed_blocks import SpreadBatch
 from crossalign.distributed_gather_loss import gathered_gradients, gathered_problem, gathered_sums
 from crossalign.distributed_ring_loss import ring_gradients, ring_sums
 from crossalign.gather import ShardLayout, gather_rows
-from crossalign.rank_agreement import check_group
+from crossalign.rank_agreement import check_group, untraced
 
 _NAME = "fused_contrastive_loss"
 
@@ -70,10 +70,7 @@ def loss_across_ranks(arguments: LossArguments) -> Any:
     to three numbers per key, and in backward one gather of as many and one reduce-scatter of the
     columns' gradients. With "ring" W - 1 (backward W) transfers between neighbours.
     """
-    # torch.compile breaks its graph here: how many rows other ranks have is known at run time.
-    if torch.compiler.is_compiling():
-        return torch.compiler.disable(_loss_across_ranks)(arguments)  # type: ignore[no-untyped-call]
-    return _loss_across_ranks(arguments)
+    return untraced(_loss_across_ranks)(arguments)
 
 
 def _loss_across_ranks(arguments: LossArguments) -> Any:

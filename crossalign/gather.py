@@ -20,7 +20,13 @@ from torch.autograd.function import once_differentiable
 
 from crossalign.argument_checks import check_dims, check_floating, check_option, check_tensor
 from crossalign.contrastive_problem import accumulator
-from crossalign.rank_agreement import agree, all_gather_single, check_group, transport_device
+from crossalign.rank_agreement import (
+    agree,
+    all_gather_single,
+    check_group,
+    transport_device,
+    untraced,
+)
 from crossalign.symmetric_gather import (
     SymmetricWorkspace,
     extension_status,
@@ -83,10 +89,7 @@ def gather_negatives(
         _check_arguments(x, dtype, backend)
         return _convert(x, normalize, dtype or x.dtype)
     group = dist.group.WORLD if group is None else group
-    # torch.compile breaks its graph here: how many rows come back is known only at run time.
-    is_compiling = torch.compiler.is_compiling()
-    across = torch.compiler.disable(_gather_across_ranks) if is_compiling else _gather_across_ranks  # type: ignore[no-untyped-call]
-    gathered: Tensor = across(x, group, normalize, dtype, backend)
+    gathered: Tensor = untraced(_gather_across_ranks)(x, group, normalize, dtype, backend)
     return gathered
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 RECORD_BYTES = 1024  # room for the facts of one call; a fixed size needs one collective, not two
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """function, which torch.compile then calls without looking into it: its graph breaks there.
+
+    How many rows other ranks have is known at run time alone. Without torch.compile at work its
+    module, a second to import, is left alone.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return function
+    hidden: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return hidden
 
 
 def check_group(function: str, group: Any) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from built_extension import extension_folder, use_extension
 from cases import needs_interpreter
 from distributed_cases import (
@@ -26,8 +28,14 @@ from distributed_cases import (
     whole_batch,
 )
 from process_group import run_ranks
+from torch import Tensor
 
-from crossalign import distributed_ring_loss, reference, symmetric_gather
+from crossalign import (
+    distributed_ring_loss,
+    fused_contrastive_loss,
+    reference,
+    symmetric_gather,
+)
 
 
 def run_cases(rank: int, all_cases: list[Case], backend: str = "auto") -> list[dict[str, Result]]:
@@ -117,6 +125,26 @@ def run_through_extension(rank: int, all_cases: list[Case], folder: Path) -> Non
 
 def test_extension_gathers_to_the_same_bits() -> None:
     run_ranks(run_through_extension, 3, NARROW, extension_folder())
+
+
+def compiled_loss(rank: int) -> list[bool]:
+    # Dynamo looks at .grad of whatever crosses a graph break.
+    warnings.filterwarnings("default", message="The .grad attribute of a Tensor that is not a leaf")
+    generator = torch.Generator().manual_seed(rank)
+    leaves = [torch.randn(rank + 3, 5, generator=generator).requires_grad_() for _ in range(2)]
+
+    def loss(query: Tensor, key: Tensor) -> Tensor:
+        return fused_contrastive_loss(query.sin(), key.sin(), group=dist.group.WORLD)
+
+    results = []
+    for function in (loss, torch.compile(loss, backend="eager")):
+        value = function(*leaves)
+        results.append([value, *torch.autograd.grad(value, leaves)])
+    return [torch.equal(one, other) for one, other in zip(*results, strict=True)]
+
+
+def test_compiled_function_breaks_its_graph_and_stays_right() -> None:
+    assert run_ranks(compiled_loss, 2) == [[True] * 3] * 2
 
 
 def log_the_ring(rank: int) -> list[str]:
