@@ -53,7 +53,7 @@ def compile_case(
         "ACC_DTYPE": tl.float32, "PRECISION": "ieee", "NORMALIZE": True,
         "USE_DESCRIPTORS": use_descriptors, "SYMMETRIC": True, "IS_BOUNDED": True,
         "HAS_IDS": False, "MULTI_POSITIVE": False, "HAS_OWNERS": False, "SHARE_NEGATIVES": True,
-        "WITH_STATS": False, "HAS_TIE_SLACK": False, "NEED_SCALE_GRAD": False,
+        "WITH_STATS": False, "NEED_SCALE_GRAD": False,
         "DTYPE": TRITON_DTYPES[dtype],
     } | options  # fmt: skip
     if not constexprs["HAS_IDS"]:

@@ -20,18 +20,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums, tie_slack
+from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums
 from crossalign.kernels.contrastive_configurations import compile_cases_of
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     LN_2,
-    apply_owners,
     equal_ids,
-    holds_own_or_edge,
-    own_mask,
-    scaled_tile,
+    rest_logits,
     similarity_tile,
 )
+from crossalign.kernels.contrastive_sums import add_exponentials, add_positives
 from crossalign.kernels.contrastive_tiles import (
     TileOperands,
     Tiles,
@@ -40,31 +38,8 @@ from crossalign.kernels.contrastive_tiles import (
     plan_programs,
     program_slots,
 )
-from crossalign.kernels.launch import INTERPRETED, CompileCase, device_guard
-from crossalign.kernels.own_logits import own_logits
-
-
-@triton.jit
-def _add_to(ptrs, values, mask):
-    """Adds to this program's own line of column sums.
-
-    Other threads of the program wrote the line's last values; the barriers inside the reduction
-    that forms `values` stand between their stores and this load.
-    """
-    before = tl.load(ptrs, mask=mask, other=0)
-    tl.store(ptrs, before + values, mask=mask)
-
-
-@triton.jit
-def _log_add(before, logits, AXIS: tl.constexpr):
-    """log2(2^before + sum along AXIS of 2^logits): the online log-sum-exp, one number per line."""
-    largest = tl.maximum(before, tl.max(logits, AXIS))
-    # Where everything is excluded the largest is -inf, and -inf - -inf would be NaN.
-    largest = tl.where(largest == float("-inf"), 0.0, largest)
-    total = tl.sum(tl.exp2(logits - tl.expand_dims(largest, AXIS)), AXIS)
-    total += tl.exp2(before - largest)
-    is_empty = total == 0
-    return tl.where(is_empty, float("-inf"), largest + tl.log2(tl.where(is_empty, 1.0, total)))
+from crossalign.kernels.launch import CompileCase, device_guard
+from crossalign.kernels.own_logits import own_logits, tie_bounds
 
 
 @triton.jit(do_not_specialize=BATCH_SIZES)
@@ -77,52 +52,37 @@ def _contrastive_fwd_kernel(
     query_ids_ptr,  # (N,)
     column_ids_ptr,  # (num_ids,)
     negative_owner_ptr,  # (M - K,)
-    tie_bounds_ptr,  # (2, N): a logit above the second is above the own one, one between is tied
+    tie_lower_ptr,  # (N,): a logit of at least this ties with the own one
+    tie_upper_ptr,  # (N,): and one above this is above it; both in log2 units
     row_partial_ptr,  # (splits, N) out: sum of exp2, or its log2
     column_partial_ptr,  # (groups, K) in and out, likewise
     row_positive_ptr,  # (2, splits, N) out: sums of logits, counts
     column_positive_ptr,  # (2, groups, K) in and out
-    row_counts_ptr,  # (2, splits, N) out: above, tied
-    stride_qn,
-    stride_cm,
-    num_queries,
-    num_columns,
-    num_keys,
-    num_ids,
-    num_features,
-    label_offset,
-    num_groups,
-    blocks_per_group,
-    blocks_per_split,
+    row_counts_ptr,  # (2, splits, N) out: above the own logit, at least tied with it
+    stride_qn, stride_cm,
+    num_queries, num_columns, num_keys, num_ids, num_features, label_offset,
+    num_groups, blocks_per_group, blocks_per_split,
     hard_negative_weight,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    USE_DESCRIPTORS: tl.constexpr,
-    SYMMETRIC: tl.constexpr,
-    IS_BOUNDED: tl.constexpr,
-    HAS_IDS: tl.constexpr,
-    MULTI_POSITIVE: tl.constexpr,
-    HAS_OWNERS: tl.constexpr,
-    SHARE_NEGATIVES: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    NORMALIZE: tl.constexpr, USE_DESCRIPTORS: tl.constexpr,
+    SYMMETRIC: tl.constexpr, IS_BOUNDED: tl.constexpr, HAS_IDS: tl.constexpr,
+    MULTI_POSITIVE: tl.constexpr, HAS_OWNERS: tl.constexpr, SHARE_NEGATIVES: tl.constexpr,
     WITH_STATS: tl.constexpr,
-    HAS_TIE_SLACK: tl.constexpr,
-):
+):  # fmt: skip
     """Adds every tile of this program's rectangle (a row group times a column split) to its lines
     of the partial sums. One loop over tiles, so that the next tile's loads overlap this one's
     exponentials."""
     group = tl.program_id(0) % num_groups
     split = tl.program_id(0) // num_groups
-    num_splits = tl.num_programs(0) // num_groups
+    row_lines = (tl.num_programs(0) // num_groups).to(tl.int64) * num_queries
+    column_lines = num_groups.to(tl.int64) * num_keys
     no_sum = 0.0 if IS_BOUNDED else float("-inf")
     row_sum = tl.full((BLOCK_N,), no_sum, ACC_DTYPE)
     positive_sum = tl.zeros((BLOCK_N,), ACC_DTYPE)
     positive_count = tl.zeros((BLOCK_N,), ACC_DTYPE)
     num_above = tl.zeros((BLOCK_N,), tl.int32)
-    num_tied = tl.zeros((BLOCK_N,), tl.int32)
+    num_at_least = tl.zeros((BLOCK_N,), tl.int32)
     for tile in tl.range(0, blocks_per_group * blocks_per_split, flatten=True):
         first_row = (group * blocks_per_group + tile // blocks_per_split) * BLOCK_N
         first_column = (split * blocks_per_split + tile % blocks_per_split) * BLOCK_M
@@ -131,77 +91,49 @@ def _contrastive_fwd_kernel(
             first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION,
             USE_DESCRIPTORS,
         )  # fmt: skip
+        logits = rest_logits(
+            similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr,
+            negative_owner_ptr, first_row, first_column, label_offset, num_queries, num_columns,
+            num_keys, hard_negative_weight, BLOCK_N, BLOCK_M, NORMALIZE, HAS_OWNERS,
+            SHARE_NEGATIVES,
+        )  # fmt: skip
         offs_n = first_row + tl.arange(0, BLOCK_N)
         offs_m = first_column + tl.arange(0, BLOCK_M)
         in_range_n = offs_n < num_queries
         is_key = offs_m < num_keys
-        # Row sums live in registers along a row block and start anew with the next one. They are
-        # stored after every tile, the last store being the whole: no load, so nothing to wait for.
         is_first = tile % blocks_per_split == 0
         row_offs = split.to(tl.int64) * num_queries + offs_n
-        row_size = num_splits.to(tl.int64) * num_queries
         column_offs = group.to(tl.int64) * num_keys + offs_m
-        logits = scaled_tile(
-            similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr, offs_n,
-            offs_m, num_queries, num_columns, NORMALIZE,
-        )  # fmt: skip
-        if HAS_OWNERS and first_column + BLOCK_M > num_keys:
-            logits = apply_owners(
-                logits, negative_owner_ptr, offs_n, offs_m, num_keys, num_columns,
-                hard_negative_weight, SHARE_NEGATIVES,
-            )  # fmt: skip
-        if holds_own_or_edge(
-            first_row, first_column, label_offset, num_queries, num_columns, BLOCK_N, BLOCK_M
-        ):
-            inside = in_range_n[:, None] & (offs_m < num_columns)[None, :]
-            is_own = own_mask(offs_n, offs_m, label_offset, num_keys)
-            logits = tl.where(inside & ~is_own, logits, float("-inf"))
         if HAS_IDS:
             is_equal = equal_ids(
                 query_ids_ptr, column_ids_ptr, offs_n, offs_m, num_queries, num_ids
             )
-            if MULTI_POSITIVE:
-                is_equal = is_equal & (logits > float("-inf"))
-                counts = is_equal.to(ACC_DTYPE)
-                sums = tl.where(is_equal, logits * LN_2, 0.0)
-                positive_sum = tl.where(is_first, 0.0, positive_sum) + tl.sum(sums, 1)
-                positive_count = tl.where(is_first, 0.0, positive_count) + tl.sum(counts, 1)
-                tl.store(row_positive_ptr + row_offs, positive_sum, mask=in_range_n)
-                tl.store(row_positive_ptr + row_size + row_offs, positive_count, mask=in_range_n)
-                if SYMMETRIC:
-                    size = num_groups.to(tl.int64) * num_keys
-                    _add_to(column_positive_ptr + column_offs, tl.sum(sums, 0), is_key)
-                    _add_to(column_positive_ptr + size + column_offs, tl.sum(counts, 0), is_key)
-            else:
-                logits = tl.where(is_equal, float("-inf"), logits)
+        if MULTI_POSITIVE:
+            is_positive = is_equal & (logits > float("-inf"))
+            column_ptrs = column_positive_ptr + column_offs
+            positive_sum, positive_count = add_positives(
+                tl.where(is_first, 0.0, positive_sum), tl.where(is_first, 0.0, positive_count),
+                logits, is_positive, column_ptrs, column_ptrs + column_lines, is_key, SYMMETRIC,
+            )  # fmt: skip
+            tl.store(row_positive_ptr + row_offs, positive_sum, mask=in_range_n)
+            tl.store(row_positive_ptr + row_lines + row_offs, positive_count, mask=in_range_n)
+        elif HAS_IDS:
+            logits = tl.where(is_equal, float("-inf"), logits)
         if WITH_STATS:
-            lower = tl.load(tie_bounds_ptr + offs_n, mask=in_range_n, other=0.0)[:, None]
-            upper = lower
-            if HAS_TIE_SLACK:
-                upper_ptrs = tie_bounds_ptr + num_queries + offs_n
-                upper = tl.load(upper_ptrs, mask=in_range_n, other=0.0)[:, None]
-            # Compared in natural units, rounded as own was.
-            is_above = logits * LN_2 > upper
-            is_tied = (logits * LN_2 >= lower) & ~is_above
+            lower = tl.load(tie_lower_ptr + offs_n, mask=in_range_n, other=0.0)[:, None]
+            upper = tl.load(tie_upper_ptr + offs_n, mask=in_range_n, other=0.0)[:, None]
+            is_above, is_at_least = logits > upper, logits >= lower
             if MULTI_POSITIVE:
-                is_above = is_above & ~is_equal
-                is_tied = is_tied & ~is_equal
+                is_above, is_at_least = is_above & ~is_positive, is_at_least & ~is_positive
             num_above = tl.where(is_first, 0, num_above) + tl.sum(is_above.to(tl.int32), 1)
-            num_tied = tl.where(is_first, 0, num_tied) + tl.sum(is_tied.to(tl.int32), 1)
+            num_at_least = tl.where(is_first, 0, num_at_least)
+            num_at_least += tl.sum(is_at_least.to(tl.int32), 1)
             tl.store(row_counts_ptr + row_offs, num_above, mask=in_range_n)
-            tl.store(row_counts_ptr + row_size + row_offs, num_tied, mask=in_range_n)
-        row_sum = tl.where(is_first, no_sum, row_sum)
-        if IS_BOUNDED:
-            exponentials = tl.exp2(logits)
-            row_sum += tl.sum(exponentials, 1)
-            if SYMMETRIC:
-                _add_to(column_partial_ptr + column_offs, tl.sum(exponentials, 0), is_key)
-        else:
-            row_sum = _log_add(row_sum, logits, 1)
-            if SYMMETRIC:
-                line = column_partial_ptr + column_offs
-                column_sum = tl.load(line, mask=is_key, other=float("-inf"))
-                tl.store(line, _log_add(column_sum, logits, 0), mask=is_key)
+            tl.store(row_counts_ptr + row_lines + row_offs, num_at_least, mask=in_range_n)
+        row_sum = add_exponentials(
+            tl.where(is_first, no_sum, row_sum), logits, column_partial_ptr + column_offs, is_key,
+            SYMMETRIC, IS_BOUNDED,
+        )  # fmt: skip
         tl.store(row_partial_ptr + row_offs, row_sum, mask=in_range_n)
 
 
@@ -234,14 +166,16 @@ def contrastive_fwd(
     row_counts = workspace(2, plan.splits, num_queries if with_stats else 0, of=torch.int32)
     operands = TileOperands.make(query, columns, problem)
     with device_guard(query):
-        own = known_own.clone() if known_own is not None else own_logits(operands, tiles)
-        slack = tie_slack(query, columns, problem, own) if with_stats else None
-        tie_bounds = None if slack is None else torch.stack([own - slack, own + slack])
+        own, own_log2 = (known_own, None) if known_own is not None else own_logits(operands, tiles)
+        tie_lower, tie_upper = None, None
+        if with_stats:
+            tie_lower, tie_upper = tie_bounds(query, columns, problem, own, own_log2)
         if num_queries and num_columns:
             _contrastive_fwd_kernel[(plan.groups * plan.splits,)](
                 **operands.tile_arguments(tiles),
                 **operands.rule_arguments(),
-                tie_bounds_ptr=tie_bounds,
+                tie_lower_ptr=tie_lower,
+                tie_upper_ptr=tie_upper,
                 row_partial_ptr=row_partial,
                 column_partial_ptr=column_partial,
                 row_positive_ptr=row_positive,
@@ -251,19 +185,19 @@ def contrastive_fwd(
                 blocks_per_group=plan.blocks_per_group,
                 blocks_per_split=plan.blocks_per_split,
                 WITH_STATS=with_stats,
-                HAS_TIE_SLACK=INTERPRETED,
             )
+    num_above, num_at_least = (counts.sum(0, dtype=torch.int32) for counts in row_counts)
     # Lines are summed one by one: the outputs of an op may not share storage.
     return ContrastiveSums(
-        own=own,
+        own=own if known_own is None else own.clone(),
         row_rest=_join_partials(row_partial, is_bounded),
         column_rest=_join_partials(column_partial, is_bounded),
         row_positive_sum=row_positive[0].sum(0),
         row_positive_count=row_positive[1].sum(0),
         column_positive_sum=column_positive[0].sum(0),
         column_positive_count=column_positive[1].sum(0),
-        num_above=row_counts[0].sum(0, dtype=torch.int32),
-        num_tied=row_counts[1].sum(0, dtype=torch.int32),
+        num_above=num_above,
+        num_tied=num_at_least - num_above,
         query_inverse_norm=operands.query_inverse_norm,
         column_inverse_norm=operands.column_inverse_norm,
     )

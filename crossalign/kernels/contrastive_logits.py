@@ -129,6 +129,47 @@ def apply_owners(
 
 
 @triton.jit
+def rest_logits(
+    similarity,  # [BLOCK_N, BLOCK_M]
+    scale_ptr,
+    query_inverse_norm_ptr,
+    column_inverse_norm_ptr,
+    negative_owner_ptr,
+    first_row,
+    first_column,
+    label_offset,
+    num_queries,
+    num_columns,
+    num_keys,
+    hard_negative_weight,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    HAS_OWNERS: tl.constexpr,
+    SHARE_NEGATIVES: tl.constexpr,
+):
+    """Similarities to logits in log2 units; -inf at own columns and outside of the tensors."""
+    offs_n = first_row + tl.arange(0, BLOCK_N)
+    offs_m = first_column + tl.arange(0, BLOCK_M)
+    logits = scaled_tile(
+        similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr, offs_n, offs_m,
+        num_queries, num_columns, NORMALIZE,
+    )  # fmt: skip
+    if HAS_OWNERS and first_column + BLOCK_M > num_keys:
+        logits = apply_owners(
+            logits, negative_owner_ptr, offs_n, offs_m, num_keys, num_columns,
+            hard_negative_weight, SHARE_NEGATIVES,
+        )  # fmt: skip
+    if holds_own_or_edge(
+        first_row, first_column, label_offset, num_queries, num_columns, BLOCK_N, BLOCK_M
+    ):
+        inside = (offs_n < num_queries)[:, None] & (offs_m < num_columns)[None, :]
+        is_own = own_mask(offs_n, offs_m, label_offset, num_keys)
+        logits = tl.where(inside & ~is_own, logits, float("-inf"))
+    return logits
+
+
+@triton.jit
 def holds_own_or_edge(
     first_row,
     first_column,

@@ -8,14 +8,17 @@ the last bit. Costs one tile per row block.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from crossalign.contrastive_problem import ContrastiveProblem, tie_slack
 from crossalign.kernels.contrastive_configurations import compile_cases_of
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     LN_2,
+    LOG2_E,
     own_mask,
     scaled_tile,
     similarity_tile,
@@ -31,7 +34,8 @@ def _own_logits_kernel(
     scale_ptr,  # ()
     query_inverse_norm_ptr,  # (N,)
     column_inverse_norm_ptr,  # (M,)
-    own_ptr,  # (N,) out
+    own_ptr,  # (N,) out, in natural units
+    own_log2_ptr,  # (N,) out, as the pass over all columns compares it
     stride_qn,
     stride_cm,
     num_queries,
@@ -64,21 +68,52 @@ def _own_logits_kernel(
         )  # fmt: skip
         is_own = own_mask(offs_n, offs_m, label_offset, num_keys)
         own += tl.sum(tl.where(is_own, logits, 0.0), 1)
+    tl.store(own_log2_ptr + offs_n, own, mask=offs_n < num_queries)
     tl.store(own_ptr + offs_n, own * LN_2, mask=offs_n < num_queries)
 
 
-def own_logits(operands: TileOperands, tiles: Tiles) -> Tensor:
-    """(N,) in natural units; 0 where the own key is not among the columns."""
+def own_logits(operands: TileOperands, tiles: Tiles) -> tuple[Tensor, Tensor]:
+    """(N,) in natural and in log2 units; 0 where the own key is not among the columns."""
     num_queries = operands.query.shape[0]
     scale = operands.problem.scale
     if operands.columns.shape[0] == 0:
-        return scale.new_zeros(num_queries)
-    own = scale.new_empty(num_queries)
+        return scale.new_zeros(num_queries), scale.new_zeros(num_queries)
+    own, own_log2 = scale.new_empty(num_queries), scale.new_empty(num_queries)
     if num_queries:
         _own_logits_kernel[(triton.cdiv(num_queries, tiles.block_n),)](
-            **operands.tile_arguments(tiles), own_ptr=own
+            **operands.tile_arguments(tiles), own_ptr=own, own_log2_ptr=own_log2
         )
-    return own
+    return own, own_log2
+
+
+def tie_bounds(
+    query: Tensor,
+    columns: Tensor,
+    problem: ContrastiveProblem,
+    own: Tensor,
+    own_log2: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(N,), (N,) in log2 units: the least and the largest logit that tie with each own one.
+
+    own_log2: the own logits in those units, if they were formed here. Others are known in natural
+    units alone, which several neighbours round to: all of them tie.
+    """
+    if own_log2 is not None and query.is_cuda:
+        return own_log2, own_log2
+    slack = tie_slack(query, columns, problem, own)
+    lower, upper = own - slack, own + slack
+    least, largest = _neighbours(lower), _neighbours(upper)
+    is_within = least * LN_2.value >= lower[:, None], largest * LN_2.value <= upper[:, None]
+    least = torch.where(is_within[0], least, torch.inf).amin(1)
+    largest = torch.where(is_within[1], largest, -torch.inf).amax(1)
+    return torch.where(lower.isnan(), lower, least), torch.where(upper.isnan(), upper, largest)
+
+
+def _neighbours(logits: Tensor) -> Tensor:
+    """(N,) in natural units -> (N, 9) in log2 units: the conversion and the floats next to it."""
+    bits = torch.int64 if logits.dtype == torch.float64 else torch.int32
+    steps = torch.arange(-4, 5, dtype=bits, device=logits.device)
+    return ((logits * LOG2_E.value).view(bits)[:, None] + steps).view(logits.dtype)
 
 
 def compile_cases() -> list[CompileCase]:

@@ -1,0 +1,78 @@
+"""What one tile of logits adds to the partial sums of its rows and of its columns.
+
+A row's partial sum lives in registers while its program walks along the row; it starts anew with
+the next row block, and is stored after every tile, the last store being the whole. A column's lives
+in the program's own line of a workspace.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from crossalign.kernels.contrastive_logits import LN_2
+
+
+@triton.jit
+def add_to(ptrs, values, mask):
+    """Adds to this program's own line of column sums.
+
+    Other threads of the program wrote the line's last values; the barriers inside the reduction
+    that forms `values` stand between their stores and this load.
+    """
+    before = tl.load(ptrs, mask=mask, other=0)
+    tl.store(ptrs, before + values, mask=mask)
+
+
+@triton.jit
+def log_add(before, logits, AXIS: tl.constexpr):
+    """log2(2^before + sum along AXIS of 2^logits): the online log-sum-exp, one number per line."""
+    largest = tl.maximum(before, tl.max(logits, AXIS))
+    # Where everything is excluded the largest is -inf, and -inf - -inf would be NaN.
+    largest = tl.where(largest == float("-inf"), 0.0, largest)
+    total = tl.sum(tl.exp2(logits - tl.expand_dims(largest, AXIS)), AXIS)
+    total += tl.exp2(before - largest)
+    is_empty = total == 0
+    return tl.where(is_empty, float("-inf"), largest + tl.log2(tl.where(is_empty, 1.0, total)))
+
+
+@triton.jit
+def add_exponentials(
+    row_sum,  # [BLOCK_N]
+    logits,  # [BLOCK_N, BLOCK_M]
+    column_ptrs,  # [BLOCK_M]
+    is_key,  # [BLOCK_M]
+    SYMMETRIC: tl.constexpr,
+    IS_BOUNDED: tl.constexpr,
+):
+    """The row sums with this tile's exponentials; adds the columns' to their line."""
+    if IS_BOUNDED:
+        exponentials = tl.exp2(logits)
+        if SYMMETRIC:
+            add_to(column_ptrs, tl.sum(exponentials, 0), is_key)
+        return row_sum + tl.sum(exponentials, 1)
+    else:
+        if SYMMETRIC:
+            column_sum = tl.load(column_ptrs, mask=is_key, other=float("-inf"))
+            tl.store(column_ptrs, log_add(column_sum, logits, 0), mask=is_key)
+        return log_add(row_sum, logits, 1)
+
+
+@triton.jit
+def add_positives(
+    positive_sum,  # [BLOCK_N]
+    positive_count,  # [BLOCK_N]
+    logits,  # [BLOCK_N, BLOCK_M]
+    is_positive,  # [BLOCK_N, BLOCK_M]
+    column_sum_ptrs,  # [BLOCK_M]
+    column_count_ptrs,  # [BLOCK_M]
+    is_key,  # [BLOCK_M]
+    SYMMETRIC: tl.constexpr,
+):
+    """The rows' sums and counts of further positives, in natural units; adds the columns'."""
+    counts = is_positive.to(logits.dtype)
+    sums = tl.where(is_positive, logits * LN_2, 0.0)
+    if SYMMETRIC:
+        add_to(column_sum_ptrs, tl.sum(sums, 0), is_key)
+        add_to(column_count_ptrs, tl.sum(counts, 0), is_key)
+    return positive_sum + tl.sum(sums, 1), positive_count + tl.sum(counts, 1)
