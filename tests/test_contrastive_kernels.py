@@ -84,6 +84,26 @@ def test_no_tensor_of_queries_times_columns(backend: str) -> None:
     assert 0 < largest.elements <= CHUNK * CHUNK < 100 * 150
 
 
+@INTERPRETED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tie_bounds_are_the_last_logits_that_round_to_the_own_one(
+    backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a rank knows of an own logit is in natural units, and the kernel compares in log2's."""
+    from crossalign.kernels import own_logits
+
+    monkeypatch.setattr(own_logits, "tie_slack", lambda *_: torch.zeros(()))
+    ln_2 = own_logits.LN_2.value
+    formed = torch.cat([torch.randn(10_000, dtype=dtype) * 30, torch.zeros(1, dtype=dtype)])
+    own = formed * ln_2
+    lower, upper = own_logits.tie_bounds(formed, formed, make_problem(1, dtype), own, None)
+    assert ((lower <= formed) & (formed <= upper)).all() and (lower < upper).any()
+    assert torch.equal(lower * ln_2, own) and torch.equal(upper * ln_2, own)
+    infinity = torch.tensor(torch.inf, dtype=dtype)
+    assert (torch.nextafter(lower, -infinity) * ln_2 < own).all()
+    assert (torch.nextafter(upper, infinity) * ln_2 > own).all()
+
+
 # On a GPU
 
 

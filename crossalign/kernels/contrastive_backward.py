@@ -26,6 +26,7 @@ from crossalign.contrastive_problem import (
     ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,
+    label_range,
 )
 from crossalign.kernels.contrastive_gradient import GradientVectors, gradient_tiles
 from crossalign.kernels.contrastive_logits import LN_2, LOG2_E
@@ -56,7 +57,7 @@ def contrastive_bwd(
         return query.new_zeros(query.shape), columns.new_zeros(columns.shape), no_scale_grad
     norms = (sums.query_inverse_norm, sums.column_inverse_norm) if problem.normalize else None
     operands = TileOperands.make(query, columns, problem, norms)
-    tiles = backward_tiles(query, problem, need_scale_grad)
+    tiles = backward_tiles(query, problem)
     row_norm, column_norm = norms or (None, None)
     query_matrix, row_fold = _fold(operands.query, row_norm)
     column_matrix, column_fold = _fold(operands.columns, column_norm)
@@ -94,8 +95,11 @@ def contrastive_bwd(
     if not need_scale_grad:
         return grad_query, grad_columns, no_scale_grad
     # In log2 units, which hold a factor of log2(e) * scale.
-    grad_scale = scale_partial.sum() * LN_2.value / (vectors.coefficient_factor * problem.scale)
-    return grad_query, grad_columns, grad_scale
+    rest = scale_partial.sum() * LN_2.value / vectors.coefficient_factor
+    first, _, count = label_range(problem, 0, num_queries)
+    here = slice(first, first + count)
+    own = (grads.own[here] * sums.own[here]).sum()
+    return grad_query, grad_columns, (own + rest) / problem.scale
 
 
 def _chunks(size: int) -> list[slice]:

@@ -12,7 +12,10 @@ from crossalign.kernels.launch import CompileCase
 
 # All options in bfloat16; the plainest and the heaviest in the other dtypes.
 _DTYPE_OPTIONS = {
-    "bf16": ("symmetric", "one_way", "online", "ids_stats", "owners", "everything"),
+    "bf16": (
+        *("symmetric", "one_way", "online", "temperature", "ids_stats", "owners"),
+        *("private", "positives", "everything"),
+    ),
     "fp16": ("symmetric", "everything"),
     "fp32": ("symmetric", "tf32", "everything"),
 }
@@ -22,7 +25,7 @@ def compile_cases_of(
     kernel: Any,
     prefix: str,
     options: dict[str, dict[str, object]],
-    tiles_for: Callable[[TileTable, str], Tiles],
+    tiles_for: Callable[[TileTable, dict[str, object]], Tiles],
 ) -> list[CompileCase]:
     """options: constexprs by name, those of _DTYPE_OPTIONS that the kernel has; tiles_for: the
     tiles that these options run with."""
@@ -31,7 +34,7 @@ def compile_cases_of(
         for dtype in ("bf16", "fp16") if size == 2 else ("fp32",):
             for name in _DTYPE_OPTIONS[dtype]:
                 if name in options:
-                    case_name, tiles = f"{prefix}_{dtype}_{name}", tiles_for(table, name)
+                    case_name, tiles = f"{prefix}_{dtype}_{name}", tiles_for(table, options[name])
                     cases.append(compile_case(kernel, case_name, arch, dtype, tiles, options[name]))
     return cases
 

@@ -147,7 +147,7 @@ def contrastive_fwd(
     """query: (N, D), columns: (M, D); known_own: (N,) own logits where they are not among these."""
     num_queries, num_columns, num_keys = query.shape[0], columns.shape[0], problem.num_keys
     symmetric, multi = problem.symmetric, problem.multi_positive
-    tiles = forward_tiles(query, problem, with_stats)
+    tiles = forward_tiles(query, problem)
     plan = plan_programs(
         triton.cdiv(num_queries, tiles.block_n),
         triton.cdiv(num_columns, tiles.block_m),
@@ -216,6 +216,8 @@ OPTION_CASES: dict[str, dict[str, object]] = {
     "online": {"IS_BOUNDED": False},
     "ids_stats": {"HAS_IDS": True, "WITH_STATS": True},
     "owners": {"HAS_IDS": True, "HAS_OWNERS": True, "WITH_STATS": True},
+    "private": {"HAS_OWNERS": True, "SHARE_NEGATIVES": False},
+    "positives": {"HAS_IDS": True, "MULTI_POSITIVE": True},
     "tf32": {"PRECISION": "tf32"},
     "everything": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
@@ -225,7 +227,7 @@ OPTION_CASES: dict[str, dict[str, object]] = {
 
 
 def compile_cases() -> list[CompileCase]:
-    def tiles_for(table: TileTable, name: str) -> Tiles:
-        return table.forward_masked if name in ("owners", "everything") else table.forward
+    def tiles_for(table: TileTable, options: dict[str, object]) -> Tiles:
+        return table.forward_masked if options.get("MULTI_POSITIVE") else table.forward
 
     return compile_cases_of(_contrastive_fwd_kernel, "contrastive_fwd", OPTION_CASES, tiles_for)

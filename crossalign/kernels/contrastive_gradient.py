@@ -19,11 +19,11 @@ from torch import Tensor
 from crossalign.kernels.contrastive_configurations import compile_cases_of
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
-    apply_owners,
+    LOG2_E,
     equal_ids,
-    holds_own_or_edge,
+    holds_own,
     own_mask,
-    scaled_tile,
+    rest_logits,
     similarity_tile,
 )
 from crossalign.kernels.contrastive_tiles import (
@@ -36,6 +36,8 @@ from crossalign.kernels.contrastive_tiles import (
 )
 from crossalign.kernels.launch import CompileCase
 
+LOWEST = tl.constexpr(-3.0e38)
+
 
 class GradientVectors(NamedTuple):
     """What the tile kernel and the scaling after the products read, one number per line."""
@@ -43,6 +45,21 @@ class GradientVectors(NamedTuple):
     rows: Tensor  # (5, N)
     columns: Tensor  # (4, M)
     coefficient_factor: Tensor  # () what all coefficients were multiplied by
+
+
+@triton.jit
+def _owned_sum(
+    gradient,  # [BLOCK_N, BLOCK_M]
+    negative_owner_ptr,
+    offs_n,
+    offs_m,
+    num_keys,
+    num_columns,
+):
+    """The sum of the gradient over the queries' own hard negatives."""
+    is_negative = (offs_m >= num_keys) & (offs_m < num_columns)
+    owner = tl.load(negative_owner_ptr + (offs_m - num_keys), mask=is_negative, other=-1)
+    return tl.sum(tl.where(offs_n[:, None] == owner[None, :], gradient, 0.0))
 
 
 @triton.jit(do_not_specialize=[*BATCH_SIZES, "first_chunk_row", "first_chunk_column"])
@@ -58,38 +75,21 @@ def _contrastive_bwd_kernel(
     row_vectors_ptr,  # (5, N): coefficient, rest, own gradient, positive coefficient, fold
     column_vectors_ptr,  # (4, M): coefficient, rest, positive coefficient, fold
     gradient_out,  # (chunk rows, chunk columns) descriptor, or pointer
-    scale_partial_ptr,  # (row tiles, column tiles) out: sums of G * logit
-    stride_qn,
-    stride_cm,
-    stride_gn,
-    num_queries,
-    num_columns,
-    num_keys,
-    num_ids,
-    num_features,
-    label_offset,
-    first_chunk_row,
-    first_chunk_column,
-    num_tiles_m,
-    num_tiles,
+    scale_partial_ptr,  # (row tiles, column tiles) out: sums of G * logit off the own columns
+    stride_qn, stride_cm, stride_gn,
+    num_queries, num_columns, num_keys, num_ids, num_features, label_offset,
+    first_chunk_row, first_chunk_column, num_tiles_m, num_tiles,
     hard_negative_weight,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    USE_DESCRIPTORS: tl.constexpr,
-    SYMMETRIC: tl.constexpr,
-    IS_BOUNDED: tl.constexpr,
-    HAS_IDS: tl.constexpr,
-    MULTI_POSITIVE: tl.constexpr,
-    HAS_OWNERS: tl.constexpr,
-    SHARE_NEGATIVES: tl.constexpr,
-    NEED_SCALE_GRAD: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    NORMALIZE: tl.constexpr, USE_DESCRIPTORS: tl.constexpr,
+    SYMMETRIC: tl.constexpr, IS_BOUNDED: tl.constexpr, HAS_IDS: tl.constexpr,
+    MULTI_POSITIVE: tl.constexpr, HAS_OWNERS: tl.constexpr, SHARE_NEGATIVES: tl.constexpr,
+    NEED_SCALE_GRAD: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
     """H of the tiles of one chunk, dealt to programs round-robin."""
+    row_size = num_queries.to(tl.int64)
+    column_size = num_columns.to(tl.int64)
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
         first_row = first_chunk_row + tile // num_tiles_m * BLOCK_N
         first_column = first_chunk_column + tile % num_tiles_m * BLOCK_M
@@ -98,28 +98,24 @@ def _contrastive_bwd_kernel(
             first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION,
             USE_DESCRIPTORS,
         )  # fmt: skip
+        logits = rest_logits(
+            similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr,
+            negative_owner_ptr, first_row, first_column, label_offset, num_queries, num_columns,
+            num_keys, hard_negative_weight, BLOCK_N, BLOCK_M, NORMALIZE, HAS_OWNERS,
+            SHARE_NEGATIVES,
+        )  # fmt: skip
         offs_n = first_row + tl.arange(0, BLOCK_N)
         offs_m = first_column + tl.arange(0, BLOCK_M)
         in_range_n = offs_n < num_queries
         in_range_m = offs_m < num_columns
         row_ptrs = row_vectors_ptr + offs_n
         column_ptrs = column_vectors_ptr + offs_m
-        row_size = num_queries.to(tl.int64)
-        column_size = num_columns.to(tl.int64)
-        logits = scaled_tile(
-            similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr, offs_n,
-            offs_m, num_queries, num_columns, NORMALIZE,
-        )  # fmt: skip
-        unweighted = logits
-        if HAS_OWNERS and first_column + BLOCK_M > num_keys:
-            logits = apply_owners(
-                logits, negative_owner_ptr, offs_n, offs_m, num_keys, num_columns,
-                hard_negative_weight, SHARE_NEGATIVES,
-            )  # fmt: skip
         if HAS_IDS:
             is_equal = equal_ids(
                 query_ids_ptr, column_ids_ptr, offs_n, offs_m, num_queries, num_ids
             )
+            if not MULTI_POSITIVE:
+                logits = tl.where(is_equal, float("-inf"), logits)
         row_coefficient = tl.load(row_ptrs, mask=in_range_n, other=0.0)[:, None]
         column_coefficient = tl.load(column_ptrs, mask=in_range_m, other=0.0)[None, :]
         if IS_BOUNDED:
@@ -135,8 +131,6 @@ def _contrastive_bwd_kernel(
             if SYMMETRIC:
                 rest = tl.load(column_ptrs + column_size, mask=in_range_m, other=0.0)[None, :]
                 gradient += column_coefficient * tl.exp2(logits - rest)
-        if HAS_IDS and not MULTI_POSITIVE:
-            gradient = tl.where(is_equal, 0.0, gradient)
         if MULTI_POSITIVE:
             coefficient = tl.load(row_ptrs + 3 * row_size, mask=in_range_n, other=0.0)[:, None]
             if SYMMETRIC:
@@ -144,18 +138,23 @@ def _contrastive_bwd_kernel(
                 coefficient += column_part[None, :]
             is_positive = is_equal & (logits > float("-inf"))
             gradient = tl.where(is_positive, gradient + coefficient, gradient)
-        if holds_own_or_edge(
-            first_row, first_column, label_offset, num_queries, num_columns, BLOCK_N, BLOCK_M
-        ):
-            own = tl.load(row_ptrs + 2 * row_size, mask=in_range_n, other=0.0)[:, None]
-            inside = in_range_n[:, None] & in_range_m[None, :]
-            gradient = tl.where(inside, gradient, 0.0)
-            gradient = tl.where(own_mask(offs_n, offs_m, label_offset, num_keys), own, gradient)
         if NEED_SCALE_GRAD:
-            # The weight of hard negatives is no part of the similarity that the scale multiplies.
-            products = gradient * unweighted
+            # Where a logit is -inf its gradient is 0; a finite one keeps their product 0.
+            total = tl.sum(gradient * tl.maximum(logits, LOWEST))
+            if HAS_OWNERS and first_column + BLOCK_M > num_keys:
+                # The weight is no part of the similarity that the scale multiplies.
+                total -= (
+                    hard_negative_weight
+                    * LOG2_E
+                    * _owned_sum(
+                        gradient, negative_owner_ptr, offs_n, offs_m, num_keys, num_columns
+                    )
+                )
             index = (first_row // BLOCK_N).to(tl.int64) * tl.cdiv(num_columns, BLOCK_M)
-            tl.store(scale_partial_ptr + index + first_column // BLOCK_M, tl.sum(products))
+            tl.store(scale_partial_ptr + index + first_column // BLOCK_M, total)
+        if holds_own(first_row, first_column, label_offset, BLOCK_N, BLOCK_M):
+            own = tl.load(row_ptrs + 2 * row_size, mask=in_range_n, other=0.0)[:, None]
+            gradient = tl.where(own_mask(offs_n, offs_m, label_offset, num_keys), own, gradient)
         if NORMALIZE:
             gradient *= tl.load(row_ptrs + 4 * row_size, mask=in_range_n, other=0.0)[:, None]
             gradient *= tl.load(column_ptrs + 3 * column_size, mask=in_range_m, other=0.0)[None, :]
@@ -204,7 +203,9 @@ OPTION_CASES: dict[str, dict[str, object]] = {
     "symmetric": {},
     "one_way": {"SYMMETRIC": False},
     "owners": {"HAS_IDS": True, "HAS_OWNERS": True},
+    "temperature": {"NEED_SCALE_GRAD": True},
     "online": {"IS_BOUNDED": False, "NEED_SCALE_GRAD": True},
+    "positives": {"HAS_IDS": True, "MULTI_POSITIVE": True},
     "tf32": {"PRECISION": "tf32"},
     "everything": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
@@ -214,7 +215,8 @@ OPTION_CASES: dict[str, dict[str, object]] = {
 
 
 def compile_cases() -> list[CompileCase]:
-    def tiles_for(table: TileTable, name: str) -> Tiles:
-        return table.backward_masked if name in ("online", "everything") else table.backward
+    def tiles_for(table: TileTable, options: dict[str, object]) -> Tiles:
+        is_masked = options.get("MULTI_POSITIVE") or not options.get("IS_BOUNDED", True)
+        return table.backward_masked if is_masked else table.backward
 
     return compile_cases_of(_contrastive_bwd_kernel, "contrastive_bwd", OPTION_CASES, tiles_for)

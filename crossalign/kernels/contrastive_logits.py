@@ -160,9 +160,8 @@ def rest_logits(
             logits, negative_owner_ptr, offs_n, offs_m, num_keys, num_columns,
             hard_negative_weight, SHARE_NEGATIVES,
         )  # fmt: skip
-    if holds_own_or_edge(
-        first_row, first_column, label_offset, num_queries, num_columns, BLOCK_N, BLOCK_M
-    ):
+    at_edge = (first_row + BLOCK_N > num_queries) | (first_column + BLOCK_M > num_columns)
+    if at_edge | holds_own(first_row, first_column, label_offset, BLOCK_N, BLOCK_M):
         inside = (offs_n < num_queries)[:, None] & (offs_m < num_columns)[None, :]
         is_own = own_mask(offs_n, offs_m, label_offset, num_keys)
         logits = tl.where(inside & ~is_own, logits, float("-inf"))
@@ -170,21 +169,10 @@ def rest_logits(
 
 
 @triton.jit
-def holds_own_or_edge(
-    first_row,
-    first_column,
-    label_offset,
-    num_queries,
-    num_columns,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    """Whether a tile contains own columns or reaches past the tensors; most tiles do neither."""
-    holds_own = (first_row + label_offset < first_column + BLOCK_M) & (
-        first_row + BLOCK_N + label_offset > first_column
-    )
-    at_edge = (first_row + BLOCK_N > num_queries) | (first_column + BLOCK_M > num_columns)
-    return holds_own | at_edge
+def holds_own(first_row, first_column, label_offset, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Whether a tile contains own columns; most tiles do not."""
+    first_own = first_row + label_offset
+    return (first_own < first_column + BLOCK_M) & (first_own + BLOCK_N > first_column)
 
 
 @triton.jit

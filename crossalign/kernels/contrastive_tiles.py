@@ -50,7 +50,7 @@ USE_DESCRIPTORS_INTERPRETED = True  # tests switch it to run both ways of loadin
 
 
 class TileTable(NamedTuple):
-    """The tiles of both passes; `masked` where many masks or running maxima live in registers."""
+    """The tiles of both passes; `masked` where further positives or maxima need the registers."""
 
     forward: Tiles
     forward_masked: Tiles
@@ -59,20 +59,21 @@ class TileTable(NamedTuple):
 
 
 _IEEE = Tiles(128, 64, 16, 8, 3)
-# (architecture, bytes per element). Chosen so that no shipped configuration spills more than a
-# few registers outside its product loop; see benchmarks/results/kernel_resources.md.
+# (architecture, bytes per element). The largest that spill no more than a few registers outside of
+# the product loop, with Triton 3.6 and 3.7. Operands come from L2, of which tiles of 128 x 64 ask
+# twice the bytes that tiles of 128 x 256 do. See benchmarks/results/kernel_resources.md.
 TILES = {
     (80, 2): TileTable(
         forward=Tiles(128, 128, 64, 8, 3),
         forward_masked=Tiles(128, 64, 64, 8, 3),
-        backward=Tiles(128, 64, 64, 8, 3),
+        backward=Tiles(128, 128, 64, 8, 3),
         backward_masked=Tiles(128, 64, 64, 8, 3),
     ),
     (90, 2): TileTable(
         forward=Tiles(128, 256, 64, 8, 3),
         forward_masked=Tiles(128, 64, 64, 8, 3),
         backward=Tiles(128, 256, 64, 8, 3),
-        backward_masked=Tiles(128, 64, 64, 8, 3),
+        backward_masked=Tiles(128, 128, 64, 8, 4),
     ),
     (100, 2): TileTable(
         forward=Tiles(128, 64, 64, 8, 3),
@@ -92,20 +93,18 @@ def architecture(x: Tensor) -> int:
     return 100 if capability >= 100 else 90 if capability >= 90 else 80
 
 
-def forward_tiles(x: Tensor, problem: ContrastiveProblem, with_stats: bool) -> Tiles:
+def forward_tiles(x: Tensor, problem: ContrastiveProblem) -> Tiles:
     if INTERPRETED:
         return INTERPRETER_TILES
     table = TILES[architecture(x), min(4, x.element_size())]
-    has_owners = problem.negative_owner is not None
-    is_masked = problem.multi_positive or has_owners or (with_stats and problem.bound is None)
-    return table.forward_masked if is_masked else table.forward
+    return table.forward_masked if problem.multi_positive else table.forward
 
 
-def backward_tiles(x: Tensor, problem: ContrastiveProblem, need_scale_grad: bool) -> Tiles:
+def backward_tiles(x: Tensor, problem: ContrastiveProblem) -> Tiles:
     if INTERPRETED:
         return INTERPRETER_TILES
     table = TILES[architecture(x), min(4, x.element_size())]
-    is_masked = problem.multi_positive or need_scale_grad or problem.bound is None
+    is_masked = problem.multi_positive or problem.bound is None
     return table.backward_masked if is_masked else table.backward
 
 

@@ -113,11 +113,12 @@ def _neighbours(logits: Tensor) -> Tensor:
     """(N,) in natural units -> (N, 9) in log2 units: the conversion and the floats next to it."""
     bits = torch.int64 if logits.dtype == torch.float64 else torch.int32
     steps = torch.arange(-4, 5, dtype=bits, device=logits.device)
-    return ((logits * LOG2_E.value).view(bits)[:, None] + steps).view(logits.dtype)
+    converted: Tensor = logits * LOG2_E.value
+    return (converted.view(bits)[:, None] + steps).view(logits.dtype)
 
 
 def compile_cases() -> list[CompileCase]:
     options: dict[str, dict[str, object]] = {"symmetric": {}}
     return compile_cases_of(
-        _own_logits_kernel, "own_logits", options, lambda table, name: table.forward
+        _own_logits_kernel, "own_logits", options, lambda table, options: table.forward
     )
