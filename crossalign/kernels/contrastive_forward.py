@@ -27,9 +27,8 @@ from crossalign.kernels.contrastive_logits import (
     LN_2,
     equal_ids,
     rest_logits,
-    similarity_tile,
 )
-from crossalign.kernels.contrastive_sums import add_exponentials, add_positives
+from crossalign.kernels.contrastive_sums import add_exponentials, add_positives, count
 from crossalign.kernels.contrastive_tiles import (
     TileOperands,
     Tiles,
@@ -70,9 +69,7 @@ def _contrastive_fwd_kernel(
     MULTI_POSITIVE: tl.constexpr, HAS_OWNERS: tl.constexpr, SHARE_NEGATIVES: tl.constexpr,
     WITH_STATS: tl.constexpr,
 ):  # fmt: skip
-    """Adds every tile of this program's rectangle (a row group times a column split) to its lines
-    of the partial sums. One loop over tiles, so that the next tile's loads overlap this one's
-    exponentials."""
+    """Adds the tiles of this program's rectangle, row group times column split, to its sums."""
     group = tl.program_id(0) % num_groups
     split = tl.program_id(0) // num_groups
     row_lines = (tl.num_programs(0) // num_groups).to(tl.int64) * num_queries
@@ -83,18 +80,15 @@ def _contrastive_fwd_kernel(
     positive_count = tl.zeros((BLOCK_N,), ACC_DTYPE)
     num_above = tl.zeros((BLOCK_N,), tl.int32)
     num_at_least = tl.zeros((BLOCK_N,), tl.int32)
+    # One flat loop: the next tile's loads overlap this one's exponentials.
     for tile in tl.range(0, blocks_per_group * blocks_per_split, flatten=True):
         first_row = (group * blocks_per_group + tile // blocks_per_split) * BLOCK_N
         first_column = (split * blocks_per_split + tile % blocks_per_split) * BLOCK_M
-        similarity = similarity_tile(
-            query, columns, stride_qn, stride_cm, num_queries, num_columns, first_row,
-            first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION,
-            USE_DESCRIPTORS,
-        )  # fmt: skip
         logits = rest_logits(
-            similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr,
-            negative_owner_ptr, first_row, first_column, label_offset, num_queries, num_columns,
-            num_keys, hard_negative_weight, BLOCK_N, BLOCK_M, NORMALIZE, HAS_OWNERS,
+            query, columns, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr,
+            negative_owner_ptr, first_row, first_column, stride_qn, stride_cm, num_queries,
+            num_columns, num_keys, num_features, label_offset, hard_negative_weight, BLOCK_N,
+            BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION, NORMALIZE, USE_DESCRIPTORS, HAS_OWNERS,
             SHARE_NEGATIVES,
         )  # fmt: skip
         offs_n = first_row + tl.arange(0, BLOCK_N)
@@ -120,14 +114,11 @@ def _contrastive_fwd_kernel(
         elif HAS_IDS:
             logits = tl.where(is_equal, float("-inf"), logits)
         if WITH_STATS:
-            lower = tl.load(tie_lower_ptr + offs_n, mask=in_range_n, other=0.0)[:, None]
-            upper = tl.load(tie_upper_ptr + offs_n, mask=in_range_n, other=0.0)[:, None]
-            is_above, is_at_least = logits > upper, logits >= lower
-            if MULTI_POSITIVE:
-                is_above, is_at_least = is_above & ~is_positive, is_at_least & ~is_positive
-            num_above = tl.where(is_first, 0, num_above) + tl.sum(is_above.to(tl.int32), 1)
-            num_at_least = tl.where(is_first, 0, num_at_least)
-            num_at_least += tl.sum(is_at_least.to(tl.int32), 1)
+            compared = tl.where(is_positive, float("-inf"), logits) if MULTI_POSITIVE else logits
+            upper = tl.load(tie_upper_ptr + offs_n, mask=in_range_n, other=0.0)
+            lower = tl.load(tie_lower_ptr + offs_n, mask=in_range_n, other=0.0)
+            num_above = tl.where(is_first, 0, num_above) + count(compared > upper[:, None])
+            num_at_least = tl.where(is_first, 0, num_at_least) + count(compared >= lower[:, None])
             tl.store(row_counts_ptr + row_offs, num_above, mask=in_range_n)
             tl.store(row_counts_ptr + row_lines + row_offs, num_at_least, mask=in_range_n)
         row_sum = add_exponentials(

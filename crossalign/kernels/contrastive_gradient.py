@@ -24,7 +24,6 @@ from crossalign.kernels.contrastive_logits import (
     holds_own,
     own_mask,
     rest_logits,
-    similarity_tile,
 )
 from crossalign.kernels.contrastive_tiles import (
     SHORT_NAMES,
@@ -62,6 +61,47 @@ def _owned_sum(
     return tl.sum(tl.where(offs_n[:, None] == owner[None, :], gradient, 0.0))
 
 
+@triton.jit
+def _rest_gradient(
+    logits,  # [BLOCK_N, BLOCK_M]
+    row_ptrs,  # [BLOCK_N]: coefficient, and rest num_queries further
+    column_ptrs,  # [BLOCK_M]: coefficient, and rest num_columns further
+    num_queries,
+    num_columns,
+    in_range_n,
+    in_range_m,
+    SYMMETRIC: tl.constexpr,
+    IS_BOUNDED: tl.constexpr,
+):
+    """a_i e^(z - rest_i) + b_j e^(z - rest_j)  # [BLOCK_N, BLOCK_M]"""
+    row_coefficient = tl.load(row_ptrs, mask=in_range_n, other=0.0)[:, None]
+    column_coefficient = tl.load(column_ptrs, mask=in_range_m, other=0.0)[None, :]
+    if IS_BOUNDED:
+        # The coefficients hold exp(-rest): one exponential for both directions.
+        coefficient = row_coefficient + column_coefficient if SYMMETRIC else row_coefficient
+        return tl.exp2(logits) * coefficient
+    else:
+        rest = tl.load(row_ptrs + num_queries, mask=in_range_n, other=0.0)[:, None]
+        gradient = row_coefficient * tl.exp2(logits - rest)
+        if SYMMETRIC:
+            rest = tl.load(column_ptrs + num_columns, mask=in_range_m, other=0.0)[None, :]
+            gradient += column_coefficient * tl.exp2(logits - rest)
+        return gradient
+
+
+@triton.jit
+def _store_tile(
+    out, tile, stride, first_row, first_column, in_range_n, in_range_m,
+    USE_DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    if USE_DESCRIPTORS:
+        out.store([first_row, first_column], tile)
+    else:
+        base = out + first_row.to(tl.int64) * stride + first_column
+        ptrs = base + tl.arange(0, tile.shape[0])[:, None] * stride + tl.arange(0, tile.shape[1])
+        tl.store(ptrs, tile, mask=in_range_n[:, None] & in_range_m[None, :])
+
+
 @triton.jit(do_not_specialize=[*BATCH_SIZES, "first_chunk_row", "first_chunk_column"])
 def _contrastive_bwd_kernel(
     query,  # (N, D) descriptor, or pointer
@@ -93,15 +133,11 @@ def _contrastive_bwd_kernel(
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
         first_row = first_chunk_row + tile // num_tiles_m * BLOCK_N
         first_column = first_chunk_column + tile % num_tiles_m * BLOCK_M
-        similarity = similarity_tile(
-            query, columns, stride_qn, stride_cm, num_queries, num_columns, first_row,
-            first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION,
-            USE_DESCRIPTORS,
-        )  # fmt: skip
         logits = rest_logits(
-            similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr,
-            negative_owner_ptr, first_row, first_column, label_offset, num_queries, num_columns,
-            num_keys, hard_negative_weight, BLOCK_N, BLOCK_M, NORMALIZE, HAS_OWNERS,
+            query, columns, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr,
+            negative_owner_ptr, first_row, first_column, stride_qn, stride_cm, num_queries,
+            num_columns, num_keys, num_features, label_offset, hard_negative_weight, BLOCK_N,
+            BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION, NORMALIZE, USE_DESCRIPTORS, HAS_OWNERS,
             SHARE_NEGATIVES,
         )  # fmt: skip
         offs_n = first_row + tl.arange(0, BLOCK_N)
@@ -116,21 +152,10 @@ def _contrastive_bwd_kernel(
             )
             if not MULTI_POSITIVE:
                 logits = tl.where(is_equal, float("-inf"), logits)
-        row_coefficient = tl.load(row_ptrs, mask=in_range_n, other=0.0)[:, None]
-        column_coefficient = tl.load(column_ptrs, mask=in_range_m, other=0.0)[None, :]
-        if IS_BOUNDED:
-            # The coefficients hold exp(-rest): one exponential for both directions.
-            gradient = tl.exp2(logits)
-            if SYMMETRIC:
-                gradient *= row_coefficient + column_coefficient
-            else:
-                gradient *= row_coefficient
-        else:
-            rest = tl.load(row_ptrs + row_size, mask=in_range_n, other=0.0)[:, None]
-            gradient = row_coefficient * tl.exp2(logits - rest)
-            if SYMMETRIC:
-                rest = tl.load(column_ptrs + column_size, mask=in_range_m, other=0.0)[None, :]
-                gradient += column_coefficient * tl.exp2(logits - rest)
+        gradient = _rest_gradient(
+            logits, row_ptrs, column_ptrs, row_size, column_size, in_range_n, in_range_m,
+            SYMMETRIC, IS_BOUNDED,
+        )  # fmt: skip
         if MULTI_POSITIVE:
             coefficient = tl.load(row_ptrs + 3 * row_size, mask=in_range_n, other=0.0)[:, None]
             if SYMMETRIC:
@@ -158,15 +183,10 @@ def _contrastive_bwd_kernel(
         if NORMALIZE:
             gradient *= tl.load(row_ptrs + 4 * row_size, mask=in_range_n, other=0.0)[:, None]
             gradient *= tl.load(column_ptrs + 3 * column_size, mask=in_range_m, other=0.0)[None, :]
-        first_local_row = first_row - first_chunk_row
-        first_local_column = first_column - first_chunk_column
-        if USE_DESCRIPTORS:
-            gradient_out.store([first_local_row, first_local_column], gradient.to(DTYPE))
-        else:
-            base = gradient_out + first_local_row.to(tl.int64) * stride_gn + first_local_column
-            ptrs = base + tl.arange(0, BLOCK_N)[:, None] * stride_gn + tl.arange(0, BLOCK_M)
-            mask = in_range_n[:, None] & in_range_m[None, :]
-            tl.store(ptrs, gradient.to(DTYPE), mask=mask)
+        _store_tile(
+            gradient_out, gradient.to(DTYPE), stride_gn, first_row - first_chunk_row,
+            first_column - first_chunk_column, in_range_n, in_range_m, USE_DESCRIPTORS,
+        )  # fmt: skip
 
 
 def gradient_tiles(

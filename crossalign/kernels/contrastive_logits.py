@@ -130,25 +130,26 @@ def apply_owners(
 
 @triton.jit
 def rest_logits(
-    similarity,  # [BLOCK_N, BLOCK_M]
-    scale_ptr,
-    query_inverse_norm_ptr,
-    column_inverse_norm_ptr,
-    negative_owner_ptr,
-    first_row,
-    first_column,
-    label_offset,
-    num_queries,
-    num_columns,
-    num_keys,
+    query,  # (N, D) descriptor, or pointer
+    columns,  # (M, D) descriptor, or pointer
+    scale_ptr,  # ()
+    query_inverse_norm_ptr,  # (N,)
+    column_inverse_norm_ptr,  # (M,)
+    negative_owner_ptr,  # (M - K,)
+    first_row, first_column,
+    stride_qn, stride_cm,
+    num_queries, num_columns, num_keys, num_features, label_offset,
     hard_negative_weight,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    HAS_OWNERS: tl.constexpr,
-    SHARE_NEGATIVES: tl.constexpr,
-):
-    """Similarities to logits in log2 units; -inf at own columns and outside of the tensors."""
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    NORMALIZE: tl.constexpr, USE_DESCRIPTORS: tl.constexpr,
+    HAS_OWNERS: tl.constexpr, SHARE_NEGATIVES: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_N, BLOCK_M] in log2 units; -inf at own columns and outside of the tensors."""
+    similarity = similarity_tile(
+        query, columns, stride_qn, stride_cm, num_queries, num_columns, first_row, first_column,
+        num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION, USE_DESCRIPTORS,
+    )  # fmt: skip
     offs_n = first_row + tl.arange(0, BLOCK_N)
     offs_m = first_column + tl.arange(0, BLOCK_M)
     logits = scaled_tile(

@@ -78,3 +78,9 @@ def add_positives(
         add_to(column_sum_ptrs, tl.sum(sums, 0), is_key)
         add_to(column_count_ptrs, tl.sum(counts, 0), is_key)
     return positive_sum + tl.sum(sums, 1), positive_count + tl.sum(counts, 1)
+
+
+@triton.jit
+def count(is_counted):
+    """[BLOCK_N, BLOCK_M] -> [BLOCK_N]: how many of each row."""
+    return tl.sum(is_counted.to(tl.int32), 1)
