@@ -28,8 +28,9 @@ from crossalign.contrastive_problem import (
     ContrastiveSums,
     label_range,
 )
-from crossalign.kernels.contrastive_gradient import GradientVectors, gradient_tiles
-from crossalign.kernels.contrastive_logits import LN_2, LOG2_E
+from crossalign.kernels.contrastive_coefficients import coefficients
+from crossalign.kernels.contrastive_gradient import gradient_tiles
+from crossalign.kernels.contrastive_logits import LN_2
 from crossalign.kernels.contrastive_tiles import TileOperands, backward_tiles
 from crossalign.kernels.launch import INTERPRETED, device_guard
 from crossalign.kernels.row_norms import scale_rows
@@ -61,8 +62,8 @@ def contrastive_bwd(
     row_norm, column_norm = norms or (None, None)
     query_matrix, row_fold = _fold(operands.query, row_norm)
     column_matrix, column_fold = _fold(operands.columns, column_norm)
-    vectors = _prepare_vectors(operands, sums, grads, row_fold, column_fold)
-    unscale = problem.scale / vectors.coefficient_factor
+    factor = _coefficient_factor(query, grads)
+    unscale = problem.scale if factor is None else problem.scale / factor
     if problem.normalize and query.dtype == torch.float16:
         unscale = unscale / FLOAT16_ROW_NORM
 
@@ -81,6 +82,7 @@ def contrastive_bwd(
         triton.cdiv(num_queries, tiles.block_n), triton.cdiv(num_columns, tiles.block_m)
     )
     with device_guard(query):
+        vectors = coefficients(grads, sums, problem, row_fold, column_fold, num_columns, factor)
         for rows in _chunks(num_queries):
             for span in _chunks(num_columns):
                 tile = gradient[: rows.stop - rows.start, : span.stop - span.start]
@@ -95,7 +97,9 @@ def contrastive_bwd(
     if not need_scale_grad:
         return grad_query, grad_columns, no_scale_grad
     # In log2 units, which hold a factor of log2(e) * scale.
-    rest = scale_partial.sum() * LN_2.value / vectors.coefficient_factor
+    rest = scale_partial.sum() * LN_2.value
+    if factor is not None:
+        rest = rest / factor
     first, _, count = label_range(problem, 0, num_queries)
     here = slice(first, first + count)
     own = (grads.own[here] * sums.own[here]).sum()
@@ -117,55 +121,12 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor, position: int) -> No
         torch.addmm(total, left.float(), right.float(), beta=0 if is_first else 1, out=total)
 
 
-def _prepare_vectors(
-    operands: TileOperands,
-    sums: ContrastiveSums,
-    grads: ContrastiveGrads,
-    row_fold: Tensor | None,
-    column_fold: Tensor | None,
-) -> GradientVectors:
-    problem = operands.problem
-    is_half = operands.query.dtype == torch.float16
-    one = torch.ones_like(problem.scale)
-    coefficient_factor = one
-    if is_half:
-        largest = torch.stack([part.abs().amax() for part in grads if part.numel()]).amax()
-        coefficient_factor = FLOAT16_LARGEST / torch.where(largest > 0, largest, 1.0)
-    num_queries, num_columns = operands.query.shape[0], operands.columns.shape[0]
-    rows = torch.zeros((5, num_queries), dtype=one.dtype, device=one.device)
-    columns = torch.zeros((4, num_columns), dtype=one.dtype, device=one.device)
-    num_keys = problem.num_keys
-    is_bounded = problem.bound is not None
-    rows[0], rows[1] = _coefficient_and_rest(grads.row_rest, sums.row_rest, is_bounded)
-    rows[2] = grads.own
-    # exp(z - inf) = 0 for the negatives, which have no column term; exp(z - 0) could overflow.
-    columns[1, num_keys:] = torch.inf
-    if problem.symmetric:
-        columns[0, :num_keys], columns[1, :num_keys] = _coefficient_and_rest(
-            grads.column_rest, sums.column_rest, is_bounded
-        )
-    if problem.multi_positive:
-        rows[3] = grads.row_positive_sum
-        if problem.symmetric:
-            columns[2, :num_keys] = grads.column_positive_sum
-    if is_half:
-        # One by one: a list of indices would be copied to the GPU, for which the host waits.
-        for coefficient in (rows[0], rows[2], rows[3], columns[0], columns[2]):
-            coefficient *= coefficient_factor
-    if row_fold is not None and column_fold is not None:
-        rows[4], columns[3] = row_fold, column_fold
-    return GradientVectors(rows, columns, coefficient_factor)
-
-
-def _coefficient_and_rest(
-    coefficient: Tensor, rest: Tensor, is_bounded: bool
-) -> tuple[Tensor, Tensor]:
-    """(coefficient, rest in log2 units); of bounded logits the coefficient takes exp(-rest)."""
-    # Without a rest every logit is -inf and its exponential 0; -inf - -inf would be NaN.
-    rest = rest.masked_fill(rest == -torch.inf, torch.inf)
-    if is_bounded:
-        coefficient = coefficient * (-rest).exp_()
-    return coefficient, rest * LOG2_E.value
+def _coefficient_factor(query: Tensor, grads: ContrastiveGrads) -> Tensor | None:
+    """() what keeps float16 coefficients in range; the other dtypes need none."""
+    if query.dtype != torch.float16:
+        return None
+    largest = torch.stack([part.abs().amax() for part in grads if part.numel()]).amax()
+    return FLOAT16_LARGEST / torch.where(largest > 0, largest, 1.0)
 
 
 def _fold(x: Tensor, inverse_norm: Tensor | None) -> tuple[Tensor, Tensor | None]:

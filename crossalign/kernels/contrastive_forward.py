@@ -22,14 +22,15 @@ from torch import Tensor
 
 from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums
 from crossalign.kernels.contrastive_configurations import compile_cases_of
+from crossalign.kernels.contrastive_join import Partials, join
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
-    LN_2,
     equal_ids,
     rest_logits,
 )
 from crossalign.kernels.contrastive_sums import add_exponentials, add_positives, count
 from crossalign.kernels.contrastive_tiles import (
+    ProgramPlan,
     TileOperands,
     Tiles,
     TileTable,
@@ -54,9 +55,9 @@ def _contrastive_fwd_kernel(
     tie_lower_ptr,  # (N,): a logit of at least this ties with the own one
     tie_upper_ptr,  # (N,): and one above this is above it; both in log2 units
     row_partial_ptr,  # (splits, N) out: sum of exp2, or its log2
-    column_partial_ptr,  # (groups, K) in and out, likewise
+    column_partial_ptr,  # (groups, K) out, likewise
     row_positive_ptr,  # (2, splits, N) out: sums of logits, counts
-    column_positive_ptr,  # (2, groups, K) in and out
+    column_positive_ptr,  # (2, groups, K) out
     row_counts_ptr,  # (2, splits, N) out: above the own logit, at least tied with it
     stride_qn, stride_cm,
     num_queries, num_columns, num_keys, num_ids, num_features, label_offset,
@@ -96,6 +97,7 @@ def _contrastive_fwd_kernel(
         in_range_n = offs_n < num_queries
         is_key = offs_m < num_keys
         is_first = tile % blocks_per_split == 0
+        has_before = tile >= blocks_per_split
         row_offs = split.to(tl.int64) * num_queries + offs_n
         column_offs = group.to(tl.int64) * num_keys + offs_m
         if HAS_IDS:
@@ -107,7 +109,8 @@ def _contrastive_fwd_kernel(
             column_ptrs = column_positive_ptr + column_offs
             positive_sum, positive_count = add_positives(
                 tl.where(is_first, 0.0, positive_sum), tl.where(is_first, 0.0, positive_count),
-                logits, is_positive, column_ptrs, column_ptrs + column_lines, is_key, SYMMETRIC,
+                logits, is_positive, column_ptrs, column_ptrs + column_lines, is_key, has_before,
+                SYMMETRIC,
             )  # fmt: skip
             tl.store(row_positive_ptr + row_offs, positive_sum, mask=in_range_n)
             tl.store(row_positive_ptr + row_lines + row_offs, positive_count, mask=in_range_n)
@@ -123,7 +126,7 @@ def _contrastive_fwd_kernel(
             tl.store(row_counts_ptr + row_lines + row_offs, num_at_least, mask=in_range_n)
         row_sum = add_exponentials(
             tl.where(is_first, no_sum, row_sum), logits, column_partial_ptr + column_offs, is_key,
-            SYMMETRIC, IS_BOUNDED,
+            has_before, SYMMETRIC, IS_BOUNDED,
         )  # fmt: skip
         tl.store(row_partial_ptr + row_offs, row_sum, mask=in_range_n)
 
@@ -136,69 +139,78 @@ def contrastive_fwd(
     with_stats: bool,
 ) -> ContrastiveSums:
     """query: (N, D), columns: (M, D); known_own: (N,) own logits where they are not among these."""
-    num_queries, num_columns, num_keys = query.shape[0], columns.shape[0], problem.num_keys
-    symmetric, multi = problem.symmetric, problem.multi_positive
     tiles = forward_tiles(query, problem)
-    plan = plan_programs(
-        triton.cdiv(num_queries, tiles.block_n),
-        triton.cdiv(num_columns, tiles.block_m),
-        program_slots(query),
-    )
-    is_bounded = problem.bound is not None
-    no_sum = 0.0 if is_bounded else -torch.inf
-
-    def workspace(*shape: int, fill: float = 0.0, of: torch.dtype = problem.scale.dtype) -> Tensor:
-        return torch.full(shape, fill, dtype=of, device=query.device)
-
-    row_partial = workspace(plan.splits, num_queries, fill=no_sum)
-    column_partial = workspace(plan.groups, num_keys if symmetric else 0, fill=no_sum)
-    row_positive = workspace(2, plan.splits, num_queries if multi else 0)
-    column_positive = workspace(2, plan.groups, num_keys if multi and symmetric else 0)
-    row_counts = workspace(2, plan.splits, num_queries if with_stats else 0, of=torch.int32)
     operands = TileOperands.make(query, columns, problem)
     with device_guard(query):
         own, own_log2 = (known_own, None) if known_own is not None else own_logits(operands, tiles)
+        sums = _empty_sums(operands, own if known_own is None else own.clone(), with_stats)
+        if 0 in (query.shape[0], columns.shape[0]):
+            return _sums_of_nothing(sums)
+        plan = plan_programs(
+            triton.cdiv(query.shape[0], tiles.block_n),
+            triton.cdiv(columns.shape[0], tiles.block_m),
+            program_slots(query),
+        )
         tie_lower, tie_upper = None, None
         if with_stats:
             tie_lower, tie_upper = tie_bounds(query, columns, problem, own, own_log2)
-        if num_queries and num_columns:
-            _contrastive_fwd_kernel[(plan.groups * plan.splits,)](
-                **operands.tile_arguments(tiles),
-                **operands.rule_arguments(),
-                tie_lower_ptr=tie_lower,
-                tie_upper_ptr=tie_upper,
-                row_partial_ptr=row_partial,
-                column_partial_ptr=column_partial,
-                row_positive_ptr=row_positive,
-                column_positive_ptr=column_positive,
-                row_counts_ptr=row_counts,
-                num_groups=plan.groups,
-                blocks_per_group=plan.blocks_per_group,
-                blocks_per_split=plan.blocks_per_split,
-                WITH_STATS=with_stats,
-            )
-    num_above, num_at_least = (counts.sum(0, dtype=torch.int32) for counts in row_counts)
-    # Lines are summed one by one: the outputs of an op may not share storage.
+        partials = _empty_partials(sums, plan)
+        _contrastive_fwd_kernel[(plan.groups * plan.splits,)](
+            **operands.tile_arguments(tiles),
+            **operands.rule_arguments(),
+            **{f"{name}_ptr": part for name, part in partials._asdict().items()},
+            tie_lower_ptr=tie_lower,
+            tie_upper_ptr=tie_upper,
+            num_groups=plan.groups,
+            blocks_per_group=plan.blocks_per_group,
+            blocks_per_split=plan.blocks_per_split,
+            WITH_STATS=with_stats,
+        )
+        join(partials, sums, problem.bound is not None)
+    return sums
+
+
+def _empty_sums(operands: TileOperands, own: Tensor, with_stats: bool) -> ContrastiveSums:
+    """What the pass yields, to be filled but for own and the norms."""
+    problem, num_queries = operands.problem, own.shape[0]
+    num_positives = num_queries if problem.multi_positive else 0
+    num_keys = problem.num_keys if problem.symmetric else 0
+    num_key_positives = num_keys if problem.multi_positive else 0
+    num_counts = num_queries if with_stats else 0
     return ContrastiveSums(
-        own=own if known_own is None else own.clone(),
-        row_rest=_join_partials(row_partial, is_bounded),
-        column_rest=_join_partials(column_partial, is_bounded),
-        row_positive_sum=row_positive[0].sum(0),
-        row_positive_count=row_positive[1].sum(0),
-        column_positive_sum=column_positive[0].sum(0),
-        column_positive_count=column_positive[1].sum(0),
-        num_above=num_above,
-        num_tied=num_at_least - num_above,
+        own=own,
+        row_rest=own.new_empty(num_queries),
+        column_rest=own.new_empty(num_keys),
+        row_positive_sum=own.new_empty(num_positives),
+        row_positive_count=own.new_empty(num_positives),
+        column_positive_sum=own.new_empty(num_key_positives),
+        column_positive_count=own.new_empty(num_key_positives),
+        num_above=own.new_empty(num_counts, dtype=torch.int32),
+        num_tied=own.new_empty(num_counts, dtype=torch.int32),
         query_inverse_norm=operands.query_inverse_norm,
         column_inverse_norm=operands.column_inverse_norm,
     )
 
 
-def _join_partials(partial: Tensor, is_bounded: bool) -> Tensor:
-    """(lines, n) partial sums -> (n,) natural log-sum-exp, lines in their fixed order."""
-    if is_bounded:
-        return partial.sum(0).log_()
-    return torch.logsumexp(partial * LN_2.value, 0)
+def _empty_partials(sums: ContrastiveSums, plan: ProgramPlan) -> Partials:
+    own, num_keys = sums.own, sums.column_rest.shape[0]
+    counts = own.new_empty(2, plan.splits, sums.num_above.shape[0], dtype=torch.int32)
+    return Partials(
+        row_partial=own.new_empty(plan.splits, own.shape[0]),
+        column_partial=own.new_empty(plan.groups, num_keys),
+        row_positive=own.new_empty(2, plan.splits, sums.row_positive_sum.shape[0]),
+        column_positive=own.new_empty(2, plan.groups, sums.column_positive_sum.shape[0]),
+        row_counts=counts,
+    )
+
+
+def _sums_of_nothing(sums: ContrastiveSums) -> ContrastiveSums:
+    """Without queries or without columns there is no rest."""
+    for name in ("row_rest", "column_rest"):
+        getattr(sums, name).fill_(-torch.inf)
+    for name in ContrastiveSums._fields[3:9]:
+        getattr(sums, name).zero_()
+    return sums
 
 
 OPTION_CASES: dict[str, dict[str, object]] = {

@@ -10,12 +10,11 @@ of H once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from crossalign.kernels.contrastive_coefficients import GradientVectors
 from crossalign.kernels.contrastive_configurations import compile_cases_of
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
@@ -36,14 +35,6 @@ from crossalign.kernels.contrastive_tiles import (
 from crossalign.kernels.launch import CompileCase
 
 LOWEST = tl.constexpr(-3.0e38)
-
-
-class GradientVectors(NamedTuple):
-    """What the tile kernel and the scaling after the products read, one number per line."""
-
-    rows: Tensor  # (5, N)
-    columns: Tensor  # (4, M)
-    coefficient_factor: Tensor  # () what all coefficients were multiplied by
 
 
 @triton.jit
@@ -112,8 +103,8 @@ def _contrastive_bwd_kernel(
     query_ids_ptr,  # (N,)
     column_ids_ptr,  # (num_ids,)
     negative_owner_ptr,  # (M - K,)
-    row_vectors_ptr,  # (5, N): coefficient, rest, own gradient, positive coefficient, fold
-    column_vectors_ptr,  # (4, M): coefficient, rest, positive coefficient, fold
+    row_vectors_ptr,  # (5, N): see contrastive_coefficients
+    column_vectors_ptr,  # (4, M)
     gradient_out,  # (chunk rows, chunk columns) descriptor, or pointer
     scale_partial_ptr,  # (row tiles, column tiles) out: sums of G * logit off the own columns
     stride_qn, stride_cm, stride_gn,

@@ -1,0 +1,149 @@
+"""What the gradient of a tile of logits is formed from: one number per row or column and kind.
+
+    rows (5, N): coefficient, rest, own gradient, positive coefficient, fold of the inverse norm
+    columns (4, M): coefficient, rest, positive coefficient, fold
+
+Of bounded logits the coefficient is the upstream gradient times exp(-rest). One launch instead of
+some fifteen small ones: with few pairs it is launches that cost. Reads and writes O(N + M).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
+from crossalign.kernels.contrastive_logits import BATCH_SIZES, LOG2_E
+from crossalign.kernels.launch import CompileCase, accumulator_dtype
+
+BLOCK = 128  # numbers of one program
+
+
+class GradientVectors(NamedTuple):
+    """What the tile kernel reads, one number per line."""
+
+    rows: Tensor  # (5, N)
+    columns: Tensor  # (4, M)
+
+
+@triton.jit
+def _coefficient(coefficient, rest, IS_BOUNDED: tl.constexpr):
+    """(coefficient, rest in log2 units); of bounded logits the coefficient takes exp(-rest)."""
+    # Without a rest every logit is -inf and its exponential 0; -inf - -inf would be NaN.
+    rest = tl.where(rest == float("-inf"), float("inf"), rest)
+    if IS_BOUNDED:
+        coefficient *= tl.exp(-rest)
+    return coefficient, rest * LOG2_E
+
+
+@triton.jit(do_not_specialize=BATCH_SIZES)
+def _coefficients_kernel(
+    grad_own_ptr,  # (N,)
+    grad_row_rest_ptr,  # (N,)
+    grad_column_rest_ptr,  # (K,)
+    grad_row_positive_sum_ptr,  # (N,)
+    grad_column_positive_sum_ptr,  # (K,)
+    row_rest_ptr,  # (N,)
+    column_rest_ptr,  # (K,)
+    row_fold_ptr,  # (N,)
+    column_fold_ptr,  # (M,)
+    factor_ptr,  # ()
+    rows_ptr,  # (5, N) out: coefficient, rest, own gradient, positive coefficient, fold
+    columns_ptr,  # (4, M) out: coefficient, rest, positive coefficient, fold
+    num_queries, num_columns, num_keys,
+    SYMMETRIC: tl.constexpr, IS_BOUNDED: tl.constexpr, MULTI_POSITIVE: tl.constexpr,
+    NORMALIZE: tl.constexpr, HAS_FACTOR: tl.constexpr, BLOCK: tl.constexpr,
+    ACC_DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The vectors of BLOCK rows, and of the columns of the same indices."""
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_row = offs < num_queries
+    is_key = offs < num_keys
+    is_column = offs < num_columns
+    factor = 1.0
+    if HAS_FACTOR:
+        factor = tl.load(factor_ptr)
+    row_size = num_queries.to(tl.int64)
+    column_size = num_columns.to(tl.int64)
+    grad = factor * tl.load(grad_row_rest_ptr + offs, mask=is_row, other=0.0)
+    rest = tl.load(row_rest_ptr + offs, mask=is_row, other=0.0)
+    coefficient, rest = _coefficient(grad, rest, IS_BOUNDED)
+    own = factor * tl.load(grad_own_ptr + offs, mask=is_row, other=0.0)
+    tl.store(rows_ptr + offs, coefficient, mask=is_row)
+    tl.store(rows_ptr + row_size + offs, rest, mask=is_row)
+    tl.store(rows_ptr + 2 * row_size + offs, own, mask=is_row)
+    # exp(z - inf) = 0 for the negatives, which have no column term; exp(z - 0) could overflow.
+    coefficient = tl.zeros((BLOCK,), ACC_DTYPE)
+    rest = tl.full((BLOCK,), float("inf"), ACC_DTYPE)
+    if SYMMETRIC:
+        grad = factor * tl.load(grad_column_rest_ptr + offs, mask=is_key, other=0.0)
+        rest = tl.load(column_rest_ptr + offs, mask=is_key, other=float("inf"))
+        coefficient, rest = _coefficient(grad, rest, IS_BOUNDED)
+    tl.store(columns_ptr + offs, coefficient, mask=is_column)
+    tl.store(columns_ptr + column_size + offs, rest, mask=is_column)
+    if MULTI_POSITIVE:
+        grad = factor * tl.load(grad_row_positive_sum_ptr + offs, mask=is_row, other=0.0)
+        tl.store(rows_ptr + 3 * row_size + offs, grad, mask=is_row)
+        if SYMMETRIC:
+            ptrs = grad_column_positive_sum_ptr + offs
+            grad = factor * tl.load(ptrs, mask=is_key, other=0.0)
+            tl.store(columns_ptr + 2 * column_size + offs, grad, mask=is_column)
+    if NORMALIZE:
+        fold = tl.load(row_fold_ptr + offs, mask=is_row, other=0.0)
+        tl.store(rows_ptr + 4 * row_size + offs, fold, mask=is_row)
+        fold = tl.load(column_fold_ptr + offs, mask=is_column, other=0.0)
+        tl.store(columns_ptr + 3 * column_size + offs, fold, mask=is_column)
+
+
+def coefficients(
+    grads: ContrastiveGrads,
+    sums: ContrastiveSums,
+    problem: ContrastiveProblem,
+    row_fold: Tensor | None,
+    column_fold: Tensor | None,
+    num_columns: int,
+    factor: Tensor | None,
+) -> GradientVectors:
+    """row_fold: (N,), column_fold: (M,), their part of the inverse norms; factor: () multiplies
+    every coefficient."""
+    num_queries = grads.own.shape[0]
+    rows = grads.own.new_empty(5, num_queries)
+    columns = grads.own.new_empty(4, num_columns)
+    _coefficients_kernel[(triton.cdiv(max(num_queries, num_columns), BLOCK),)](
+        **{f"grad_{name}_ptr": grad for name, grad in grads._asdict().items()},
+        row_rest_ptr=sums.row_rest,
+        column_rest_ptr=sums.column_rest,
+        row_fold_ptr=row_fold,
+        column_fold_ptr=column_fold,
+        factor_ptr=factor,
+        rows_ptr=rows,
+        columns_ptr=columns,
+        num_queries=num_queries,
+        num_columns=num_columns,
+        num_keys=problem.num_keys,
+        SYMMETRIC=problem.symmetric,
+        IS_BOUNDED=problem.bound is not None,
+        MULTI_POSITIVE=problem.multi_positive,
+        NORMALIZE=row_fold is not None,
+        HAS_FACTOR=factor is not None,
+        BLOCK=BLOCK,
+        ACC_DTYPE=accumulator_dtype(grads.own.dtype),
+    )
+    return GradientVectors(rows, columns)
+
+
+def compile_cases() -> list[CompileCase]:
+    """With every option."""
+    constexprs: dict[str, object] = {
+        "SYMMETRIC": True, "IS_BOUNDED": True, "MULTI_POSITIVE": True, "NORMALIZE": True,
+        "HAS_FACTOR": True, "BLOCK": BLOCK, "ACC_DTYPE": tl.float32,
+    }  # fmt: skip
+    kernel = _coefficients_kernel
+    signature = {
+        name: "constexpr" if name in constexprs else "*fp32" if name.endswith("_ptr") else "i32"
+        for name in kernel.arg_names
+    }
+    return [CompileCase("coefficients", kernel, signature, constexprs, num_warps=4, num_stages=3)]

@@ -1,0 +1,168 @@
+"""The forward kernel's partial sums joined: one line per split or group, added in order.
+
+    row_rest[i] = log sum over splits        column_rest[j] = log sum over groups
+
+and the sums and counts of positives, and the counts for the statistics. One launch instead of some
+ten small ones: with few pairs it is launches that cost. Reads O(splits N + groups K) numbers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from crossalign.contrastive_problem import ContrastiveSums
+from crossalign.kernels.contrastive_logits import BATCH_SIZES, LN_2
+from crossalign.kernels.launch import CompileCase
+
+BLOCK = 128  # numbers of one program
+LINES = 16  # partial sums in flight
+
+
+class Partials(NamedTuple):
+    """What the programs of the forward kernel leave: lines of sums, one per split or group."""
+
+    row_partial: Tensor  # (splits, N) sums of exp2, or their log2
+    column_partial: Tensor  # (groups, K) if symmetric, likewise
+    row_positive: Tensor  # (2, splits, N) if multi_positive: sums of logits, counts
+    column_positive: Tensor  # (2, groups, K) if that and symmetric
+    row_counts: Tensor  # (2, splits, N) int32 with statistics: above the own logit, at least tied
+
+
+@triton.jit
+def _sum_lines(ptr, offs, mask, size, num_lines, BLOCK: tl.constexpr, LINES: tl.constexpr):
+    """[BLOCK]: the sum of num_lines lines of `size` numbers at offs, in their order."""
+    total = tl.zeros((BLOCK,), ptr.dtype.element_ty)
+    for first in range(0, num_lines, LINES):
+        lines = first + tl.arange(0, LINES)
+        ptrs = ptr + lines.to(tl.int64)[:, None] * size + offs[None, :]
+        part = tl.load(ptrs, mask=(lines < num_lines)[:, None] & mask[None, :], other=0)
+        total += tl.sum(part, 0)
+    return total
+
+
+@triton.jit
+def _log_sum_lines(
+    ptr, offs, mask, size, num_lines, IS_BOUNDED: tl.constexpr, BLOCK: tl.constexpr,
+    LINES: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK]: the natural log-sum-exp of what the lines hold."""
+    if IS_BOUNDED:
+        return tl.log(_sum_lines(ptr, offs, mask, size, num_lines, BLOCK, LINES))
+    else:
+        largest = tl.full((BLOCK,), float("-inf"), ptr.dtype.element_ty)
+        for first in range(0, num_lines, LINES):
+            lines = first + tl.arange(0, LINES)
+            ptrs = ptr + lines.to(tl.int64)[:, None] * size + offs[None, :]
+            is_read = (lines < num_lines)[:, None] & mask[None, :]
+            part = tl.load(ptrs, mask=is_read, other=float("-inf"))
+            largest = tl.maximum(largest, tl.max(part, 0))
+        shift = tl.where(largest == float("-inf"), 0.0, largest)
+        total = tl.zeros((BLOCK,), ptr.dtype.element_ty)
+        for first in range(0, num_lines, LINES):
+            lines = first + tl.arange(0, LINES)
+            ptrs = ptr + lines.to(tl.int64)[:, None] * size + offs[None, :]
+            is_read = (lines < num_lines)[:, None] & mask[None, :]
+            part = tl.load(ptrs, mask=is_read, other=float("-inf"))
+            total += tl.sum(tl.exp2(part - shift[None, :]), 0)
+        return tl.log(total) + shift * LN_2
+
+
+@triton.jit(do_not_specialize=[*BATCH_SIZES, "num_splits"])
+def _join_kernel(
+    row_partial_ptr,  # (splits, N)
+    column_partial_ptr,  # (groups, K)
+    row_positive_ptr,  # (2, splits, N)
+    column_positive_ptr,  # (2, groups, K)
+    row_counts_ptr,  # (2, splits, N)
+    row_rest_ptr,  # (N,) out
+    column_rest_ptr,  # (K,) out
+    row_positive_sum_ptr,  # (N,) out
+    row_positive_count_ptr,  # (N,) out
+    column_positive_sum_ptr,  # (K,) out
+    column_positive_count_ptr,  # (K,) out
+    num_above_ptr,  # (N,) out
+    num_tied_ptr,  # (N,) out
+    num_queries, num_keys, num_splits, num_groups,
+    SYMMETRIC: tl.constexpr, IS_BOUNDED: tl.constexpr, MULTI_POSITIVE: tl.constexpr,
+    WITH_STATS: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
+    """The sums of BLOCK rows, and of the columns of the same indices."""
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_row = offs < num_queries
+    is_key = offs < num_keys
+    rows = num_splits.to(tl.int64) * num_queries
+    keys = num_groups.to(tl.int64) * num_keys
+    rest = _log_sum_lines(
+        row_partial_ptr, offs, is_row, num_queries, num_splits, IS_BOUNDED, BLOCK, LINES
+    )
+    tl.store(row_rest_ptr + offs, rest, mask=is_row)
+    if SYMMETRIC:
+        rest = _log_sum_lines(
+            column_partial_ptr, offs, is_key, num_keys, num_groups, IS_BOUNDED, BLOCK, LINES
+        )
+        tl.store(column_rest_ptr + offs, rest, mask=is_key)
+    if MULTI_POSITIVE:
+        total = _sum_lines(row_positive_ptr, offs, is_row, num_queries, num_splits, BLOCK, LINES)
+        tl.store(row_positive_sum_ptr + offs, total, mask=is_row)
+        ptr = row_positive_ptr + rows
+        total = _sum_lines(ptr, offs, is_row, num_queries, num_splits, BLOCK, LINES)
+        tl.store(row_positive_count_ptr + offs, total, mask=is_row)
+        if SYMMETRIC:
+            total = _sum_lines(
+                column_positive_ptr, offs, is_key, num_keys, num_groups, BLOCK, LINES
+            )
+            tl.store(column_positive_sum_ptr + offs, total, mask=is_key)
+            ptr = column_positive_ptr + keys
+            total = _sum_lines(ptr, offs, is_key, num_keys, num_groups, BLOCK, LINES)
+            tl.store(column_positive_count_ptr + offs, total, mask=is_key)
+    if WITH_STATS:
+        above = _sum_lines(row_counts_ptr, offs, is_row, num_queries, num_splits, BLOCK, LINES)
+        ptr = row_counts_ptr + rows
+        at_least = _sum_lines(ptr, offs, is_row, num_queries, num_splits, BLOCK, LINES)
+        tl.store(num_above_ptr + offs, above, mask=is_row)
+        tl.store(num_tied_ptr + offs, at_least - above, mask=is_row)
+
+
+def join(partials: Partials, sums: ContrastiveSums, is_bounded: bool) -> None:
+    """Fills what sums has of rests, positives and counts."""
+    num_queries, num_keys = sums.row_rest.shape[0], sums.column_rest.shape[0]
+    _join_kernel[(triton.cdiv(max(num_queries, num_keys), BLOCK),)](
+        **{f"{name}_ptr": part for name, part in partials._asdict().items()},
+        **{f"{name}_ptr": getattr(sums, name) for name in _JOINED},
+        num_queries=num_queries,
+        num_keys=num_keys,
+        num_splits=partials.row_partial.shape[0],
+        num_groups=partials.column_partial.shape[0],
+        SYMMETRIC=num_keys > 0,
+        IS_BOUNDED=is_bounded,
+        MULTI_POSITIVE=sums.row_positive_sum.shape[0] > 0,
+        WITH_STATS=sums.num_above.shape[0] > 0,
+        BLOCK=BLOCK,
+        LINES=LINES,
+    )
+
+
+_JOINED = (
+    *("row_rest", "column_rest", "row_positive_sum", "row_positive_count"),
+    *("column_positive_sum", "column_positive_count", "num_above", "num_tied"),
+)
+
+
+def compile_cases() -> list[CompileCase]:
+    """With every option."""
+    constexprs: dict[str, object] = {
+        "SYMMETRIC": True, "IS_BOUNDED": False, "MULTI_POSITIVE": True, "WITH_STATS": True,
+        "BLOCK": BLOCK, "LINES": LINES,
+    }  # fmt: skip
+    counts = dict.fromkeys(("row_counts_ptr", "num_above_ptr", "num_tied_ptr"), "*i32")
+    signature = {
+        name: "constexpr"
+        if name in constexprs
+        else counts.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+        for name in _join_kernel.arg_names
+    }
+    return [CompileCase("join", _join_kernel, signature, constexprs, num_warps=4, num_stages=3)]
