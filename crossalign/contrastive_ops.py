@@ -4,15 +4,20 @@
 contrastive_problem); the loss on top of them is ordinary autograd on vectors, so any weighting,
 reduction or combination across devices differentiates by itself. `crossalign::contrastive_bwd` is
 an op too: differentiating it again raises.
+
+Where nobody records or replaces ops (torch.compile, fake tensors) the same functions run without
+the dispatcher, which costs the host more than all their launches.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from crossalign import torch_backend
 from crossalign.contrastive_problem import (
@@ -55,18 +60,28 @@ def contrastive_sums(
     use_triton: bool = False,
 ) -> ContrastiveSums:
     """Differentiable in query, columns and problem.scale; inputs are taken as checked."""
-    outputs = torch.ops.crossalign.contrastive_fwd(
+    forward = torch.ops.crossalign.contrastive_fwd if _ops_are_watched() else _Undispatched.apply
+    outputs = forward(  # type: ignore[no-untyped-call]
         query, columns, *problem, known_own, with_stats, use_triton
     )
     return ContrastiveSums(*outputs)
 
 
-@torch.library.impl("crossalign::contrastive_fwd", "CompositeExplicitAutograd")
+def _ops_are_watched() -> bool:
+    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
+    """Autocast reaches into composite ops and would turn float32 products into bfloat16 ones."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def _contrastive_fwd(query: Tensor, columns: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     known_own, with_stats, use_triton = arguments[_NUM_PROBLEM:]
-    # Autocast reaches into composite ops and would turn float32 products into bfloat16 ones.
-    with torch.autocast(query.device.type, enabled=False):
+    with _without_autocast(query.device.type):
         if use_triton:
             from crossalign.kernels.contrastive_forward import contrastive_fwd
 
@@ -74,7 +89,6 @@ def _contrastive_fwd(query: Tensor, columns: Tensor, *arguments: Any) -> tuple[T
         return torch_backend.contrastive_fwd(query, columns, problem, known_own, with_stats)
 
 
-@torch.library.impl("crossalign::contrastive_bwd", "CompositeExplicitAutograd")
 def _contrastive_bwd(
     query: Tensor, columns: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +96,7 @@ def _contrastive_bwd(
     sums = ContrastiveSums(*arguments[_NUM_PROBLEM : _NUM_PROBLEM + _NUM_SUMS])
     grads = ContrastiveGrads(*arguments[_NUM_PROBLEM + _NUM_SUMS : -2])
     need_scale_grad, use_triton = arguments[-2:]
-    with torch.autocast(query.device.type, enabled=False):
+    with _without_autocast(query.device.type):
         if use_triton:
             from crossalign.kernels.contrastive_backward import contrastive_bwd
 
@@ -125,6 +139,8 @@ def _contrastive_bwd_fake(
     return grad_query, grad_columns, grad_scale
 
 
+for _name, _function in (("fwd", _contrastive_fwd), ("bwd", _contrastive_bwd)):
+    torch.library.impl(f"crossalign::contrastive_{_name}", "CompositeExplicitAutograd", _function)
 torch.library.register_fake("crossalign::contrastive_fwd", _contrastive_fwd_fake)
 torch.library.register_fake("crossalign::contrastive_bwd", _contrastive_bwd_fake)
 
@@ -159,7 +175,10 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     )
     sums = ContrastiveSums(*saved[4:])
     grads = upstream_gradients(upstream, sums)
-    grad_query, grad_columns, grad_scale = torch.ops.crossalign.contrastive_bwd(
+    # A second differentiation has to meet the op, whose formula refuses it.
+    is_watched = torch.is_grad_enabled() or _ops_are_watched()
+    backward = torch.ops.crossalign.contrastive_bwd if is_watched else _contrastive_bwd
+    grad_query, grad_columns, grad_scale = backward(
         query, columns, *problem, *sums, *grads, ctx.needs_input_grad[2], ctx.use_triton
     )
     no_gradient = (None,) * (_NUM_PROBLEM - 1 + 3)
@@ -172,6 +191,16 @@ def refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
         "crossalign contrastive loss cannot be differentiated twice; "
         "for second derivatives write the loss in plain PyTorch"
     )
+
+
+class _Undispatched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        output = _contrastive_fwd(*arguments)
+        _save_for_backward(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(_backward)
 
 
 torch.library.register_autograd(
