@@ -14,13 +14,12 @@ from crossalign.argument_checks import (
     values_may_be_read,
 )
 from crossalign.contrastive_arguments import check_arguments, check_options
-from crossalign.contrastive_ops import contrastive_sums
+from crossalign.contrastive_ops import contrastive_sums, pair_losses
 from crossalign.contrastive_problem import LossArguments
 from crossalign.contrastive_row_loss import row_loss
 from crossalign.contrastive_terms import (
     build_problem,
     contrastive_stats,
-    pair_terms,
     reduce_terms,
     warn_without_negatives,
 )
@@ -126,11 +125,12 @@ def fused_contrastive_loss(
         sums = contrastive_sums(
             query, columns, problem, with_stats=return_stats, use_triton=use_triton
         )
-        loss = reduce_terms(pair_terms(sums, symmetric), weights, reduction)
+        terms = pair_losses(sums, symmetric, use_triton=use_triton)
+        loss = reduce_terms(terms, weights, reduction)
     rest = sums.row_rest
     has_none = len(columns) == 1 or (values_may_be_read(rest) and bool((rest == -math.inf).all()))
     if has_none and not torch.compiler.is_compiling():
-        warn_without_negatives(stacklevel=3)
+        warn_without_negatives()
     if return_stats:
         return loss, contrastive_stats(sums, problem.scale)
     return loss

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from crossalign import torch_backend
@@ -27,6 +28,7 @@ from crossalign.contrastive_problem import (
     ContrastiveSums,
     accumulator,
 )
+from crossalign.contrastive_terms import pair_terms
 
 PROBLEM_SCHEMA = (
     "Tensor scale, Tensor? query_ids, Tensor? column_ids, Tensor? negative_owner, "
@@ -65,6 +67,31 @@ def contrastive_sums(
         query, columns, *problem, known_own, with_stats, use_triton
     )
     return ContrastiveSums(*outputs)
+
+
+def pair_losses(sums: ContrastiveSums, symmetric: bool, *, use_triton: bool = False) -> Tensor:
+    """pair_terms, which Triton does in one launch each way."""
+    if not use_triton or _ops_are_watched():
+        return pair_terms(sums, symmetric)
+    losses: Tensor = _PairTerms.apply(*sums)  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _PairTerms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *sums: Tensor) -> Tensor:
+        from crossalign.kernels.pair_terms import pair_terms_fwd
+
+        ctx.save_for_backward(*sums)
+        return pair_terms_fwd(ContrastiveSums(*sums))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
+        from crossalign.kernels.pair_terms import pair_terms_bwd
+
+        grads = pair_terms_bwd(grad_terms, ContrastiveSums(*ctx.saved_tensors))._asdict()
+        return tuple(grads.get(name) for name in ContrastiveSums._fields)
 
 
 def _ops_are_watched() -> bool:

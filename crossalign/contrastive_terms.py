@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import NamedTuple
 
@@ -138,8 +139,11 @@ def contrastive_stats(sums: ContrastiveSums, scale: Tensor) -> ContrastiveStats:
     return ContrastiveStats(*stat_rows(sums, scale).mean(1).float())
 
 
-def warn_without_negatives(stacklevel: int) -> None:
-    """stacklevel: 2 blames the caller of this function, 3 the caller of that one."""
+def warn_without_negatives() -> None:
+    """Blames the first caller outside of this package and of PyTorch."""
+    stacklevel, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("crossalign", "torch"):
+        stacklevel, frame = stacklevel + 1, frame.f_back
     warnings.warn(
         "fused_contrastive_loss: no query has a negative, so the loss is constantly zero; use "
         "a larger batch, pass negatives, or check ids and share_negatives",

@@ -92,7 +92,10 @@ def with_column_parts(
     if problem.symmetric:
         sums = sums._replace(column_rest=parts[:, 0].contiguous())
     if problem.symmetric and problem.multi_positive:
-        sums = sums._replace(column_positive_sum=parts[:, 1], column_positive_count=parts[:, 2])
+        sums = sums._replace(
+            column_positive_sum=parts[:, 1].contiguous(),
+            column_positive_count=parts[:, 2].contiguous(),
+        )
     return sums
 
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from crossalign.argument_checks import values_may_be_read
 from crossalign.contrastive_arguments import check_owner_given
-from crossalign.contrastive_ops import upstream_gradients
+from crossalign.contrastive_ops import pair_losses, upstream_gradients
 from crossalign.contrastive_problem import (
     NON_DIFFERENTIABLE_SUMS,
     ContrastiveProblem,
@@ -28,7 +28,6 @@ from crossalign.contrastive_problem import (
 from crossalign.contrastive_terms import (
     ContrastiveStats,
     build_problem,
-    pair_terms,
     reduce_terms,
     stat_rows,
     warn_without_negatives,
@@ -142,7 +141,7 @@ def _reduce(
     batch: SpreadBatch,
 ) -> Any:
     """W * this rank's part of the loss, or its terms; with the statistics of the whole batch."""
-    terms = pair_terms(sums, problem.symmetric)
+    terms = pair_losses(sums, problem.symmetric, use_triton=batch.use_triton)
     weights = None if arguments.weights is None else arguments.weights.detach().to(terms.dtype)
     num_ranks, num_pairs = len(batch.keys.rows), sum(batch.keys.rows)
     has_negatives = num_pairs + sum(batch.negatives.rows) > 1
@@ -157,7 +156,7 @@ def _reduce(
         if batch.with_stats:
             stats = ContrastiveStats(*(totals[2:] / num_pairs).float())
     if not has_negatives:
-        warn_without_negatives(stacklevel=6)
+        warn_without_negatives()
     if arguments.reduction == "none":
         loss = reduce_terms(terms, weights, "none")
     else:

@@ -25,7 +25,6 @@ from triton.backends.driver import DriverBase
 from triton.runtime.driver import driver
 
 from benchmarks.kernel_resources import SHARED_LIMIT
-from crossalign.contrastive_problem import ContrastiveGrads
 from crossalign.kernels import contrastive_forward as forward_kernels
 from crossalign.kernels import contrastive_gradient as gradient_kernels
 from crossalign.kernels import contrastive_tiles, masked_mean_pool, masked_mean_pool_backward
@@ -33,6 +32,7 @@ from crossalign.kernels.contrastive_backward import contrastive_bwd
 from crossalign.kernels.contrastive_forward import contrastive_fwd
 from crossalign.kernels.masked_mean_pool import masked_mean_pool_fwd, mean_pool_varlen_fwd
 from crossalign.kernels.masked_mean_pool_backward import masked_mean_pool_bwd, mean_pool_varlen_bwd
+from crossalign.kernels.pair_terms import pair_terms_bwd, pair_terms_fwd
 
 MULTIPROCESSORS = 132
 
@@ -127,8 +127,8 @@ def contrastive(
         options["negative_owner"] = torch.zeros(num_columns - num_queries, dtype=torch.int64)
     problem = make_problem(num_queries, dtype, **options)
     sums = contrastive_fwd(query, columns, problem, None, with_stats)
-    grads = [torch.ones_like(getattr(sums, name)) for name in ContrastiveGrads._fields]
-    contrastive_bwd(query, columns, problem, sums, ContrastiveGrads(*grads), need_scale_grad)
+    grads = pair_terms_bwd(torch.ones_like(pair_terms_fwd(sums)), sums)
+    contrastive_bwd(query, columns, problem, sums, grads, need_scale_grad)
 
 
 def padded(

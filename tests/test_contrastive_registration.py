@@ -203,7 +203,10 @@ def test_compiles_with_every_tensor_option(backend: str) -> None:
         loss = function(query, key, negatives, **options)
         leaves = (query, key, negatives, options["temperature"])
         results.append((loss, *torch.autograd.grad(loss.sum(), leaves)))
-    assert all(torch.equal(got, expected) for got, expected in zip(*results, strict=True))
+    for got, expected in zip(*results, strict=True):
+        # With Triton, eager calls have a kernel for the terms that the compiler sees in PyTorch.
+        limit = 1e-6 if backend == "triton" else 0.0
+        torch.testing.assert_close(got, expected, rtol=limit, atol=limit)
 
 
 def test_one_pair_compiles() -> None:

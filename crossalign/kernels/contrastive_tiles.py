@@ -160,7 +160,7 @@ class TileOperands:
         """norms: the inverse norms, if a pass before has them."""
         query, columns = _readable(query), _readable(columns)
         if norms is None and problem.normalize:
-            norms = inverse_norms(query), inverse_norms(columns)
+            norms = inverse_norms(query, columns)
         if norms is None:
             none = torch.empty(0, dtype=accumulator(query.dtype), device=query.device)
             norms = none, none.clone()

@@ -11,7 +11,6 @@ for float64), writes each element once.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -23,20 +22,30 @@ _FLOOR = tl.constexpr(NORM_FLOOR)
 LARGEST_BLOCK_D = 4096
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries"])
 def _inverse_norm_kernel(
-    x_ptr,  # (n, D)
-    inverse_norm_ptr,  # (n,) out
-    stride_xn,
+    query_ptr,  # (N, D)
+    columns_ptr,  # (M, D)
+    query_inverse_norm_ptr,  # (N,) out
+    column_inverse_norm_ptr,  # (M,) out
+    stride_qn,
+    stride_cm,
+    num_queries,
     num_features,
     BLOCK_D: tl.constexpr,
     ACC_DTYPE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    if row < num_queries:
+        x_ptr = query_ptr + row * stride_qn
+        inverse_norm_ptr = query_inverse_norm_ptr + row
+    else:
+        x_ptr = columns_ptr + (row - num_queries) * stride_cm
+        inverse_norm_ptr = column_inverse_norm_ptr + (row - num_queries)
     squares = tl.zeros((BLOCK_D,), ACC_DTYPE)
     for first_feature in range(0, num_features, BLOCK_D):
         offs_d = first_feature + tl.arange(0, BLOCK_D)
-        x = tl.load(x_ptr + row * stride_xn + offs_d, mask=offs_d < num_features, other=0.0)
+        x = tl.load(x_ptr + offs_d, mask=offs_d < num_features, other=0.0)
         x = x.to(ACC_DTYPE)  # [BLOCK_D]
         squares += x * x
     norm = tl.sqrt(tl.sum(squares, 0))
@@ -44,25 +53,32 @@ def _inverse_norm_kernel(
     # is what the backward pass compares with: a GPU's division may be off by an ulp.
     is_short = norm < _FLOOR
     inverse_norm = tl.where(is_short, 1.0 / _FLOOR, 1.0 / tl.where(is_short, _FLOOR, norm))
-    tl.store(inverse_norm_ptr + row, inverse_norm)
+    tl.store(inverse_norm_ptr, inverse_norm)
 
 
-def inverse_norms(x: Tensor) -> Tensor:
-    """(n, D), unit stride along D -> (n,) in the accumulator dtype."""
-    result = torch.empty(x.shape[0], dtype=accumulator(x.dtype), device=x.device)
-    if x.shape[0]:
-        block_d, num_warps = _launch_shape(x.shape[1])
-        with device_guard(x):
-            _inverse_norm_kernel[(x.shape[0],)](
-                x,
-                result,
-                stride_xn=x.stride(0),
-                num_features=x.shape[1],
+def inverse_norms(query: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, D), (M, D), unit stride along D -> (N,), (M,) in the accumulator dtype."""
+    num_queries, num_rows = query.shape[0], query.shape[0] + columns.shape[0]
+    dtype = accumulator(query.dtype)
+    results = (query.new_empty(x.shape[0], dtype=dtype) for x in (query, columns))
+    query_inverse_norm, column_inverse_norm = results
+    if num_rows:
+        block_d, num_warps = _launch_shape(query.shape[1])
+        with device_guard(query):
+            _inverse_norm_kernel[(num_rows,)](
+                query,
+                columns,
+                query_inverse_norm,
+                column_inverse_norm,
+                stride_qn=query.stride(0),
+                stride_cm=columns.stride(0),
+                num_queries=num_queries,
+                num_features=query.shape[1],
                 BLOCK_D=block_d,
-                ACC_DTYPE=accumulator_dtype(x.dtype),
+                ACC_DTYPE=accumulator_dtype(query.dtype),
                 num_warps=num_warps,
             )
-    return result
+    return query_inverse_norm, column_inverse_norm
 
 
 @triton.jit
@@ -162,7 +178,7 @@ def compile_cases() -> list[CompileCase]:
         ("inverse_norm", _inverse_norm_kernel, fixed),
         ("scale_rows", _scale_rows_kernel, fixed | flags),
     ):
-        types = {"x_ptr": "*bf16", "out_ptr": "*bf16"}
+        types = dict.fromkeys(("query_ptr", "columns_ptr", "x_ptr", "out_ptr"), "*bf16")
         signature = {
             argument: "constexpr"
             if argument in constexprs

@@ -1,0 +1,196 @@
+"""From the sums of a pass to the loss of every pair, and back: one launch each way.
+
+    term(rest) = softplus(rest - own) - (positive_sum - count own) / (1 + count)
+    l = term(row_rest), or (term(row_rest) + term(column_rest)) / 2
+
+contrastive_terms.pair_terms has the same in PyTorch: some ten launches forward and fifteen
+backward, which with a thousand pairs take longer than the products. Reads and writes O(N) numbers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveSums
+from crossalign.kernels.launch import CompileCase, device_guard
+
+BLOCK = 128  # pairs of one program
+
+
+@triton.jit
+def _softplus(x):
+    """log(1 + e^x), to its last digits where e^x is small."""
+    small = tl.exp(-tl.abs(x))
+    above_one = 1.0 + small
+    # Kahan: what rounding 1 + e^-|x| takes off the logarithm's argument it takes off the divisor.
+    is_lost = above_one == 1.0
+    quotient = tl.log(above_one) / tl.where(is_lost, 1.0, above_one - 1.0)
+    # Written so that a NaN stays NaN, which a maximum would drop.
+    return tl.where(x <= 0, 0.0, x) + small * tl.where(is_lost, 1.0, quotient)
+
+
+@triton.jit
+def _term(
+    own, rest, positive_sum_ptr, positive_count_ptr, offs, in_range, MULTI_POSITIVE: tl.constexpr
+):
+    term = _softplus(rest - own)
+    if MULTI_POSITIVE:
+        positive_sum = tl.load(positive_sum_ptr + offs, mask=in_range, other=0.0)
+        count = tl.load(positive_count_ptr + offs, mask=in_range, other=0.0)
+        term -= (positive_sum - count * own) / (1 + count)
+    return term
+
+
+@triton.jit(do_not_specialize=["num_pairs"])
+def _pair_terms_fwd_kernel(
+    own_ptr,  # (N,)
+    row_rest_ptr,  # (N,)
+    row_positive_sum_ptr,  # (N,)
+    row_positive_count_ptr,  # (N,)
+    column_rest_ptr,  # (N,)
+    column_positive_sum_ptr,  # (N,)
+    column_positive_count_ptr,  # (N,)
+    terms_ptr,  # (N,) out
+    num_pairs,
+    SYMMETRIC: tl.constexpr, MULTI_POSITIVE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    in_range = offs < num_pairs
+    own = tl.load(own_ptr + offs, mask=in_range, other=0.0)
+    rest = tl.load(row_rest_ptr + offs, mask=in_range, other=0.0)
+    term = _term(
+        own, rest, row_positive_sum_ptr, row_positive_count_ptr, offs, in_range, MULTI_POSITIVE
+    )
+    if SYMMETRIC:
+        rest = tl.load(column_rest_ptr + offs, mask=in_range, other=0.0)
+        column_term = _term(
+            own, rest, column_positive_sum_ptr, column_positive_count_ptr, offs, in_range,
+            MULTI_POSITIVE,
+        )  # fmt: skip
+        term = (term + column_term) / 2
+    # 0 * own is NaN for an infinite own logit, which alone would make the softplus 0.
+    tl.store(terms_ptr + offs, term + 0 * own, mask=in_range)
+
+
+def pair_terms_fwd(sums: ContrastiveSums) -> Tensor:
+    """(N,) the loss of every pair."""
+    terms = sums.own.new_empty(sums.own.shape)
+    if terms.shape[0]:
+        with device_guard(terms):
+            _pair_terms_fwd_kernel[(triton.cdiv(terms.shape[0], BLOCK),)](
+                **{f"{name}_ptr": getattr(sums, name) for name in _READ},
+                terms_ptr=terms,
+                num_pairs=terms.shape[0],
+                SYMMETRIC=sums.column_rest.shape[0] > 0,
+                MULTI_POSITIVE=sums.row_positive_sum.shape[0] > 0,
+                BLOCK=BLOCK,
+            )
+    return terms
+
+
+_READ = (
+    *("own", "row_rest", "row_positive_sum", "row_positive_count"),
+    *("column_rest", "column_positive_sum", "column_positive_count"),
+)
+
+
+@triton.jit
+def _term_grad(
+    grad, own, rest, positive_count_ptr, grad_rest_ptr, grad_positive_sum_ptr, offs, in_range,
+    MULTI_POSITIVE: tl.constexpr,
+):  # fmt: skip
+    """Stores the gradients by rest and positive_sum; the gradient by own."""
+    x = rest - own
+    small = tl.exp(-tl.abs(x))
+    by_rest = grad * (tl.where(x > 0, 1.0, small) / (1.0 + small))  # the sigmoid of x
+    tl.store(grad_rest_ptr + offs, by_rest, mask=in_range)
+    by_own = -by_rest
+    if MULTI_POSITIVE:
+        count = tl.load(positive_count_ptr + offs, mask=in_range, other=0.0)
+        by_sum = -grad / (1 + count)
+        tl.store(grad_positive_sum_ptr + offs, by_sum, mask=in_range)
+        by_own -= count * by_sum
+    return by_own
+
+
+@triton.jit(do_not_specialize=["num_pairs"])
+def _pair_terms_bwd_kernel(
+    grad_terms_ptr,  # (N,), of stride_g
+    own_ptr,  # (N,)
+    row_rest_ptr,  # (N,)
+    row_positive_count_ptr,  # (N,)
+    column_rest_ptr,  # (N,)
+    column_positive_count_ptr,  # (N,)
+    grad_own_ptr,  # (N,) out
+    grad_row_rest_ptr,  # (N,) out
+    grad_row_positive_sum_ptr,  # (N,) out
+    grad_column_rest_ptr,  # (N,) out
+    grad_column_positive_sum_ptr,  # (N,) out
+    num_pairs, stride_g,
+    SYMMETRIC: tl.constexpr, MULTI_POSITIVE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    in_range = offs < num_pairs
+    grad = tl.load(grad_terms_ptr + offs.to(tl.int64) * stride_g, mask=in_range, other=0.0)
+    own = tl.load(own_ptr + offs, mask=in_range, other=0.0)
+    if SYMMETRIC:
+        grad *= 0.5
+    rest = tl.load(row_rest_ptr + offs, mask=in_range, other=0.0)
+    by_own = _term_grad(
+        grad, own, rest, row_positive_count_ptr, grad_row_rest_ptr, grad_row_positive_sum_ptr,
+        offs, in_range, MULTI_POSITIVE,
+    )  # fmt: skip
+    if SYMMETRIC:
+        rest = tl.load(column_rest_ptr + offs, mask=in_range, other=0.0)
+        by_own += _term_grad(
+            grad, own, rest, column_positive_count_ptr, grad_column_rest_ptr,
+            grad_column_positive_sum_ptr, offs, in_range, MULTI_POSITIVE,
+        )  # fmt: skip
+    tl.store(grad_own_ptr + offs, by_own, mask=in_range)
+
+
+def pair_terms_bwd(grad_terms: Tensor, sums: ContrastiveSums) -> ContrastiveGrads:
+    """grad_terms: (N,), any stride."""
+    grads = ContrastiveGrads(
+        *(
+            getattr(sums, name).new_empty(getattr(sums, name).shape)
+            for name in ContrastiveGrads._fields
+        )
+    )
+    if grad_terms.shape[0]:
+        with device_guard(grad_terms):
+            _pair_terms_bwd_kernel[(triton.cdiv(grad_terms.shape[0], BLOCK),)](
+                grad_terms_ptr=grad_terms,
+                **{f"{name}_ptr": getattr(sums, name) for name in _READ_AGAIN},
+                **{f"grad_{name}_ptr": grad for name, grad in grads._asdict().items()},
+                num_pairs=grad_terms.shape[0],
+                stride_g=grad_terms.stride(0),
+                SYMMETRIC=sums.column_rest.shape[0] > 0,
+                MULTI_POSITIVE=sums.row_positive_sum.shape[0] > 0,
+                BLOCK=BLOCK,
+            )
+    return grads
+
+
+_READ_AGAIN = (
+    "own", "row_rest", "row_positive_count", "column_rest", "column_positive_count",
+)  # fmt: skip
+
+
+def compile_cases() -> list[CompileCase]:
+    """Both with every option."""
+    constexprs: dict[str, object] = {"SYMMETRIC": True, "MULTI_POSITIVE": True, "BLOCK": BLOCK}
+    cases = []
+    for name, kernel in (("fwd", _pair_terms_fwd_kernel), ("bwd", _pair_terms_bwd_kernel)):
+        signature = {
+            argument: "constexpr"
+            if argument in constexprs
+            else "*fp32"
+            if argument.endswith("_ptr")
+            else "i32"
+            for argument in kernel.arg_names
+        }
+        cases.append(CompileCase(f"pair_terms_{name}", kernel, signature, constexprs, 4, 3))
+    return cases
