@@ -141,11 +141,15 @@ def contrastive_fwd(
     """query: (N, D), columns: (M, D); known_own: (N,) own logits where they are not among these."""
     tiles = forward_tiles(query, problem)
     operands = TileOperands.make(query, columns, problem)
+    own = None if known_own is None else known_own.clone()
+    if 0 in (query.shape[0], columns.shape[0]):
+        own = problem.scale.new_zeros(query.shape[0]) if own is None else own
+        return _sums_of_nothing(_empty_sums(operands, own, with_stats))
+    tile_arguments, own_log2 = operands.tile_arguments(tiles), None
     with device_guard(query):
-        own, own_log2 = (known_own, None) if known_own is not None else own_logits(operands, tiles)
-        sums = _empty_sums(operands, own if known_own is None else own.clone(), with_stats)
-        if 0 in (query.shape[0], columns.shape[0]):
-            return _sums_of_nothing(sums)
+        if own is None:
+            own, own_log2 = own_logits(operands, tile_arguments)
+        sums = _empty_sums(operands, own, with_stats)
         plan = plan_programs(
             triton.cdiv(query.shape[0], tiles.block_n),
             triton.cdiv(columns.shape[0], tiles.block_m),
@@ -156,7 +160,7 @@ def contrastive_fwd(
             tie_lower, tie_upper = tie_bounds(query, columns, problem, own, own_log2)
         partials = _empty_partials(sums, plan)
         _contrastive_fwd_kernel[(plan.groups * plan.splits,)](
-            **operands.tile_arguments(tiles),
+            **tile_arguments,
             **operands.rule_arguments(),
             **{f"{name}_ptr": part for name, part in partials._asdict().items()},
             tie_lower_ptr=tie_lower,

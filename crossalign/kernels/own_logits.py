@@ -8,6 +8,8 @@ the last bit. Costs one tile per row block.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -23,7 +25,7 @@ from crossalign.kernels.contrastive_logits import (
     scaled_tile,
     similarity_tile,
 )
-from crossalign.kernels.contrastive_tiles import TileOperands, Tiles
+from crossalign.kernels.contrastive_tiles import TileOperands
 from crossalign.kernels.launch import CompileCase
 
 
@@ -72,17 +74,16 @@ def _own_logits_kernel(
     tl.store(own_ptr + offs_n, own * LN_2, mask=offs_n < num_queries)
 
 
-def own_logits(operands: TileOperands, tiles: Tiles) -> tuple[Tensor, Tensor]:
-    """(N,) in natural and in log2 units; 0 where the own key is not among the columns."""
-    num_queries = operands.query.shape[0]
-    scale = operands.problem.scale
-    if operands.columns.shape[0] == 0:
-        return scale.new_zeros(num_queries), scale.new_zeros(num_queries)
+def own_logits(operands: TileOperands, tile_arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """(N,) in natural and in log2 units; 0 where the own key is not among the columns.
+
+    tile_arguments: of operands, those of the pass over all columns.
+    """
+    num_queries, scale = operands.query.shape[0], operands.problem.scale
     own, own_log2 = scale.new_empty(num_queries), scale.new_empty(num_queries)
-    if num_queries:
-        _own_logits_kernel[(triton.cdiv(num_queries, tiles.block_n),)](
-            **operands.tile_arguments(tiles), own_ptr=own, own_log2_ptr=own_log2
-        )
+    _own_logits_kernel[(triton.cdiv(num_queries, tile_arguments["BLOCK_N"]),)](
+        **tile_arguments, own_ptr=own, own_log2_ptr=own_log2
+    )
     return own, own_log2
 
 
