@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OLDEST_CAPABILITY = 8
@@ -21,9 +22,14 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
+def ops_are_watched() -> bool:
+    """Whether operations are recorded or replaced: by torch.compile, or for fake tensors."""
+    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+
+
 def values_may_be_read(tensor: Tensor) -> bool:
     """Reading a CUDA tensor's values stalls the host, so it is done only when asked for."""
-    if torch.compiler.is_compiling():
+    if ops_are_watched():
         return False
     return tensor.device.type == "cpu" or os.environ.get("CROSSALIGN_CHECK") == "1"
 

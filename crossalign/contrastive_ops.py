@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from crossalign import torch_backend
+from crossalign.argument_checks import ops_are_watched
 from crossalign.contrastive_problem import (
     NON_DIFFERENTIABLE_SUMS,
     ContrastiveGrads,
@@ -62,7 +62,7 @@ def contrastive_sums(
     use_triton: bool = False,
 ) -> ContrastiveSums:
     """Differentiable in query, columns and problem.scale; inputs are taken as checked."""
-    forward = torch.ops.crossalign.contrastive_fwd if _ops_are_watched() else _Undispatched.apply
+    forward = torch.ops.crossalign.contrastive_fwd if ops_are_watched() else _Undispatched.apply
     outputs = forward(  # type: ignore[no-untyped-call]
         query, columns, *problem, known_own, with_stats, use_triton
     )
@@ -71,7 +71,7 @@ def contrastive_sums(
 
 def pair_losses(sums: ContrastiveSums, symmetric: bool, *, use_triton: bool = False) -> Tensor:
     """pair_terms, which Triton does in one launch each way."""
-    if not use_triton or _ops_are_watched():
+    if not use_triton or ops_are_watched():
         return pair_terms(sums, symmetric)
     losses: Tensor = _PairTerms.apply(*sums)  # type: ignore[no-untyped-call]
     return losses
@@ -92,10 +92,6 @@ class _PairTerms(torch.autograd.Function):
 
         grads = pair_terms_bwd(grad_terms, ContrastiveSums(*ctx.saved_tensors))._asdict()
         return tuple(grads.get(name) for name in ContrastiveSums._fields)
-
-
-def _ops_are_watched() -> bool:
-    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
@@ -203,7 +199,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     sums = ContrastiveSums(*saved[4:])
     grads = upstream_gradients(upstream, sums)
     # A second differentiation has to meet the op, whose formula refuses it.
-    is_watched = torch.is_grad_enabled() or _ops_are_watched()
+    is_watched = torch.is_grad_enabled() or ops_are_watched()
     backward = torch.ops.crossalign.contrastive_bwd if is_watched else _contrastive_bwd
     grad_query, grad_columns, grad_scale = backward(
         query, columns, *problem, *sums, *grads, ctx.needs_input_grad[2], ctx.use_triton

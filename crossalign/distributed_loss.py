@@ -153,6 +153,10 @@ def _reduce(
             divisor = totals[0].to(terms.dtype)
         if values_may_be_read(totals):
             has_negatives = has_negatives and bool(totals[1] > 0)
+            if weights is not None and arguments.reduction == "mean" and not totals[0]:
+                raise ValueError(
+                    f'{_NAME}: weights must not all be 0 on all ranks with reduction="mean"'
+                )
         if batch.with_stats:
             stats = ContrastiveStats(*(totals[2:] / num_pairs).float())
     if not has_negatives:

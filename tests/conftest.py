@@ -1,4 +1,4 @@
-"""Seed, NaN-poisoned allocations, the interpreter where no GPU is, the data folder."""
+"""Seed, NaN-poisoned allocations, the interpreter where no GPU is, the data folder, commands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_cases import Run
 
 # Kernels are decorated on their first import, so this must stand before any of them is touched.
 if not torch.cuda.is_available():
@@ -43,3 +44,53 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no data folder at {root}; set CROSSALIGN_DATA to one")
     return root
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Exit status, standard output and standard error of a command."""
+
+    from crossalign.command_line import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse leaves this way
+            status = int(stop.code or 0)
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with dropout, so that resuming must restore the random state."""
+    from tiny_models import tiny_model, tiny_tokenizer
+
+    directory = tmp_path_factory.mktemp("model")
+    tiny_model("gpt2", attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    from test_train import make_pairs
+
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"{pair.source}\t{pair.target}\n" for pair in make_pairs(20)))
+    return path
+
+
+@pytest.fixture
+def align(run: Run, model_dir: Path, pairs_file: Path, tmp_path: Path) -> Run:
+    """`crossalign align` with small settings; further flags override them."""
+
+    def call(*flags: object, output: str = "out") -> tuple[int, str, str]:
+        fixed = ["--model", model_dir, "--pairs", pairs_file, "--output", tmp_path / output]
+        small = ["--batch-size", 8, "--steps", 6, "--learning-rate", "1e-3", "--device", "cpu"]
+        return run("align", *fixed, *small, *flags)
+
+    return call

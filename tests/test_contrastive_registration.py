@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import BACKENDS
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from crossalign import ContrastiveLoss, fused_contrastive_loss
 from crossalign.contrastive_ops import contrastive_sums
@@ -207,6 +208,17 @@ def test_compiles_with_every_tensor_option(backend: str) -> None:
         # With Triton, eager calls have a kernel for the terms that the compiler sees in PyTorch.
         limit = 1e-6 if backend == "triton" else 0.0
         torch.testing.assert_close(got, expected, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_fake_tensors_tell_shapes(symmetric: bool) -> None:
+    """Tools that count memory or operations run models on tensors without data."""
+    with FakeTensorMode():
+        query, key = (torch.randn(5, 4, requires_grad=True) for _ in range(2))
+        options = {"symmetric": symmetric, "ids": torch.arange(5), "weights": torch.ones(5)}
+        loss, stats = fused_contrastive_loss(query, key, return_stats=True, **options)
+        grads = torch.autograd.grad(loss, (query, key))
+    assert loss.shape == stats.accuracy.shape == () and [x.shape for x in grads] == [(5, 4)] * 2
 
 
 def test_one_pair_compiles() -> None:

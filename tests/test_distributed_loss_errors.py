@@ -195,5 +195,21 @@ def warn_and_differentiate_twice(rank: int) -> None:
         gradient.sum().backward()
 
 
+def weigh_nothing(rank: int) -> None:
+    for reduction in ("sum", "mean"):
+        weights = torch.full((len(X),), float(rank))  # rank 0 has none, which alone is no error
+        loss = fused_contrastive_loss(
+            X, X.flip(0), weights=weights, reduction=reduction, group=dist.group.WORLD
+        )
+        assert loss.isfinite()
+    message = "weights must not all be 0 on all ranks"
+    with pytest.raises(ValueError, match=message):
+        fused_contrastive_loss(X, X.flip(0), weights=0 * weights, group=dist.group.WORLD)
+
+
+def test_weights_that_are_all_0_on_all_ranks_are_refused() -> None:
+    run_ranks(weigh_nothing, 2)
+
+
 def test_calls_without_negatives_warn_and_second_derivatives_raise() -> None:
     run_ranks(warn_and_differentiate_twice, 2)
