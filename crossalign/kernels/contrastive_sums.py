@@ -25,9 +25,12 @@ def add_to(ptrs, values, mask, has_before):
 
 
 @triton.jit
-def log_add(before, logits, AXIS: tl.constexpr):
-    """log2(2^before + sum along AXIS of 2^logits): the online log-sum-exp, one number per line."""
-    largest = tl.maximum(before, tl.max(logits, AXIS))
+def log_add(before, largest, logits, AXIS: tl.constexpr):
+    """log2(2^before + sum along AXIS of 2^logits): the online log-sum-exp, one number per line.
+
+    largest: of the logits along AXIS.
+    """
+    largest = tl.maximum(before, largest)
     # Where everything is excluded the largest is -inf, and -inf - -inf would be NaN.
     largest = tl.where(largest == float("-inf"), 0.0, largest)
     total = tl.sum(tl.exp2(logits - tl.expand_dims(largest, AXIS)), AXIS)
@@ -55,9 +58,10 @@ def add_exponentials(
         row_sum += tl.sum(exponentials, 1)
     else:
         if SYMMETRIC:
+            largest = tl.max(logits, 0)  # before the load, as in add_to
             column_sum = tl.load(column_ptrs, mask=is_key & has_before, other=float("-inf"))
-            tl.store(column_ptrs, log_add(column_sum, logits, 0), mask=is_key)
-        row_sum = log_add(row_sum, logits, 1)
+            tl.store(column_ptrs, log_add(column_sum, largest, logits, 0), mask=is_key)
+        row_sum = log_add(row_sum, tl.max(logits, 1), logits, 1)
     return row_sum
 
 
