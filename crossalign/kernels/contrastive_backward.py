@@ -96,14 +96,25 @@ def contrastive_bwd(
         scale_rows(columns_sum, operands.columns, column_norm, column_fold, unscale, grad_columns)
     if not need_scale_grad:
         return grad_query, grad_columns, no_scale_grad
+    return grad_query, grad_columns, _scale_gradient(problem, sums, grads, scale_partial, factor)
+
+
+def _scale_gradient(
+    problem: ContrastiveProblem,
+    sums: ContrastiveSums,
+    grads: ContrastiveGrads,
+    scale_partial: Tensor,
+    factor: Tensor | None,
+) -> Tensor:
+    """() sum of G * similarity: the tiles' sums, and the own columns that are here."""
     # In log2 units, which hold a factor of log2(e) * scale.
-    rest = scale_partial.sum() * LN_2.value
+    rest: Tensor = scale_partial.sum() * LN_2.value
     if factor is not None:
         rest = rest / factor
-    first, _, count = label_range(problem, 0, num_queries)
+    first, _, count = label_range(problem, 0, grads.own.shape[0])
     here = slice(first, first + count)
     own = (grads.own[here] * sums.own[here]).sum()
-    return grad_query, grad_columns, (own + rest) / problem.scale
+    return (own + rest) / problem.scale
 
 
 def _chunks(size: int) -> list[slice]:

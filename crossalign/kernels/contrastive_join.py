@@ -33,14 +33,19 @@ class Partials(NamedTuple):
 
 
 @triton.jit
+def _load_lines(ptr, first, offs, mask, size, num_lines, other, LINES: tl.constexpr):
+    """[LINES, BLOCK]: numbers offs of the lines from first on; `other` past the last."""
+    lines = first + tl.arange(0, LINES)
+    ptrs = ptr + lines.to(tl.int64)[:, None] * size + offs[None, :]
+    return tl.load(ptrs, mask=(lines < num_lines)[:, None] & mask[None, :], other=other)
+
+
+@triton.jit
 def _sum_lines(ptr, offs, mask, size, num_lines, BLOCK: tl.constexpr, LINES: tl.constexpr):
     """[BLOCK]: the sum of num_lines lines of `size` numbers at offs, in their order."""
     total = tl.zeros((BLOCK,), ptr.dtype.element_ty)
     for first in range(0, num_lines, LINES):
-        lines = first + tl.arange(0, LINES)
-        ptrs = ptr + lines.to(tl.int64)[:, None] * size + offs[None, :]
-        part = tl.load(ptrs, mask=(lines < num_lines)[:, None] & mask[None, :], other=0)
-        total += tl.sum(part, 0)
+        total += tl.sum(_load_lines(ptr, first, offs, mask, size, num_lines, 0, LINES), 0)
     return total
 
 
@@ -55,18 +60,12 @@ def _log_sum_lines(
     else:
         largest = tl.full((BLOCK,), float("-inf"), ptr.dtype.element_ty)
         for first in range(0, num_lines, LINES):
-            lines = first + tl.arange(0, LINES)
-            ptrs = ptr + lines.to(tl.int64)[:, None] * size + offs[None, :]
-            is_read = (lines < num_lines)[:, None] & mask[None, :]
-            part = tl.load(ptrs, mask=is_read, other=float("-inf"))
+            part = _load_lines(ptr, first, offs, mask, size, num_lines, float("-inf"), LINES)
             largest = tl.maximum(largest, tl.max(part, 0))
         shift = tl.where(largest == float("-inf"), 0.0, largest)
         total = tl.zeros((BLOCK,), ptr.dtype.element_ty)
         for first in range(0, num_lines, LINES):
-            lines = first + tl.arange(0, LINES)
-            ptrs = ptr + lines.to(tl.int64)[:, None] * size + offs[None, :]
-            is_read = (lines < num_lines)[:, None] & mask[None, :]
-            part = tl.load(ptrs, mask=is_read, other=float("-inf"))
+            part = _load_lines(ptr, first, offs, mask, size, num_lines, float("-inf"), LINES)
             total += tl.sum(tl.exp2(part - shift[None, :]), 0)
         return tl.log(total) + shift * LN_2
 
