@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_command_line import Run, assert_one_line, run
+from command_cases import Run, assert_one_line
 from tiny_models import LAYERS, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -22,8 +22,6 @@ from crossalign.command_line import main
 from crossalign.encoders import encode
 from crossalign.evaluation.geometry import alignment, centre_distance, spread, uniformity
 from crossalign.evaluation.margin_retrieval import margin_scores
-
-__all__ = ["run"]  # a fixture
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 LANGUAGES = ("en", "de", "zho-CN")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_command_line import Run, align, assert_one_line, model_dir, pairs_file, run
+from command_cases import Run, assert_one_line
 from test_train import make_pairs
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
@@ -19,8 +19,6 @@ from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.train import AlignmentRun
 from crossalign.encoders import encode
 from crossalign.evaluation.retrieval import retrieval_scores
-
-__all__ = ["align", "model_dir", "pairs_file", "run"]  # fixtures
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_command_line import Run, align, model_dir, pairs_file, run
+from command_cases import Run
 from test_train import make_config
 
 from crossalign.alignment import progress
 from crossalign.alignment.progress import Progress, sizes_line
-
-__all__ = ["align", "model_dir", "pairs_file", "run"]  # fixtures
 
 RECORD = {
     **{"step": 3, "contrastive_loss": 1.5, "lm_loss": 2.25, "accuracy": 0.5, "pairs": 8},

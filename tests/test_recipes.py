@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
-from test_command_line import Run, metrics_of, run
+from command_cases import Run, metrics_of
 from test_train import make_pairs
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.training_config import TrainingConfig
-
-__all__ = ["run"]  # a fixture
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

@@ -18,15 +18,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_cases import Run, metrics_of
 from process_group import PRELOADED
 from safetensors.torch import load_file
-from test_command_line import Run, align, metrics_of, model_dir, pairs_file, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crossalign.alignment import checkpoint
 from crossalign.command_line import main
-
-__all__ = ["align", "model_dir", "pairs_file", "run"]  # fixtures
 
 STEPS = 24
 SMALL: list[object] = ["--batch-size", 8, "--steps", STEPS, "--learning-rate", "1e-3"]

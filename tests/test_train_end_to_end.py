@@ -10,14 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from test_command_line import Run, metrics_of, run
+from command_cases import Run, metrics_of
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crossalign.demo.language_model import train_tokenizer
 from crossalign.text_files import read_lines
-
-__all__ = ["run"]  # a fixture
 
 # ISO 639-1 code -> file of NTREX; English is the other side of every pair.
 LANGUAGES = {
