@@ -39,6 +39,7 @@ def op_calls(use_triton: bool, normalize: bool) -> dict[str, tuple[Any, ...]]:
     }
 
 
+@pytest.mark.filterwarnings("default:The .grad attribute")  # of PyTorch 2.15's opcheck itself
 @BOTH
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("op", op_calls(False, False))

@@ -25,7 +25,7 @@ def launches(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
-        [sys.executable, "-W", "error", "tests/recorded_launches.py", str(request.param)],
+        [sys.executable, "tests/recorded_launches.py", str(request.param)],
         cwd=ROOT,
         env=kept | {"PYTHONPATH": paths},
         capture_output=True,

@@ -97,7 +97,7 @@ def _contrastive_fwd_kernel(
         in_range_n = offs_n < num_queries
         is_key = offs_m < num_keys
         is_first = tile % blocks_per_split == 0
-        has_before = tile >= blocks_per_split
+        is_begun = tl.where(tile >= blocks_per_split, is_key, False)
         row_offs = split.to(tl.int64) * num_queries + offs_n
         column_offs = group.to(tl.int64) * num_keys + offs_m
         if HAS_IDS:
@@ -109,7 +109,7 @@ def _contrastive_fwd_kernel(
             column_ptrs = column_positive_ptr + column_offs
             positive_sum, positive_count = add_positives(
                 tl.where(is_first, 0.0, positive_sum), tl.where(is_first, 0.0, positive_count),
-                logits, is_positive, column_ptrs, column_ptrs + column_lines, is_key, has_before,
+                logits, is_positive, column_ptrs, column_ptrs + column_lines, is_key, is_begun,
                 SYMMETRIC,
             )  # fmt: skip
             tl.store(row_positive_ptr + row_offs, positive_sum, mask=in_range_n)
@@ -126,7 +126,7 @@ def _contrastive_fwd_kernel(
             tl.store(row_counts_ptr + row_lines + row_offs, num_at_least, mask=in_range_n)
         row_sum = add_exponentials(
             tl.where(is_first, no_sum, row_sum), logits, column_partial_ptr + column_offs, is_key,
-            has_before, SYMMETRIC, IS_BOUNDED,
+            is_begun, SYMMETRIC, IS_BOUNDED,
         )  # fmt: skip
         tl.store(row_partial_ptr + row_offs, row_sum, mask=in_range_n)
 

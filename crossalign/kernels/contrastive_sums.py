@@ -14,13 +14,13 @@ from crossalign.kernels.contrastive_logits import LN_2
 
 
 @triton.jit
-def add_to(ptrs, values, mask, has_before):
-    """Adds to this program's own line of column sums, or begins it.
+def add_to(ptrs, values, mask, is_begun):
+    """Adds to this program's own line of column sums, or begins it where is_begun is false.
 
     Other threads of the program wrote the line's last values; the barriers inside the reduction
     that forms `values` stand between their stores and this load.
     """
-    before = tl.load(ptrs, mask=mask & has_before, other=0)
+    before = tl.load(ptrs, mask=is_begun, other=0)
     tl.store(ptrs, before + values, mask=mask)
 
 
@@ -45,7 +45,7 @@ def add_exponentials(
     logits,  # [BLOCK_N, BLOCK_M]
     column_ptrs,  # [BLOCK_M]
     is_key,  # [BLOCK_M]
-    has_before,  # whether the columns' line has been begun
+    is_begun,  # [BLOCK_M] keys whose line has been begun
     SYMMETRIC: tl.constexpr,
     IS_BOUNDED: tl.constexpr,
 ):
@@ -54,12 +54,12 @@ def add_exponentials(
         exponentials = tl.exp2(logits)
         # Columns first: in the other order Triton 3.6 spills 77 registers on sm_90, not 7.
         if SYMMETRIC:
-            add_to(column_ptrs, tl.sum(exponentials, 0), is_key, has_before)
+            add_to(column_ptrs, tl.sum(exponentials, 0), is_key, is_begun)
         row_sum += tl.sum(exponentials, 1)
     else:
         if SYMMETRIC:
             largest = tl.max(logits, 0)  # before the load, as in add_to
-            column_sum = tl.load(column_ptrs, mask=is_key & has_before, other=float("-inf"))
+            column_sum = tl.load(column_ptrs, mask=is_begun, other=float("-inf"))
             tl.store(column_ptrs, log_add(column_sum, largest, logits, 0), mask=is_key)
         row_sum = log_add(row_sum, tl.max(logits, 1), logits, 1)
     return row_sum
@@ -74,15 +74,15 @@ def add_positives(
     column_sum_ptrs,  # [BLOCK_M]
     column_count_ptrs,  # [BLOCK_M]
     is_key,  # [BLOCK_M]
-    has_before,  # whether the columns' lines have been begun
+    is_begun,  # [BLOCK_M] keys whose lines have been begun
     SYMMETRIC: tl.constexpr,
 ):
     """The rows' sums and counts of further positives, in natural units; adds the columns'."""
     counts = is_positive.to(logits.dtype)
     sums = tl.where(is_positive, logits * LN_2, 0.0)
     if SYMMETRIC:
-        add_to(column_sum_ptrs, tl.sum(sums, 0), is_key, has_before)
-        add_to(column_count_ptrs, tl.sum(counts, 0), is_key, has_before)
+        add_to(column_sum_ptrs, tl.sum(sums, 0), is_key, is_begun)
+        add_to(column_count_ptrs, tl.sum(counts, 0), is_key, is_begun)
     return positive_sum + tl.sum(sums, 1), positive_count + tl.sum(counts, 1)
 
 
