@@ -69,6 +69,26 @@ def contrastive_sums(
     return ContrastiveSums(*outputs)
 
 
+def contrastive_gradients(
+    query: Tensor,
+    columns: Tensor,
+    problem: ContrastiveProblem,
+    sums: ContrastiveSums,
+    grads: ContrastiveGrads,
+    need_scale_grad: bool,
+    *,
+    use_triton: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of query, columns and scale; the last is 0 where it is not needed."""
+    # A second differentiation has to meet the op, whose formula refuses it.
+    is_watched = torch.is_grad_enabled() or ops_are_watched()
+    backward = torch.ops.crossalign.contrastive_bwd if is_watched else _contrastive_bwd
+    gradients: tuple[Tensor, Tensor, Tensor] = backward(
+        query, columns, *problem, *sums, *grads, need_scale_grad, use_triton
+    )
+    return gradients
+
+
 def pair_losses(sums: ContrastiveSums, symmetric: bool, *, use_triton: bool = False) -> Tensor:
     """pair_terms, which Triton does in one launch each way."""
     if not use_triton or ops_are_watched():
@@ -198,11 +218,8 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     )
     sums = ContrastiveSums(*saved[4:])
     grads = upstream_gradients(upstream, sums)
-    # A second differentiation has to meet the op, whose formula refuses it.
-    is_watched = torch.is_grad_enabled() or ops_are_watched()
-    backward = torch.ops.crossalign.contrastive_bwd if is_watched else _contrastive_bwd
-    grad_query, grad_columns, grad_scale = backward(
-        query, columns, *problem, *sums, *grads, ctx.needs_input_grad[2], ctx.use_triton
+    grad_query, grad_columns, grad_scale = contrastive_gradients(
+        query, columns, problem, sums, grads, ctx.needs_input_grad[2], use_triton=ctx.use_triton
     )
     no_gradient = (None,) * (_NUM_PROBLEM - 1 + 3)
     return (grad_query, grad_columns, grad_scale if ctx.needs_input_grad[2] else None, *no_gradient)

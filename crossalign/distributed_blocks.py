@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.contrastive_ops import contrastive_sums
+from crossalign.contrastive_ops import contrastive_gradients, contrastive_sums
 from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
 from crossalign.gather import ShardLayout
 
@@ -64,10 +64,9 @@ def block_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of query, columns and scale; sums and grads are those of the whole batch."""
     use_triton = _may_launch(query, columns, batch)
-    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.crossalign.contrastive_bwd(
-        query, columns, *problem, *sums, *grads, need_scale_grad, use_triton
+    return contrastive_gradients(
+        query, columns, problem, sums, grads, need_scale_grad, use_triton=use_triton
     )
-    return gradients
 
 
 def _may_launch(query: Tensor, columns: Tensor, batch: SpreadBatch) -> bool:
