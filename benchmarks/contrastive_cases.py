@@ -133,6 +133,13 @@ def _cpu() -> Iterator[Case]:
             yield Case("cpu", n, 256, implementations, "float32", symmetric, passes=("both",))
 
 
+def _cpu_sweep() -> Iterator[Case]:
+    """Against N and against D, for the plots."""
+    for n, d in (*((2**k, 256) for k in range(9, 14)), *((4096, d) for d in (64, 128, 512, 1024))):
+        group = "size" if d == 256 else "width"
+        yield Case(group, n, d, (OURS, PLAIN, COMPILED), "float32", passes=("both",))
+
+
 def _smoke() -> Iterator[Case]:
     """Every implementation that a CPU runs without compiling, and every option, in seconds."""
     for symmetric in (False, True):
@@ -140,4 +147,4 @@ def _smoke() -> Iterator[Case]:
     yield from _options(128, 32, "float32")
 
 
-PRESETS = {"h200": _h200, "cpu": _cpu, "smoke": _smoke}
+PRESETS = {"h200": _h200, "cpu": _cpu, "cpu-sweep": _cpu_sweep, "smoke": _smoke}
