@@ -26,7 +26,7 @@ from crossalign.contrastive_problem import (
     ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,
-    accumulator,
+    empty_sums,
 )
 from crossalign.contrastive_terms import pair_terms
 
@@ -114,6 +114,11 @@ class _PairTerms(torch.autograd.Function):
         return tuple(grads.get(name) for name in ContrastiveSums._fields)
 
 
+def _may_launch(query: Tensor, columns: Tensor) -> bool:
+    """The kernels want a row and a column; without one the PyTorch passes cost nothing."""
+    return query.shape[0] > 0 and columns.shape[0] > 0
+
+
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
     """Autocast reaches into composite ops and would turn float32 products into bfloat16 ones."""
     if torch.is_autocast_enabled(device_type):
@@ -125,7 +130,7 @@ def _contrastive_fwd(query: Tensor, columns: Tensor, *arguments: Any) -> tuple[T
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     known_own, with_stats, use_triton = arguments[_NUM_PROBLEM:]
     with _without_autocast(query.device.type):
-        if use_triton:
+        if use_triton and _may_launch(query, columns):
             from crossalign.kernels.contrastive_forward import contrastive_fwd
 
             return contrastive_fwd(query, columns, problem, known_own, with_stats)
@@ -140,7 +145,7 @@ def _contrastive_bwd(
     grads = ContrastiveGrads(*arguments[_NUM_PROBLEM + _NUM_SUMS : -2])
     need_scale_grad, use_triton = arguments[-2:]
     with _without_autocast(query.device.type):
-        if use_triton:
+        if use_triton and _may_launch(query, columns):
             from crossalign.kernels.contrastive_backward import contrastive_bwd
 
             return contrastive_bwd(query, columns, problem, sums, grads, need_scale_grad)
@@ -153,25 +158,7 @@ def _contrastive_bwd(
 def _contrastive_fwd_fake(query: Tensor, columns: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     with_stats = arguments[_NUM_PROBLEM + 1]
-    num_queries, num_keys, num_columns = query.shape[0], problem.num_keys, columns.shape[0]
-    symmetric, multi = problem.symmetric, problem.multi_positive
-
-    def empty(size: Any, dtype: torch.dtype | None = None) -> Tensor:
-        return query.new_empty(size, dtype=dtype or accumulator(query.dtype))
-
-    return ContrastiveSums(
-        own=empty(num_queries),
-        row_rest=empty(num_queries),
-        column_rest=empty(num_keys if symmetric else 0),
-        row_positive_sum=empty(num_queries if multi else 0),
-        row_positive_count=empty(num_queries if multi else 0),
-        column_positive_sum=empty(num_keys if multi and symmetric else 0),
-        column_positive_count=empty(num_keys if multi and symmetric else 0),
-        num_above=empty(num_queries if with_stats else 0, torch.int32),
-        num_tied=empty(num_queries if with_stats else 0, torch.int32),
-        query_inverse_norm=empty(num_queries if problem.normalize else 0),
-        column_inverse_norm=empty(num_columns if problem.normalize else 0),
-    )
+    return empty_sums(query, problem, columns.shape[0], with_stats)
 
 
 def _contrastive_bwd_fake(

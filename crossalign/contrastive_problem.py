@@ -85,6 +85,36 @@ NON_DIFFERENTIABLE_SUMS = (
 )
 
 
+def empty_sums(
+    like: Tensor, problem: ContrastiveProblem, num_columns: int, with_stats: bool, **given: Tensor
+) -> ContrastiveSums:
+    """The fields as long as one pass makes them, to be filled; those that are given as they are.
+
+    like: (N, D), the queries.
+    """
+    num_queries = like.shape[0]
+    num_keys = problem.num_keys if problem.symmetric else 0
+    multi = problem.multi_positive
+    lengths = {
+        "own": num_queries,
+        "row_rest": num_queries,
+        "column_rest": num_keys,
+        "row_positive_sum": num_queries if multi else 0,
+        "row_positive_count": num_queries if multi else 0,
+        "column_positive_sum": num_keys if multi else 0,
+        "column_positive_count": num_keys if multi else 0,
+        "num_above": num_queries if with_stats else 0,
+        "num_tied": num_queries if with_stats else 0,
+        "query_inverse_norm": num_queries if problem.normalize else 0,
+        "column_inverse_norm": num_columns if problem.normalize else 0,
+    }
+    for name in lengths.keys() - given.keys():
+        is_count = name in ("num_above", "num_tied")
+        dtype = torch.int32 if is_count else accumulator(like.dtype)
+        given[name] = like.new_empty(lengths[name], dtype=dtype)
+    return ContrastiveSums(**given)
+
+
 class ContrastiveGrads(NamedTuple):
     """Upstream gradients of the sums, the shapes of theirs; zeros where nothing flows."""
 

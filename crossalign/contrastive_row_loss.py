@@ -23,7 +23,7 @@ from crossalign.contrastive_problem import (
     tie_slack,
 )
 from crossalign.contrastive_terms import pair_terms, reduce_terms, term_gradients
-from crossalign.torch_backend import empty_sums, take_own
+from crossalign.torch_backend import start_sums, take_own
 from crossalign.torch_logits import GradientSums, LogitChunks, own_view
 
 
@@ -104,7 +104,7 @@ def _sums_and_gradients(
 ) -> tuple[ContrastiveSums, GradientSums]:
     """The one pass. coefficients: (N,) d loss / d term."""
     problem = chunks.problem
-    sums, gradients = empty_sums(chunks, with_stats), GradientSums(chunks, chunks.dtype)
+    sums, gradients = start_sums(chunks, with_stats), GradientSums(chunks, chunks.dtype)
     slack = tie_slack(chunks.query, chunks.columns, problem, sums.own) if with_stats else None
     for rows, query_RD, logits_RM, positives_RM in chunks:
         take_own(sums, slack, rows, logits_RM, positives_RM, problem)

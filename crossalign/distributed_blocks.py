@@ -49,7 +49,7 @@ def block_sums(
         problem,
         known_own=known_own,
         with_stats=batch.with_stats,
-        use_triton=_may_launch(query, columns, batch),
+        use_triton=batch.use_triton,
     )
 
 
@@ -63,15 +63,9 @@ def block_gradients(
     need_scale_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of query, columns and scale; sums and grads are those of the whole batch."""
-    use_triton = _may_launch(query, columns, batch)
     return contrastive_gradients(
-        query, columns, problem, sums, grads, need_scale_grad, use_triton=use_triton
+        query, columns, problem, sums, grads, need_scale_grad, use_triton=batch.use_triton
     )
-
-
-def _may_launch(query: Tensor, columns: Tensor, batch: SpreadBatch) -> bool:
-    """The kernels want a row and a column; without one the PyTorch passes cost nothing."""
-    return batch.use_triton and query.shape[0] > 0 and columns.shape[0] > 0
 
 
 def column_parts(sums: ContrastiveSums, problem: ContrastiveProblem) -> Tensor:

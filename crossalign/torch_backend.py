@@ -14,6 +14,7 @@ from crossalign.contrastive_problem import (
     ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,
+    empty_sums,
     label_range,
     tie_slack,
 )
@@ -29,7 +30,7 @@ def contrastive_fwd(
 ) -> ContrastiveSums:
     """query: (N, D), columns: (M, D); known_own: (N,) own logits where they are not among these."""
     chunks = LogitChunks(query, columns, problem)
-    sums = empty_sums(chunks, with_stats)
+    sums = start_sums(chunks, with_stats)
     if known_own is not None:
         sums.own.copy_(known_own)
     slack = tie_slack(query, columns, problem, sums.own) if with_stats else None
@@ -42,28 +43,21 @@ def contrastive_fwd(
     return sums
 
 
-def empty_sums(chunks: LogitChunks, with_stats: bool) -> ContrastiveSums:
+def start_sums(chunks: LogitChunks, with_stats: bool) -> ContrastiveSums:
     """The sums before the first chunk."""
-    problem, num_queries = chunks.problem, chunks.query.shape[0]
-    symmetric, multi = problem.symmetric, problem.multi_positive
-
-    def filled(size: int, value: float = 0, dtype: torch.dtype = chunks.dtype) -> Tensor:
-        return chunks.query.new_full((size,), value, dtype=dtype)
-
-    num_keys = problem.num_keys if symmetric else 0
-    return ContrastiveSums(
-        own=filled(num_queries),
-        row_rest=filled(num_queries),
-        column_rest=filled(num_keys, 0 if problem.bound is not None else -torch.inf),
-        row_positive_sum=filled(num_queries if multi else 0),
-        row_positive_count=filled(num_queries if multi else 0),
-        column_positive_sum=filled(num_keys if multi else 0),
-        column_positive_count=filled(num_keys if multi else 0),
-        num_above=filled(num_queries if with_stats else 0, dtype=torch.int32),
-        num_tied=filled(num_queries if with_stats else 0, dtype=torch.int32),
+    sums = empty_sums(
+        chunks.query,
+        chunks.problem,
+        chunks.columns.shape[0],
+        with_stats,
         query_inverse_norm=chunks.query_inverse_norm,
         column_inverse_norm=chunks.column_inverse_norm,
     )
+    for field in sums[:-2]:
+        field.zero_()
+    if chunks.problem.bound is None:
+        sums.column_rest.fill_(-torch.inf)
+    return sums
 
 
 def take_own(

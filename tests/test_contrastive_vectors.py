@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import BACKENDS
+from contrastive_cases import make_problem
 from torch import Tensor
 
 from crossalign.contrastive_ops import pair_losses
-from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveSums
+from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveSums, empty_sums
 from crossalign.contrastive_terms import pair_terms
 
 pytest.importorskip("triton", reason="needs triton")
@@ -17,16 +18,9 @@ NUM_PAIRS = 200  # beyond one block
 LN_2 = torch.tensor(2.0, dtype=torch.float64).log()
 
 
-def empty_sums(symmetric: bool, multi_positive: bool, dtype: torch.dtype) -> ContrastiveSums:
-    sizes = dict.fromkeys(ContrastiveSums._fields, NUM_PAIRS)
-    for name in sizes:
-        is_unwanted = name.startswith("column") and not symmetric
-        if is_unwanted or ("positive" in name and not multi_positive):
-            sizes[name] = 0
-    counts = ("num_above", "num_tied")
-    return ContrastiveSums(
-        **{n: torch.empty(s, dtype=torch.int32 if n in counts else dtype) for n, s in sizes.items()}
-    )
+def unfilled_sums(symmetric: bool, multi_positive: bool, dtype: torch.dtype) -> ContrastiveSums:
+    problem = make_problem(NUM_PAIRS, dtype, symmetric=symmetric, multi_positive=multi_positive)
+    return empty_sums(torch.empty(NUM_PAIRS, 1, dtype=dtype), problem, NUM_PAIRS, True)
 
 
 @INTERPRETED
@@ -42,7 +36,7 @@ def test_lines_of_partial_sums_are_joined(num_lines: int, is_bounded: bool, back
     sums_of = values.exp2() if is_bounded else values
     counts = torch.randint(0, 9, (2, num_lines, NUM_PAIRS), generator=generator).int()
     partials = Partials(sums_of[0], sums_of[1], values, 2 * values, counts)
-    sums = empty_sums(True, True, torch.float64)
+    sums = unfilled_sums(True, True, torch.float64)
     with device_guard(values):
         join(partials, sums, is_bounded)
     expected = torch.logsumexp(values * LN_2, 1)
@@ -61,7 +55,7 @@ def test_lines_of_partial_sums_are_joined(num_lines: int, is_bounded: bool, back
 
 def filled_sums(symmetric: bool, multi_positive: bool, dtype: torch.dtype) -> ContrastiveSums:
     generator = torch.Generator().manual_seed(1)
-    sums = empty_sums(symmetric, multi_positive, dtype)
+    sums = unfilled_sums(symmetric, multi_positive, dtype)
     for name in ("own", "row_rest", "column_rest", "row_positive_sum", "column_positive_sum"):
         getattr(sums, name).normal_(generator=generator).mul_(10)
     for name in ("row_positive_count", "column_positive_count"):

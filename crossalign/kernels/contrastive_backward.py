@@ -54,8 +54,6 @@ def contrastive_bwd(
     """Gradients of (query (N, D), columns (M, D), scale ()), the first two in their dtype."""
     num_queries, num_columns = query.shape[0], columns.shape[0]
     no_scale_grad = torch.zeros_like(problem.scale)
-    if num_queries == 0 or num_columns == 0:
-        return query.new_zeros(query.shape), columns.new_zeros(columns.shape), no_scale_grad
     norms = (sums.query_inverse_norm, sums.column_inverse_norm) if problem.normalize else None
     operands = TileOperands.make(query, columns, problem, norms)
     tiles = backward_tiles(query, problem)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
 from crossalign.kernels.contrastive_logits import BATCH_SIZES, LOG2_E
-from crossalign.kernels.launch import CompileCase, accumulator_dtype
+from crossalign.kernels.launch import CompileCase, accumulator_dtype, compile_case
 
 BLOCK = 128  # numbers of one program
 
@@ -141,9 +141,4 @@ def compile_cases() -> list[CompileCase]:
         "SYMMETRIC": True, "IS_BOUNDED": True, "MULTI_POSITIVE": True, "NORMALIZE": True,
         "HAS_FACTOR": True, "BLOCK": BLOCK, "ACC_DTYPE": tl.float32,
     }  # fmt: skip
-    kernel = _coefficients_kernel
-    signature = {
-        name: "constexpr" if name in constexprs else "*fp32" if name.endswith("_ptr") else "i32"
-        for name in kernel.arg_names
-    }
-    return [CompileCase("coefficients", kernel, signature, constexprs, num_warps=4, num_stages=3)]
+    return [compile_case("coefficients", _coefficients_kernel, constexprs, {}, num_warps=4)]

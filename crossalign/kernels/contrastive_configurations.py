@@ -8,7 +8,7 @@ from typing import Any
 import triton.language as tl
 
 from crossalign.kernels.contrastive_tiles import TILES, TRITON_DTYPES, Tiles, TileTable
-from crossalign.kernels.launch import CompileCase
+from crossalign.kernels.launch import CompileCase, compile_case
 
 # All options in bfloat16; the plainest and the heaviest in the other dtypes.
 _DTYPE_OPTIONS = {
@@ -35,11 +35,11 @@ def compile_cases_of(
             for name in _DTYPE_OPTIONS[dtype]:
                 if name in options:
                     case_name, tiles = f"{prefix}_{dtype}_{name}", tiles_for(table, options[name])
-                    cases.append(compile_case(kernel, case_name, arch, dtype, tiles, options[name]))
+                    cases.append(_tile_case(kernel, case_name, arch, dtype, tiles, options[name]))
     return cases
 
 
-def compile_case(
+def _tile_case(
     kernel: Any,
     name: str,
     arch: int,
@@ -66,17 +66,7 @@ def compile_case(
     constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
     types = {"hard_negative_weight": "fp32", "row_counts_ptr": "*i32"}
     types |= dict.fromkeys(("query_ids_ptr", "column_ids_ptr", "negative_owner_ptr"), "*i64")
-    signature = {}
-    for argument in kernel.arg_names:
-        if argument in constexprs:
-            signature[argument] = "constexpr"
-        elif argument in blocks:
-            rows, width = blocks[argument]
-            matrix = f"tensordesc<{dtype}[{rows},{width}]>" if use_descriptors else f"*{dtype}"
-            signature[argument] = matrix
-        else:
-            default = "*fp32" if argument.endswith("_ptr") else "i32"
-            signature[argument] = types.get(argument, default)
-    return CompileCase(
-        name, kernel, signature, constexprs, tiles.num_warps, tiles.num_stages, (arch,)
-    )
+    for argument, (rows, width) in blocks.items():
+        matrix = f"tensordesc<{dtype}[{rows},{width}]>" if use_descriptors else f"*{dtype}"
+        types[argument] = matrix
+    return compile_case(name, kernel, constexprs, types, tiles.num_warps, tiles.num_stages, (arch,))

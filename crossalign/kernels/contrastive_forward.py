@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums, empty_sums
 from crossalign.kernels.contrastive_configurations import compile_cases_of
 from crossalign.kernels.contrastive_join import Partials, join
 from crossalign.kernels.contrastive_logits import (
@@ -138,18 +138,24 @@ def contrastive_fwd(
     known_own: Tensor | None,
     with_stats: bool,
 ) -> ContrastiveSums:
-    """query: (N, D), columns: (M, D); known_own: (N,) own logits where they are not among these."""
+    """query: (N, D), columns: (M, D), both with rows; known_own: (N,) own logits where they are not
+    among these."""
     tiles = forward_tiles(query, problem)
     operands = TileOperands.make(query, columns, problem)
     own = None if known_own is None else known_own.clone()
-    if 0 in (query.shape[0], columns.shape[0]):
-        own = problem.scale.new_zeros(query.shape[0]) if own is None else own
-        return _sums_of_nothing(_empty_sums(operands, own, with_stats))
     tile_arguments, own_log2 = operands.tile_arguments(tiles), None
     with device_guard(query):
         if own is None:
             own, own_log2 = own_logits(operands, tile_arguments)
-        sums = _empty_sums(operands, own, with_stats)
+        sums = empty_sums(
+            query,
+            problem,
+            columns.shape[0],
+            with_stats,
+            own=own,
+            query_inverse_norm=operands.query_inverse_norm,
+            column_inverse_norm=operands.column_inverse_norm,
+        )
         plan = plan_programs(
             triton.cdiv(query.shape[0], tiles.block_n),
             triton.cdiv(columns.shape[0], tiles.block_m),
@@ -174,28 +180,6 @@ def contrastive_fwd(
     return sums
 
 
-def _empty_sums(operands: TileOperands, own: Tensor, with_stats: bool) -> ContrastiveSums:
-    """What the pass yields, to be filled but for own and the norms."""
-    problem, num_queries = operands.problem, own.shape[0]
-    num_positives = num_queries if problem.multi_positive else 0
-    num_keys = problem.num_keys if problem.symmetric else 0
-    num_key_positives = num_keys if problem.multi_positive else 0
-    num_counts = num_queries if with_stats else 0
-    return ContrastiveSums(
-        own=own,
-        row_rest=own.new_empty(num_queries),
-        column_rest=own.new_empty(num_keys),
-        row_positive_sum=own.new_empty(num_positives),
-        row_positive_count=own.new_empty(num_positives),
-        column_positive_sum=own.new_empty(num_key_positives),
-        column_positive_count=own.new_empty(num_key_positives),
-        num_above=own.new_empty(num_counts, dtype=torch.int32),
-        num_tied=own.new_empty(num_counts, dtype=torch.int32),
-        query_inverse_norm=operands.query_inverse_norm,
-        column_inverse_norm=operands.column_inverse_norm,
-    )
-
-
 def _empty_partials(sums: ContrastiveSums, plan: ProgramPlan) -> Partials:
     own, num_keys = sums.own, sums.column_rest.shape[0]
     counts = own.new_empty(2, plan.splits, sums.num_above.shape[0], dtype=torch.int32)
@@ -206,15 +190,6 @@ def _empty_partials(sums: ContrastiveSums, plan: ProgramPlan) -> Partials:
         column_positive=own.new_empty(2, plan.groups, sums.column_positive_sum.shape[0]),
         row_counts=counts,
     )
-
-
-def _sums_of_nothing(sums: ContrastiveSums) -> ContrastiveSums:
-    """Without queries or without columns there is no rest."""
-    for name in ("row_rest", "column_rest"):
-        getattr(sums, name).fill_(-torch.inf)
-    for name in ContrastiveSums._fields[3:9]:
-        getattr(sums, name).zero_()
-    return sums
 
 
 OPTION_CASES: dict[str, dict[str, object]] = {

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crossalign.contrastive_problem import ContrastiveSums
 from crossalign.kernels.contrastive_logits import BATCH_SIZES, LN_2
-from crossalign.kernels.launch import CompileCase
+from crossalign.kernels.launch import CompileCase, compile_case
 
 BLOCK = 128  # numbers of one program
 LINES = 16  # partial sums in flight
@@ -158,10 +158,4 @@ def compile_cases() -> list[CompileCase]:
         "BLOCK": BLOCK, "LINES": LINES,
     }  # fmt: skip
     counts = dict.fromkeys(("row_counts_ptr", "num_above_ptr", "num_tied_ptr"), "*i32")
-    signature = {
-        name: "constexpr"
-        if name in constexprs
-        else counts.get(name, "*fp32" if name.endswith("_ptr") else "i32")
-        for name in _join_kernel.arg_names
-    }
-    return [CompileCase("join", _join_kernel, signature, constexprs, num_warps=4, num_stages=3)]
+    return [compile_case("join", _join_kernel, constexprs, counts, num_warps=4)]

@@ -17,7 +17,7 @@ The backward pass (masked_mean_pool_backward) needs two things besides: scale[b]
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -28,6 +28,7 @@ from crossalign.contrastive_problem import accumulator
 from crossalign.kernels.launch import (
     CompileCase,
     accumulator_dtype,
+    compile_case,
     compute_capability,
     device_guard,
 )
@@ -250,17 +251,6 @@ def row_block(width: int) -> int:
     return min(MAX_ROW_BLOCK, int(triton.next_power_of_2(width)))
 
 
-def compile_case(
-    kernel: Any, name: str, types: dict[str, str], constexprs: dict[str, object], num_warps: int
-) -> CompileCase:
-    """types: those of the pointers and of what is wider than i32; constexprs fixes the rest."""
-    signature = {
-        parameter: "constexpr" if parameter in constexprs else types.get(parameter, "i32")
-        for parameter in kernel.arg_names
-    }
-    return CompileCase(name, kernel, signature, constexprs, num_warps, num_stages=3)
-
-
 # Triton's names of each dtype and of its accumulator.
 TYPE_NAMES = {
     torch.bfloat16: ("bf16", "fp32"),
@@ -279,7 +269,7 @@ def compile_cases() -> list[CompileCase]:
     types["pooled_ptr"] = "*bf16"
     constexprs = {"NORMALIZE": True, "BLOCK_C": row_block(4096), "ACC_DTYPE": tl.float32}
     name = "mean_pool_finish_bf16_4096"
-    return [*cases, compile_case(_mean_pool_finish_kernel, name, types, constexprs, ROW_WARPS)]
+    return [*cases, compile_case(name, _mean_pool_finish_kernel, constexprs, types, ROW_WARPS)]
 
 
 def _fwd_case(dtype: torch.dtype, width: int, *, is_packed: bool) -> CompileCase:
@@ -295,4 +285,4 @@ def _fwd_case(dtype: torch.dtype, width: int, *, is_packed: bool) -> CompileCase
         "BLOCK_T": tile.block_t, "BLOCK_C": tile.block_c, "ACC_DTYPE": accumulator_dtype(dtype),
     }  # fmt: skip
     name = f"mean_pool_fwd_{'packed' if is_packed else 'padded'}_{short}_{width}"
-    return compile_case(_mean_pool_fwd_kernel, name, types, constexprs, tile.num_warps)
+    return compile_case(name, _mean_pool_fwd_kernel, constexprs, types, tile.num_warps)

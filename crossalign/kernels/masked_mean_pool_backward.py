@@ -19,13 +19,13 @@ from crossalign.contrastive_problem import accumulator
 from crossalign.kernels.launch import (
     CompileCase,
     accumulator_dtype,
+    compile_case,
     compute_capability,
     device_guard,
 )
 from crossalign.kernels.masked_mean_pool import (
     ROW_WARPS,
     TYPE_NAMES,
-    compile_case,
     row_block,
     tile_for,
     token_range,
@@ -166,7 +166,7 @@ def compile_cases() -> list[CompileCase]:
     types = {"grad_pooled_ptr": "*bf16", "unit_ptr": "*fp32", "rows_ptr": "*fp32"}
     constexprs = {"BLOCK_C": row_block(4096), "ACC_DTYPE": tl.float32}
     rows = compile_case(
-        _mean_pool_bwd_rows_kernel, "mean_pool_bwd_rows_bf16_4096", types, constexprs, ROW_WARPS
+        "mean_pool_bwd_rows_bf16_4096", _mean_pool_bwd_rows_kernel, constexprs, types, ROW_WARPS
     )
     return [*cases, rows]
 
@@ -183,4 +183,4 @@ def _bwd_case(dtype: torch.dtype, width: int, *, is_packed: bool) -> CompileCase
         "BLOCK_T": tile.block_t, "BLOCK_C": tile.block_c, "ACC_DTYPE": accumulator_dtype(dtype),
     }  # fmt: skip
     name = f"mean_pool_bwd_{'packed' if is_packed else 'padded'}_{short}_{width}"
-    return compile_case(_mean_pool_bwd_kernel, name, types, constexprs, tile.num_warps)
+    return compile_case(name, _mean_pool_bwd_kernel, constexprs, types, tile.num_warps)

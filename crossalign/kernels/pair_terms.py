@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveSums
-from crossalign.kernels.launch import CompileCase, device_guard
+from crossalign.kernels.launch import CompileCase, compile_case, device_guard
 
 BLOCK = 128  # pairs of one program
 
@@ -182,15 +182,8 @@ _READ_AGAIN = (
 def compile_cases() -> list[CompileCase]:
     """Both with every option."""
     constexprs: dict[str, object] = {"SYMMETRIC": True, "MULTI_POSITIVE": True, "BLOCK": BLOCK}
-    cases = []
-    for name, kernel in (("fwd", _pair_terms_fwd_kernel), ("bwd", _pair_terms_bwd_kernel)):
-        signature = {
-            argument: "constexpr"
-            if argument in constexprs
-            else "*fp32"
-            if argument.endswith("_ptr")
-            else "i32"
-            for argument in kernel.arg_names
-        }
-        cases.append(CompileCase(f"pair_terms_{name}", kernel, signature, constexprs, 4, 3))
-    return cases
+    kernels = {"fwd": _pair_terms_fwd_kernel, "bwd": _pair_terms_bwd_kernel}
+    return [
+        compile_case(f"pair_terms_{name}", kernel, constexprs, {}, num_warps=4)
+        for name, kernel in kernels.items()
+    ]

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crossalign.contrastive_problem import NORM_FLOOR, accumulator
-from crossalign.kernels.launch import CompileCase, accumulator_dtype, device_guard
+from crossalign.kernels.launch import CompileCase, accumulator_dtype, compile_case, device_guard
 
 _FLOOR = tl.constexpr(NORM_FLOOR)
 LARGEST_BLOCK_D = 4096
@@ -173,19 +173,8 @@ def compile_cases() -> list[CompileCase]:
     block_d, num_warps = _launch_shape(LARGEST_BLOCK_D)
     fixed: dict[str, object] = {"BLOCK_D": block_d, "ACC_DTYPE": tl.float32}
     flags: dict[str, object] = {"NORMALIZE": True, "HAS_ROW_DIVISOR": True}
-    cases = []
-    for name, kernel, constexprs in (
-        ("inverse_norm", _inverse_norm_kernel, fixed),
-        ("scale_rows", _scale_rows_kernel, fixed | flags),
-    ):
-        types = dict.fromkeys(("query_ptr", "columns_ptr", "x_ptr", "out_ptr"), "*bf16")
-        signature = {
-            argument: "constexpr"
-            if argument in constexprs
-            else types.get(argument, "*fp32" if argument.endswith("_ptr") else "i32")
-            for argument in kernel.arg_names
-        }
-        cases.append(
-            CompileCase(f"{name}_bf16", kernel, signature, constexprs, num_warps, num_stages=3)
-        )
-    return cases
+    types = dict.fromkeys(("query_ptr", "columns_ptr", "x_ptr", "out_ptr"), "*bf16")
+    return [
+        compile_case("inverse_norm_bf16", _inverse_norm_kernel, fixed, types, num_warps),
+        compile_case("scale_rows_bf16", _scale_rows_kernel, fixed | flags, types, num_warps),
+    ]
