@@ -27,7 +27,7 @@ from crossalign.command_line import main as crossalign
 from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.encoders import encode
 from crossalign.evaluation.retrieval import retrieval_scores
-from crossalign.text_files import read_lines, write_json_lines
+from crossalign.files.text import read_lines, write_json_lines
 
 LANGUAGES = ("en", "de")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crossalign.alignment.pairs import Pair
-from crossalign.text_files import read_lines
+from crossalign.files.text import read_lines
 
 PIVOT = "en"
 CAPTION_LANGUAGES = ("en", "de", "fr", "cs")  # four-way parallel: Multi30k

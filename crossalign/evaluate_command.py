@@ -33,7 +33,7 @@ from crossalign.evaluation.translation import (
     evaluate_translation,
     read_flores,
 )
-from crossalign.text_files import DataError, write_json_lines, write_whole
+from crossalign.files.text import DataError, write_json_lines, write_whole
 
 _TRANSLATION = "flores"
 _DTYPES = ("float32", "bfloat16", "float16")

@@ -13,7 +13,7 @@ import torch
 
 from crossalign.analysis.parallel_text import check_names, read_parallel_text, same_meaning_ids
 from crossalign.analysis.vector_spool import spool
-from crossalign.text_files import DataError
+from crossalign.files.text import DataError
 
 
 def write(path: Path, *lines: str) -> Path:

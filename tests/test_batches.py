@@ -21,7 +21,7 @@ from crossalign.alignment.pairs import Pair
 from crossalign.alignment.train import align
 from crossalign.alignment.training_config import TrainingConfig
 from crossalign.contrastive_loss import fused_contrastive_loss
-from crossalign.text_files import write_json_lines
+from crossalign.files.text import write_json_lines
 
 CPU = torch.device("cpu")
 MODEL, TOKENIZER = tiny_model("gpt2"), tiny_tokenizer()

@@ -17,7 +17,7 @@ from crossalign.alignment.instruction_files import read_records
 from crossalign.alignment.languages import LANGUAGE_NAMES
 from crossalign.alignment.lm_items import read_items
 from crossalign.alignment.pairs import Pair
-from crossalign.text_files import DataError, write_json_lines
+from crossalign.files.text import DataError, write_json_lines
 
 LANGUAGES = ["en", "de", "zh"]
 

@@ -14,7 +14,7 @@ from crossalign.alignment.data_builders import build_items
 from crossalign.alignment.data_check import check_items, check_pairs
 from crossalign.alignment.pairs import Pair
 from crossalign.command_line import main
-from crossalign.text_files import DataError, write_json_lines
+from crossalign.files.text import DataError, write_json_lines
 
 ROWS = [
     "Hello.\tHallo.",

@@ -15,7 +15,7 @@ from crossalign.alignment.data_builders import TranslationItems, build_items
 from crossalign.alignment.instruction_files import read_records
 from crossalign.alignment.pairs import Pair, read_pairs
 from crossalign.command_line import main
-from crossalign.text_files import write_json_lines
+from crossalign.files.text import write_json_lines
 
 
 def build(output: Path, mode: str, languages: str, *flags: object) -> list[dict[str, Any]]:

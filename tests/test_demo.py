@@ -26,7 +26,7 @@ from crossalign.demo.measurement import Measurement
 from crossalign.demo.report import write_report
 from crossalign.encoders import encode
 from crossalign.evaluation.retrieval import retrieval_rows
-from crossalign.output_directory import check_output, written_whole
+from crossalign.files.output import check_output, written_whole
 
 LAYER = 1
 PNG_START = b"\x89PNG\r\n\x1a\n"

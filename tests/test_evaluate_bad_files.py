@@ -10,7 +10,7 @@ import pytest
 from evaluation_cases import NLI, STORY_HEADER, write_tasks, write_tsv
 
 from crossalign.evaluation.task_files import MissingFileError, read_split
-from crossalign.text_files import DataError
+from crossalign.files.text import DataError
 
 XNLI = "xnli/test-en.tsv"
 PAWSX = "pawsx/en/test_2k.tsv"

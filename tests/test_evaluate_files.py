@@ -22,7 +22,7 @@ from evaluation_cases import (
 
 from crossalign.evaluation.task_files import read_split
 from crossalign.evaluation.task_items import TASKS
-from crossalign.text_files import DataError
+from crossalign.files.text import DataError
 
 
 def test_xnli_labels_come_from_the_third_column_or_their_own_file(tmp_path):

@@ -9,7 +9,7 @@ from evaluation_cases import COPA, NLI, PARAPHRASES, write_tasks
 
 from crossalign.evaluation import hub_tasks, task_files
 from crossalign.evaluation.in_context import InContextSettings, read_task_data
-from crossalign.text_files import DataError
+from crossalign.files.text import DataError
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 LABELS = ("entailment", "neutral", "contradiction")

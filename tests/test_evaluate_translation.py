@@ -18,7 +18,7 @@ from crossalign.evaluation.translation import (
     evaluate_translation,
     read_flores,
 )
-from crossalign.text_files import DataError
+from crossalign.files.text import DataError
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")

@@ -12,7 +12,7 @@ import pytest
 
 from crossalign.alignment.hub_data import HubPairs, HubSource, hub_records, parse_source
 from crossalign.alignment.pairs import Pair
-from crossalign.text_files import DataError
+from crossalign.files.text import DataError
 
 Asked = list[tuple[Any, ...]]
 

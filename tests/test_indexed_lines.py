@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from test_pairs import FAULTS, write
 
-from crossalign.alignment import indexed_lines
+from crossalign.files import indexed_lines
 from crossalign.alignment.data_builders import build_items
 from crossalign.alignment.indexed_data import (
     IndexedPairs,
@@ -23,10 +23,10 @@ from crossalign.alignment.indexed_data import (
     open_items,
     open_pairs,
 )
-from crossalign.alignment.indexed_lines import IndexedLines, stream_lines
+from crossalign.files.indexed_lines import IndexedLines, stream_lines
 from crossalign.alignment.lm_items import read_items
 from crossalign.alignment.pairs import Pair, read_pairs
-from crossalign.text_files import DataError, read_lines, write_json_lines
+from crossalign.files.text import DataError, read_lines, write_json_lines
 
 
 class Seen:

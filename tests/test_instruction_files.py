@@ -11,7 +11,7 @@ import pytest
 
 from crossalign.alignment.data_builders import build_items
 from crossalign.alignment.instruction_files import keep_common_ids, read_records
-from crossalign.text_files import DataError, write_json_lines
+from crossalign.files.text import DataError, write_json_lines
 
 
 def write_json(path: Path, value: Any) -> None:

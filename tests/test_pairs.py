@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from crossalign.alignment.pairs import Pair, read_pairs
-from crossalign.text_files import DataError, write_whole
+from crossalign.files.text import DataError, write_whole
 
 
 def write(path: Path, content: str | bytes) -> Path:

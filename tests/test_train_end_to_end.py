@@ -15,7 +15,7 @@ from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crossalign.demo.language_model import train_tokenizer
-from crossalign.text_files import read_lines
+from crossalign.files.text import read_lines
 
 # ISO 639-1 code -> file of NTREX; English is the other side of every pair.
 LANGUAGES = {

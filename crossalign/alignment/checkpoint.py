@@ -22,7 +22,7 @@ import torch
 
 from crossalign.alignment.indexed_data import data_fingerprint
 from crossalign.alignment.train import AlignmentRun
-from crossalign.text_files import DataError
+from crossalign.files.text import DataError
 
 FOLDER = "checkpoints"
 STATE_FILE = "training_state.pt"

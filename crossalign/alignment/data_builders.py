@@ -13,7 +13,7 @@ from crossalign.alignment.instruction_files import Records, checked_record
 from crossalign.alignment.languages import LANGUAGE_NAMES, check_languages
 from crossalign.alignment.pairs import Pair
 from crossalign.alignment.permutation import Permutation
-from crossalign.text_files import checked_text
+from crossalign.files.text import checked_text
 
 MODES = ("bilingual", "crosslingual", "translation")
 CROSS_PROBABILITY = 0.5  # the answer is in another language than the question

@@ -14,12 +14,12 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossalign.alignment.indexed_lines import stream_lines
+from crossalign.files.indexed_lines import stream_lines
 from crossalign.alignment.lm_items import parse_item
 from crossalign.alignment.pair_ids import normalised
 from crossalign.alignment.pairs import Pair, parse_sentence, parser_of
 from crossalign.alignment.text_statistics import Lengths, Repeats, TextStatistics
-from crossalign.text_files import DataError
+from crossalign.files.text import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

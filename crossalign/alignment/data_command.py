@@ -20,7 +20,7 @@ from crossalign.alignment.data_builders import (
 )
 from crossalign.alignment.instruction_files import Records, keep_common_ids, read_records
 from crossalign.alignment.pairs import Pair
-from crossalign.text_files import DataError, write_json_lines
+from crossalign.files.text import DataError, write_json_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

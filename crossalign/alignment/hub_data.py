@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, overload
 
 from crossalign.alignment.instruction_files import Records, records_of
 from crossalign.alignment.pairs import Pair
-from crossalign.text_files import DataError, text_field
+from crossalign.files.text import DataError, text_field
 
 PREFIX = "hub:"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 from crossalign.alignment.data_builders import TrainingItem
-from crossalign.alignment.indexed_lines import IndexedLines
+from crossalign.files.indexed_lines import IndexedLines
 from crossalign.alignment.lm_items import parse_item
 from crossalign.alignment.pairs import (
     Pair,

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crossalign.text_files import DataError, read_json, read_json_objects, text_field
+from crossalign.files.text import DataError, read_json, read_json_objects, text_field
 
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 Record = dict[str, str]  # id, instruction, input, output

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from crossalign.alignment.data_builders import TrainingItem
 from crossalign.alignment.language_model_loss import IGNORED_LABEL
-from crossalign.text_files import DataError, json_object, read_lines, text_field
+from crossalign.files.text import DataError, json_object, read_lines, text_field
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

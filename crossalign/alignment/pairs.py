@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from crossalign.text_files import DataError, checked_text, json_object, read_lines, text_field
+from crossalign.files.text import DataError, checked_text, json_object, read_lines, text_field
 
 JSON_SUFFIXES = (".jsonl", ".json")
 Parsed = TypeVar("Parsed")

@@ -19,7 +19,7 @@ from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.trackers import Trackers
 from crossalign.alignment.train import AlignmentRun, NotFiniteError, Record
 from crossalign.build_report import build_info
-from crossalign.text_files import DataError, read_lines, write_whole
+from crossalign.files.text import DataError, read_lines, write_whole
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from crossalign.alignment.pair_ids import meaning_ids
 from crossalign.alignment.pairs import Pair, read_pairs
-from crossalign.text_files import DataError, checked_text, read_lines
+from crossalign.files.text import DataError, checked_text, read_lines
 
 MIN_LINES = 3  # fewer span no plane
 _UNNAMED = ("source", "target")

@@ -19,7 +19,7 @@ from crossalign.alignment.train import choose_device
 from crossalign.analysis.measurement import AnalysisOptions, LayerMeasurement, measure_model
 from crossalign.analysis.parallel_text import read_parallel_text
 from crossalign.analysis.results import write_results
-from crossalign.output_directory import check_output, written_whole
+from crossalign.files.output import check_output, written_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -25,7 +25,7 @@ from crossalign.demo.measurement import Measurement, accuracy_table, measure
 from crossalign.demo.parallel_grammar import num_sentences
 from crossalign.demo.report import write_report
 from crossalign.evaluation.retrieval import write_retrieval_csv
-from crossalign.output_directory import check_output, written_whole
+from crossalign.files.output import check_output, written_whole
 
 ENTRIES = ("report.html", "retrieval.csv", "projection.csv", "demo.json", "model")
 

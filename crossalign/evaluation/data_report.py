@@ -8,7 +8,7 @@ from pathlib import Path
 from crossalign.evaluation.task_files import MissingFileError, read_split
 from crossalign.evaluation.task_items import TASKS, Split
 from crossalign.evaluation.translation import FLORES_CODES, read_flores
-from crossalign.text_files import DataError
+from crossalign.files.text import DataError
 
 
 def report_data(

@@ -8,7 +8,7 @@ from typing import Any
 from crossalign.evaluation.task_files import check_task_language, pawsx_split
 from crossalign.evaluation.task_items import Item, Split, duplicates
 from crossalign.evaluation.xcopa_files import repair_questions, xcopa_item
-from crossalign.text_files import DataError, checked_text
+from crossalign.files.text import DataError, checked_text
 
 # Task -> repository, split of test items, split of demonstrations.
 _SETS = {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crossalign.evaluation.task_items import TASKS, Item, Split
-from crossalign.text_files import DataError, checked_text, read_lines
+from crossalign.files.text import DataError, checked_text, read_lines
 
 XNLI_LABELS = ("entailment", "neutral", "contradiction")
 _XNLI_FOLDERS = ("xnli", "XNLI-1.0", "XNLI", ".")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossalign.evaluation.choice_scoring import ChoiceScorer, TooLongError
 from crossalign.evaluation.task_files import find_file, need_file
-from crossalign.text_files import DataError, read_lines
+from crossalign.files.text import DataError, read_lines
 
 if TYPE_CHECKING:
     from torch import nn

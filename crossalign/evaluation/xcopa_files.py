@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from crossalign.evaluation.task_files import check_rows, find_file, need_file, number_of
 from crossalign.evaluation.task_items import Item, Split
-from crossalign.text_files import DataError, checked_text, read_json_objects, read_lines, text_field
+from crossalign.files.text import DataError, checked_text, read_json_objects, read_lines, text_field
 
 _FOLDERS = ("xcopa", "xcopa/data", "data", ".")
 _ENGLISH_FOLDERS = ("copa_en", "copa", "copa/datasets", "COPA-resources/datasets", ".")

@@ -13,7 +13,7 @@ from typing import Any
 
 from crossalign.evaluation.task_files import check_rows, need_file, read_rows
 from crossalign.evaluation.task_items import Item, Split, duplicates
-from crossalign.text_files import DataError, checked_text
+from crossalign.files.text import DataError, checked_text
 
 _FOLDERS = ("xwinograd", "XWinograd", "crosslingual_winograd", ".")
 _CODES = {"ja": "jp"}  # as the release calls it

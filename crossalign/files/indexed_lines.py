@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from crossalign.text_files import DataError
+from crossalign.files.text import DataError
 
 _FORMAT = 1  # of the index; others are built anew
 _CHUNK = 2**20  # bytes read at a time

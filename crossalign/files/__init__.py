@@ -1,0 +1,1 @@
+"""Reading and writing: lines of text by number, outputs that appear whole or not at all."""
