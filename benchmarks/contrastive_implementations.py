@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.contrastive_cases import COMPILED, OURS, PLAIN, SIGMOID, TEMPERATURE, Inputs
-from crossalign.contrastive_loss import fused_contrastive_loss
+from crossalign.contrastive.loss import fused_contrastive_loss
 
 Loss = Callable[[Inputs], Tensor]
 

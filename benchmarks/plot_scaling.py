@@ -2,7 +2,7 @@
 
 python -m benchmarks.plot_scaling --output docs/scaling.png
 
-Nothing here is measured: crossalign/scaling_model.py counts, and divides by the rates of Machine.
+Nothing here is measured: crossalign/contrastive/across_ranks/cost_model.py counts, and divides by the rates of Machine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from crossalign.scaling_model import SCHEDULES, Machine, rank_cost
+from crossalign.contrastive.across_ranks.cost_model import SCHEDULES, Machine, rank_cost
 
 NUM_PAIRS, NUM_FEATURES = 2**20, 1024
 TABLE_RANKS = (1, 8, 64, 512, 4096)

@@ -3,11 +3,11 @@
 from crossalign.alignment.alignment_model import AlignmentModel, AlignmentOutput
 from crossalign.alignment.data_builders import build_items
 from crossalign.build_report import build_info, extension_available
-from crossalign.contrastive_loss import ContrastiveLoss, fused_contrastive_loss
-from crossalign.contrastive_terms import ContrastiveStats
+from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
+from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.encoders import encode, hidden_states_at
 from crossalign.gather import gather_negatives
-from crossalign.gradient_cache import GradientCache
+from crossalign.contrastive.gradient_cache import GradientCache
 from crossalign.pooling import (
     last_token_pool,
     masked_max_pool,

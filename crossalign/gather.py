@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crossalign.argument_checks import check_dims, check_floating, check_option, check_tensor
-from crossalign.contrastive_problem import accumulator
+from crossalign.contrastive.problem import accumulator
 from crossalign.rank_agreement import (
     agree,
     all_gather_single,

@@ -21,7 +21,7 @@ from crossalign.argument_checks import (
     choose_backend,
     values_may_be_read,
 )
-from crossalign.contrastive_problem import accumulator
+from crossalign.contrastive.problem import accumulator
 from crossalign.pooling_ops import NORM_EPS
 
 

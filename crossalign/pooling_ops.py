@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from crossalign import torch_pooling
-from crossalign.contrastive_problem import accumulator
+from crossalign.contrastive.problem import accumulator
 
 NORM_EPS = 1e-12
 

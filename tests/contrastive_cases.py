@@ -11,7 +11,7 @@ from tolerances import assert_within_rule
 from torch import Tensor
 
 from crossalign import fused_contrastive_loss, reference
-from crossalign.contrastive_problem import ContrastiveProblem, accumulator
+from crossalign.contrastive.problem import ContrastiveProblem, accumulator
 
 SYMMETRIC = {"symmetric": True}
 POSITIVE = {"same_id": "positive"}

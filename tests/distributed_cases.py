@@ -15,7 +15,7 @@ from tolerances import assert_within_rule
 from torch import Tensor
 
 from crossalign import reference
-from crossalign.contrastive_loss import fused_contrastive_loss
+from crossalign.contrastive.loss import fused_contrastive_loss
 
 D = 6
 SCHEDULES = ("all_gather", "ring")

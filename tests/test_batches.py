@@ -20,7 +20,7 @@ from crossalign.alignment.padding import LENGTHS, share, trimmed
 from crossalign.alignment.pairs import Pair
 from crossalign.alignment.train import align
 from crossalign.alignment.training_config import TrainingConfig
-from crossalign.contrastive_loss import fused_contrastive_loss
+from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.files.text import write_json_lines
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from contrastive_cases import (
 from torch import Tensor
 
 from crossalign import ContrastiveLoss, fused_contrastive_loss
-from crossalign.contrastive_problem import ContrastiveGrads
+from crossalign.contrastive.problem import ContrastiveGrads
 
 tiles = pytest.importorskip("crossalign.kernels.contrastive_tiles", reason="needs triton")
 ONE = torch.tensor(1.0)

@@ -10,8 +10,8 @@ from cases import BACKENDS, INTERPRETED_DTYPES
 from contrastive_cases import make_problem
 from torch import Tensor
 
-from crossalign.contrastive_ops import contrastive_sums
-from crossalign.contrastive_problem import (
+from crossalign.contrastive.ops import contrastive_sums
+from crossalign.contrastive.problem import (
     NON_DIFFERENTIABLE_SUMS,
     ContrastiveProblem,
     ContrastiveSums,

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from crossalign import ContrastiveLoss, fused_contrastive_loss
-from crossalign.contrastive_ops import contrastive_sums
-from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
-from crossalign.contrastive_row_loss import row_loss
+from crossalign.contrastive.ops import contrastive_sums
+from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive.row_loss import row_loss
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "one_way": {},

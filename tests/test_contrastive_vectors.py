@@ -8,9 +8,9 @@ from cases import BACKENDS
 from contrastive_cases import make_problem
 from torch import Tensor
 
-from crossalign.contrastive_ops import pair_losses
-from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveSums, empty_sums
-from crossalign.contrastive_terms import pair_terms
+from crossalign.contrastive.ops import pair_losses
+from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveSums, empty_sums
+from crossalign.contrastive.terms import pair_terms
 
 pytest.importorskip("triton", reason="needs triton")
 INTERPRETED = pytest.mark.parametrize("backend", BACKENDS[1:])

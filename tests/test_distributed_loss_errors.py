@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from process_group import RankError, run_ranks
 
-from crossalign.contrastive_loss import fused_contrastive_loss
+from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.gather import gather_negatives
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))

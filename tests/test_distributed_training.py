@@ -13,10 +13,10 @@ from tiny_models import tiny_batch, tiny_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from crossalign import distributed_agreement
+from crossalign.contrastive.across_ranks import agreement
 from crossalign.alignment.alignment_model import AlignmentModel
-from crossalign.contrastive_loss import ContrastiveLoss, fused_contrastive_loss
-from crossalign.gradient_cache import GradientCache
+from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
+from crossalign.contrastive.gradient_cache import GradientCache
 
 SCHEDULES = ("all_gather", "ring")
 ROWS, NEGATIVES = (3, 5), (2, 0)
@@ -266,7 +266,7 @@ def choose_automatically(rank: int) -> list[int]:
     for memory_of_rank_1 in (8 * bytes_held, 8 * bytes_held - 1):
         exchanges.append(0)
         memory = memory_of_rank_1 if rank == 1 else 2**40
-        distributed_agreement._memory_bytes = lambda device, memory=memory: memory
+        agreement._memory_bytes = lambda device, memory=memory: memory
         fused_contrastive_loss(x, x.sin(), group=dist.group.WORLD)
     return exchanges
 

@@ -10,8 +10,8 @@ import torch
 from tiny_models import tiny_batch, tiny_model
 from torch import Tensor, nn
 
-from crossalign.contrastive_loss import ContrastiveLoss, fused_contrastive_loss
-from crossalign.gradient_cache import GradientCache
+from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
+from crossalign.contrastive.gradient_cache import GradientCache
 
 ROWS, FEATURES = 7, 6
 
@@ -95,7 +95,7 @@ def test_dropout_that_is_not_replayed_would_be_seen(monkeypatch: pytest.MonkeyPa
     theirs = gradients(encoder)
     encoder.zero_grad()
     torch.manual_seed(9)
-    monkeypatch.setattr("crossalign.gradient_cache._set_random_state", lambda state: None)
+    monkeypatch.setattr("crossalign.contrastive.gradient_cache._set_random_state", lambda state: None)
     GradientCache(encoder, loss_of, 3).backward(rows(), rows(seed=2))
     with pytest.raises(AssertionError):
         assert_equal_gradients(gradients(encoder), theirs)

@@ -9,7 +9,7 @@ from test_gradient_cache import ROWS, assert_equal_gradients, gradients, make_en
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from crossalign.gradient_cache import GradientCache
+from crossalign.contrastive.gradient_cache import GradientCache
 
 
 def count_reductions(module: DistributedDataParallel) -> list[int]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import plot_scaling
-from crossalign.contrastive_loss import fused_contrastive_loss
-from crossalign.scaling_model import SCHEDULES, Machine, rank_cost
+from crossalign.contrastive.loss import fused_contrastive_loss
+from crossalign.contrastive.across_ranks.cost_model import SCHEDULES, Machine, rank_cost
 
 OURS = ("all_gather", "ring")
 NUM_PAIRS, NUM_NEGATIVES, WIDTH = 64, 32, 512

@@ -9,10 +9,11 @@ from allocations import LargestAllocation
 from cases import DTYPES, Run
 from contrastive_cases import LOSS_CASES, fused, make_inputs, make_problem, upstream_of
 
-from crossalign import fused_contrastive_loss, torch_backend, torch_logits
-from crossalign.contrastive_problem import ContrastiveGrads, label_range
-from crossalign.contrastive_row_loss import row_loss
-from crossalign.torch_logits import inverse_norms, normalize_backward, own_view
+from crossalign import fused_contrastive_loss
+from crossalign.contrastive import torch_passes, torch_logits
+from crossalign.contrastive.problem import ContrastiveGrads, label_range
+from crossalign.contrastive.row_loss import row_loss
+from crossalign.contrastive.torch_logits import inverse_norms, normalize_backward, own_view
 
 
 @pytest.mark.parametrize("name", ["chunks", "everything", "beyond_the_tiles", "raw", "learned"])
@@ -46,9 +47,9 @@ def test_no_tensor_of_queries_times_columns(bound: float | None, symmetric: bool
         hard_negative_weight=0.5,
     )
     with LargestAllocation() as largest:
-        sums = torch_backend.contrastive_fwd(query, columns, problem, None, True)
+        sums = torch_passes.contrastive_fwd(query, columns, problem, None, True)
         grads = [torch.ones_like(getattr(sums, name)) for name in ContrastiveGrads._fields]
-        torch_backend.contrastive_bwd(query, columns, problem, sums, ContrastiveGrads(*grads))
+        torch_passes.contrastive_bwd(query, columns, problem, sums, ContrastiveGrads(*grads))
         if not symmetric:
             row_loss(query, columns, problem, None, "mean", with_stats=True)
     assert 0 < largest.elements <= torch_logits.CPU_CHUNK_LOGITS < 4096 * 5120 / 4

@@ -23,8 +23,8 @@ from crossalign.alignment.layer_states import hidden_states_of
 from crossalign.alignment.output_head import check_output_head, output_head
 from crossalign.alignment.padding import trimmed
 from crossalign.argument_checks import check_option, check_positive_finite
-from crossalign.contrastive_loss import fused_contrastive_loss
-from crossalign.contrastive_terms import ContrastiveStats
+from crossalign.contrastive.loss import fused_contrastive_loss
+from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.encoders import check_layer, hidden_states_at
 from crossalign.pooling import pool
 

@@ -16,8 +16,8 @@ from crossalign.alignment.batches import Inputs, StepBatch
 from crossalign.alignment.engine import Engine
 from crossalign.alignment.language_model_loss import count_labels
 from crossalign.alignment.padding import LENGTHS
-from crossalign.contrastive_terms import ContrastiveStats
-from crossalign.gradient_cache import GradientCache
+from crossalign.contrastive.terms import ContrastiveStats
+from crossalign.contrastive.gradient_cache import GradientCache
 
 
 def chunked_backward(

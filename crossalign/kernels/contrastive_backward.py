@@ -22,7 +22,7 @@ import torch
 import triton
 from torch import Tensor
 
-from crossalign.contrastive_problem import (
+from crossalign.contrastive.problem import (
     ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,

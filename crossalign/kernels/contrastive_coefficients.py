@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
 from crossalign.kernels.contrastive_logits import BATCH_SIZES, LOG2_E
 from crossalign.kernels.launch import CompileCase, accumulator_dtype, compile_case
 

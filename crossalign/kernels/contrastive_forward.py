@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.contrastive_problem import ContrastiveProblem, ContrastiveSums, empty_sums
+from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, empty_sums
 from crossalign.kernels.contrastive_configurations import compile_cases_of
 from crossalign.kernels.contrastive_join import Partials, join
 from crossalign.kernels.contrastive_logits import (

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.contrastive_problem import ContrastiveSums
+from crossalign.contrastive.problem import ContrastiveSums
 from crossalign.kernels.contrastive_logits import BATCH_SIZES, LN_2
 from crossalign.kernels.launch import CompileCase, compile_case
 

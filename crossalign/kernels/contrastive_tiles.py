@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from crossalign.contrastive_problem import ContrastiveProblem, accumulator
+from crossalign.contrastive.problem import ContrastiveProblem, accumulator
 from crossalign.kernels.launch import (
     INTERPRETED,
     accumulator_dtype,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.contrastive_problem import accumulator
+from crossalign.contrastive.problem import accumulator
 from crossalign.kernels.launch import (
     CompileCase,
     accumulator_dtype,

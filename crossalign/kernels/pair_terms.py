@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveSums
+from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveSums
 from crossalign.kernels.launch import CompileCase, compile_case, device_guard
 
 BLOCK = 128  # pairs of one program

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.contrastive_problem import NORM_FLOOR, accumulator
+from crossalign.contrastive.problem import NORM_FLOOR, accumulator
 from crossalign.kernels.launch import CompileCase, accumulator_dtype, compile_case, device_guard
 
 _FLOOR = tl.constexpr(NORM_FLOOR)

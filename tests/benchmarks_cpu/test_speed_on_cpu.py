@@ -15,7 +15,7 @@ from benchmarks.bench_pooling import implementation as pooling_implementation
 from benchmarks.bench_pooling import make_inputs as make_pooling_inputs
 from benchmarks.contrastive_cases import Case, make_inputs
 from benchmarks.contrastive_implementations import implementation
-from crossalign.contrastive_loss import fused_contrastive_loss
+from crossalign.contrastive.loss import fused_contrastive_loss
 
 CPU = torch.device("cpu")
 

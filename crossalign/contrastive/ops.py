@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from crossalign import torch_backend
+from crossalign.contrastive import torch_passes
 from crossalign.argument_checks import ops_are_watched
-from crossalign.contrastive_problem import (
+from crossalign.contrastive.problem import (
     NON_DIFFERENTIABLE_SUMS,
     ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,
     empty_sums,
 )
-from crossalign.contrastive_terms import pair_terms
+from crossalign.contrastive.terms import pair_terms
 
 PROBLEM_SCHEMA = (
     "Tensor scale, Tensor? query_ids, Tensor? column_ids, Tensor? negative_owner, "
@@ -134,7 +134,7 @@ def _contrastive_fwd(query: Tensor, columns: Tensor, *arguments: Any) -> tuple[T
             from crossalign.kernels.contrastive_forward import contrastive_fwd
 
             return contrastive_fwd(query, columns, problem, known_own, with_stats)
-        return torch_backend.contrastive_fwd(query, columns, problem, known_own, with_stats)
+        return torch_passes.contrastive_fwd(query, columns, problem, known_own, with_stats)
 
 
 def _contrastive_bwd(
@@ -149,7 +149,7 @@ def _contrastive_bwd(
             from crossalign.kernels.contrastive_backward import contrastive_bwd
 
             return contrastive_bwd(query, columns, problem, sums, grads, need_scale_grad)
-        grad_query, grad_columns, grad_scale = torch_backend.contrastive_bwd(
+        grad_query, grad_columns, grad_scale = torch_passes.contrastive_bwd(
             query, columns, problem, sums, grads
         )
     return grad_query.contiguous(), grad_columns.contiguous(), grad_scale

@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.contrastive_ops import PROBLEM_SCHEMA, refuse_second_derivative
-from crossalign.contrastive_problem import (
+from crossalign.contrastive.ops import PROBLEM_SCHEMA, refuse_second_derivative
+from crossalign.contrastive.problem import (
     ContrastiveProblem,
     ContrastiveSums,
     accumulator,
     tie_slack,
 )
-from crossalign.contrastive_terms import pair_terms, reduce_terms, term_gradients
-from crossalign.torch_backend import start_sums, take_own
-from crossalign.torch_logits import GradientSums, LogitChunks, own_view
+from crossalign.contrastive.terms import pair_terms, reduce_terms, term_gradients
+from crossalign.contrastive.torch_passes import start_sums, take_own
+from crossalign.contrastive.torch_logits import GradientSums, LogitChunks, own_view
 
 
 class RowLoss(NamedTuple):

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.contrastive_ops import contrastive_gradients, contrastive_sums
-from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive.ops import contrastive_gradients, contrastive_sums
+from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
 from crossalign.gather import ShardLayout
 
 

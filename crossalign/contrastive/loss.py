@@ -13,17 +13,17 @@ from crossalign.argument_checks import (
     choose_backend,
     values_may_be_read,
 )
-from crossalign.contrastive_arguments import check_arguments, check_options
-from crossalign.contrastive_ops import contrastive_sums, pair_losses
-from crossalign.contrastive_problem import LossArguments
-from crossalign.contrastive_row_loss import row_loss
-from crossalign.contrastive_terms import (
+from crossalign.contrastive.arguments import check_arguments, check_options
+from crossalign.contrastive.ops import contrastive_sums, pair_losses
+from crossalign.contrastive.problem import LossArguments
+from crossalign.contrastive.row_loss import row_loss
+from crossalign.contrastive.terms import (
     build_problem,
     contrastive_stats,
     reduce_terms,
     warn_without_negatives,
 )
-from crossalign.distributed_loss import loss_across_ranks
+from crossalign.contrastive.across_ranks.loss import loss_across_ranks
 
 
 def fused_contrastive_loss(

@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from crossalign.contrastive_problem import (
+from crossalign.contrastive.problem import (
     ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,
     accumulator,
 )
-from crossalign.distributed_blocks import (
+from crossalign.contrastive.across_ranks.shards import (
     SpreadBatch,
     block_gradients,
     block_sums,

@@ -17,30 +17,30 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crossalign.argument_checks import values_may_be_read
-from crossalign.contrastive_arguments import check_owner_given
-from crossalign.contrastive_ops import pair_losses, upstream_gradients
-from crossalign.contrastive_problem import (
+from crossalign.contrastive.arguments import check_owner_given
+from crossalign.contrastive.ops import pair_losses, upstream_gradients
+from crossalign.contrastive.problem import (
     NON_DIFFERENTIABLE_SUMS,
     ContrastiveProblem,
     ContrastiveSums,
     LossArguments,
 )
-from crossalign.contrastive_terms import (
+from crossalign.contrastive.terms import (
     ContrastiveStats,
     build_problem,
     reduce_terms,
     stat_rows,
     warn_without_negatives,
 )
-from crossalign.distributed_agreement import (
+from crossalign.contrastive.across_ranks.agreement import (
     agree_on_arguments,
     choose_schedule,
     fill_missing,
     spread_batch,
 )
-from crossalign.distributed_blocks import SpreadBatch
-from crossalign.distributed_gather_loss import gathered_gradients, gathered_problem, gathered_sums
-from crossalign.distributed_ring_loss import ring_gradients, ring_sums
+from crossalign.contrastive.across_ranks.shards import SpreadBatch
+from crossalign.contrastive.across_ranks.all_gather import gathered_gradients, gathered_problem, gathered_sums
+from crossalign.contrastive.across_ranks.ring import ring_gradients, ring_sums
 from crossalign.gather import ShardLayout, gather_rows
 from crossalign.rank_agreement import check_group, untraced
 

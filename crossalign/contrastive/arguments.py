@@ -20,7 +20,7 @@ from crossalign.argument_checks import (
     check_weights,
     values_may_be_read,
 )
-from crossalign.contrastive_problem import LossArguments
+from crossalign.contrastive.problem import LossArguments
 
 _NAME = "fused_contrastive_loss"
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from crossalign.contrastive_problem import (
+from crossalign.contrastive.problem import (
     NORM_FLOOR,
     ContrastiveProblem,
     accumulator,

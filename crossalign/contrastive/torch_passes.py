@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crossalign.contrastive_problem import (
+from crossalign.contrastive.problem import (
     ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,
@@ -18,7 +18,7 @@ from crossalign.contrastive_problem import (
     label_range,
     tie_slack,
 )
-from crossalign.torch_logits import GradientSums, LogitChunks, own_view
+from crossalign.contrastive.torch_logits import GradientSums, LogitChunks, own_view
 
 
 def contrastive_fwd(

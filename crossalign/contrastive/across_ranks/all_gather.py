@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossalign.contrastive_problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
-from crossalign.distributed_blocks import (
+from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive.across_ranks.shards import (
     SpreadBatch,
     block_gradients,
     block_sums,

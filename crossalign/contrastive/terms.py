@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossalign.contrastive_problem import (
+from crossalign.contrastive.problem import (
     ContrastiveProblem,
     ContrastiveSums,
     LossArguments,

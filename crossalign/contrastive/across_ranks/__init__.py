@@ -1,0 +1,1 @@
+"""The contrastive loss of a batch spread over a process group."""
