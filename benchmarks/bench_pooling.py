@@ -19,7 +19,7 @@ from benchmarks.accuracy import Verdict, allowed_error, relative_error
 from benchmarks.command_line import arguments_of, harness_of
 from benchmarks.harness import Harness, Trial, Work
 from crossalign import reference
-from crossalign.pooling import masked_mean_pool, mean_pool_varlen
+from crossalign.pooling.functions import masked_mean_pool, mean_pool_varlen
 
 CHECK_SENTENCES = 8
 

@@ -8,7 +8,7 @@ from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.encoders import encode, hidden_states_at
 from crossalign.gather import gather_negatives
 from crossalign.contrastive.gradient_cache import GradientCache
-from crossalign.pooling import (
+from crossalign.pooling.functions import (
     last_token_pool,
     masked_max_pool,
     masked_mean_pool,

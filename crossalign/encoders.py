@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.argument_checks import check_option
-from crossalign.pooling import pool
+from crossalign.pooling.functions import pool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from crossalign import reference
 from crossalign.alignment.alignment_model import AlignmentModel, AlignmentOutput
-from crossalign.pooling import pool
+from crossalign.pooling.functions import pool
 
 PAIRS = 5
 Batch = dict[str, Tensor]

@@ -128,7 +128,7 @@ def test_opcheck_of_the_row_loss(name: str, transposed: bool) -> None:
 
 
 def test_every_op_of_the_namespace_has_been_checked() -> None:
-    import crossalign.pooling_ops  # noqa: F401
+    import crossalign.pooling.ops  # noqa: F401
 
     registered = {
         schema.name.split("::")[1]

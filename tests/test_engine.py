@@ -18,7 +18,7 @@ from crossalign.alignment.engine import launched_strategy
 from crossalign.alignment.parallelism import check_combination
 from crossalign.alignment.train import AlignmentRun
 from crossalign.alignment.training_config import TrainingConfig
-from crossalign.pooling import pool
+from crossalign.pooling.functions import pool
 
 PAIRS = make_pairs(9, negatives=True)
 DROPOUTS = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "dropout")

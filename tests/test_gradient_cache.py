@@ -222,7 +222,7 @@ def test_weights_that_a_frozen_side_cast_still_train_the_other() -> None:
 def test_lora_on_a_language_model(checkpointing: bool) -> None:
     peft = pytest.importorskip("peft")
     from crossalign.encoders import hidden_states_at
-    from crossalign.pooling import pool
+    from crossalign.pooling.functions import pool
 
     base = tiny_model("llama").double()
     with warnings.catch_warnings():  # peft and transformers 5.23 name it by what 5.17 has

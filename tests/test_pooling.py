@@ -21,7 +21,7 @@ from tolerances import assert_within_rule
 from torch import Tensor
 
 from crossalign import reference
-from crossalign.pooling import (
+from crossalign.pooling.functions import (
     last_token_pool,
     masked_max_pool,
     masked_mean_pool,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from crossalign.pooling import (
+from crossalign.pooling.functions import (
     last_token_pool,
     masked_max_pool,
     masked_mean_pool,

@@ -10,7 +10,7 @@ import torch
 from cases import BACKENDS, cumulative, lengths_mask, result_and_grad
 from torch import Tensor
 
-from crossalign.pooling import (
+from crossalign.pooling.functions import (
     last_token_pool,
     masked_max_pool,
     masked_mean_pool,

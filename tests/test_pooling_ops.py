@@ -14,8 +14,8 @@ from allocations import LargestAllocation
 from cases import BACKENDS, RUNS, Run, cumulative, lengths_mask, result_and_grad
 from torch import Tensor
 
-from crossalign import pooling_ops, torch_pooling
-from crossalign.pooling import masked_mean_pool, mean_pool_varlen, pool
+from crossalign.pooling.functions import ops, torch_passes
+from crossalign.pooling.functions import masked_mean_pool, mean_pool_varlen, pool
 
 OPS = torch.ops.crossalign
 BOTH = pytest.mark.parametrize("normalize", [False, True], ids=["raw", "unit"])
@@ -104,7 +104,7 @@ def test_differentiating_twice_raises(backend: str) -> None:
 READ_ONE_TOKEN = """
 import sys
 import numpy as np, torch
-from crossalign.pooling import masked_mean_pool
+from crossalign.pooling.functions import masked_mean_pool
 
 class Strided:
     # One real vector; every further token would lie a terabyte beyond it.
@@ -225,14 +225,14 @@ def test_inputs_are_not_written() -> None:
 
 
 def test_hidden_is_never_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_pooling, "CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr(torch_passes, "CHUNK_ELEMENTS", 1000)
     hidden = torch.randn(2, 300, 40, dtype=torch.bfloat16)
     for mask in (torch.ones(2, 300), torch.rand(2, 300)):  # runs of ones, and any weights
         with LargestAllocation() as largest:
-            pooling_ops._masked_mean_pool_fwd(hidden, mask, True, False)
+            ops._masked_mean_pool_fwd(hidden, mask, True, False)
         assert 0 < largest.elements <= 1000
     with LargestAllocation() as largest:
-        pooling_ops._mean_pool_varlen_fwd(hidden.flatten(0, 1), cumulative([500, 100]), True, False)
+        ops._mean_pool_varlen_fwd(hidden.flatten(0, 1), cumulative([500, 100]), True, False)
     assert 0 < largest.elements <= 1000
 
 
@@ -246,8 +246,8 @@ def test_runs_of_ones_give_what_any_mask_gives(
     hidden = torch.randn(5, 11, 6).to(dtype)
     hidden[~masks] = torch.nan
     for mask, has_runs in ((masks, True), (masks & (token != 5), False)):
-        assert (torch_pooling._spans(mask.to(torch.float32)) is not None) == has_runs
-        sums, weight_sum = torch_pooling.masked_sums(hidden, mask)
+        assert (torch_passes._spans(mask.to(torch.float32)) is not None) == has_runs
+        sums, weight_sum = torch_passes.masked_sums(hidden, mask)
         expected = torch.where(mask[..., None], hidden.double(), 0).sum(1)
         torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=1e-5)
         assert torch.equal(weight_sum.double(), mask.sum(1).double())
@@ -257,7 +257,7 @@ def test_gradient_of_padding_is_zero_though_a_row_is_not_finite() -> None:
     mask = lengths_mask(3, 2)(3)
     rows = torch.tensor([[1.0, torch.inf], [2.0, 3.0]])
     for dtype in (torch.float32, torch.bfloat16):
-        gradient = torch_pooling.masked_gradient(rows, mask, dtype)
+        gradient = torch_passes.masked_gradient(rows, mask, dtype)
         assert torch.equal(gradient, torch.where(mask[..., None] != 0, rows[:, None], 0).to(dtype))
 
 

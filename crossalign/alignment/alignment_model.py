@@ -26,7 +26,7 @@ from crossalign.argument_checks import check_option, check_positive_finite
 from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.encoders import check_layer, hidden_states_at
-from crossalign.pooling import pool
+from crossalign.pooling.functions import pool
 
 LARGEST_LOGIT_SCALE = math.log(100.0)
 

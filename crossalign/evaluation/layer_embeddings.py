@@ -25,7 +25,7 @@ from crossalign.encoders import (
     tokenize,
 )
 from crossalign.evaluation.retrieval import RetrievalRow, retrieval_rows
-from crossalign.pooling import pool
+from crossalign.pooling.functions import pool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

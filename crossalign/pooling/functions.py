@@ -22,7 +22,7 @@ from crossalign.argument_checks import (
     values_may_be_read,
 )
 from crossalign.contrastive.problem import accumulator
-from crossalign.pooling_ops import NORM_EPS
+from crossalign.pooling.ops import NORM_EPS
 
 
 def masked_mean_pool(

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from crossalign import torch_pooling
+from crossalign.pooling.functions import torch_passes
 from crossalign.contrastive.problem import accumulator
 
 NORM_EPS = 1e-12
@@ -27,7 +27,7 @@ def _masked_mean_pool_fwd(
         from crossalign.kernels.masked_mean_pool import masked_mean_pool_fwd
 
         return masked_mean_pool_fwd(hidden, mask, normalize)
-    return _finish(*torch_pooling.masked_sums(hidden, mask), normalize, hidden.dtype)
+    return _finish(*torch_passes.masked_sums(hidden, mask), normalize, hidden.dtype)
 
 
 def _masked_mean_pool_bwd(
@@ -38,7 +38,7 @@ def _masked_mean_pool_bwd(
 
         return masked_mean_pool_bwd(grad_pooled, mask, unit, scale)
     rows = _gradient_rows(grad_pooled, unit, scale)
-    return torch_pooling.masked_gradient(rows, mask, grad_pooled.dtype)
+    return torch_passes.masked_gradient(rows, mask, grad_pooled.dtype)
 
 
 def _mean_pool_varlen_fwd(
@@ -48,7 +48,7 @@ def _mean_pool_varlen_fwd(
         from crossalign.kernels.masked_mean_pool import mean_pool_varlen_fwd
 
         return mean_pool_varlen_fwd(hidden, cu_seqlens, normalize)
-    sums, lengths = torch_pooling.varlen_sums(hidden, cu_seqlens)
+    sums, lengths = torch_passes.varlen_sums(hidden, cu_seqlens)
     return _finish(sums, lengths, normalize, hidden.dtype)
 
 
@@ -65,7 +65,7 @@ def _mean_pool_varlen_bwd(
 
         return mean_pool_varlen_bwd(grad_pooled, cu_seqlens, unit, scale, num_tokens)
     rows = _gradient_rows(grad_pooled, unit, scale)
-    return torch_pooling.varlen_gradient(rows, cu_seqlens, num_tokens, grad_pooled.dtype)
+    return torch_passes.varlen_gradient(rows, cu_seqlens, num_tokens, grad_pooled.dtype)
 
 
 def _finish(
