@@ -29,8 +29,8 @@ import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
 from benchmarks.provenance import provenance, result_path
-from crossalign.gather import extension_status, gather_negatives, load_extension
-from crossalign.rank_agreement import all_gather_single
+from crossalign.distributed.gather import extension_status, gather_negatives, load_extension
+from crossalign.distributed.rank_agreement import all_gather_single
 
 WARM_UP = 5
 CASES = ((256, 256), (2048, 256), (2048, 1024), (16384, 1024))  # rows per rank, columns

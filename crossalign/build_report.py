@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from crossalign.argument_checks import OLDEST_CAPABILITY, is_too_old
-from crossalign.gather import extension_status, load_extension
+from crossalign.distributed.gather import extension_status, load_extension
 
 
 def extension_available() -> bool:

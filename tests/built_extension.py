@@ -94,7 +94,7 @@ def extension_folder() -> Path:
 def use_extension(folder: Path) -> None:
     """Makes this process find the extension of extension_folder()."""
     import crossalign
-    from crossalign import symmetric_gather
+    from crossalign.distributed import symmetric_gather
 
     package = str(folder / "crossalign")
     if folder != ROOT and package not in crossalign.__path__:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 # The third one is what torch.use_deterministic_algorithms() imports, which takes seconds; so does
 # what the alignment loop needs.
-PRELOADED = ("torch", "torch.distributed", "torch._inductor.config", "crossalign.gather")
+PRELOADED = ("torch", "torch.distributed", "torch._inductor.config", "crossalign.distributed.gather")
 PRELOADED += ("transformers.models.gpt2.modeling_gpt2", "accelerate", "torch.distributed.fsdp")
 PRELOADED += ("crossalign.alignment.run_directory", "crossalign.evaluation.in_context")
 _STILL_RUNNING = "still running"

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from process_group import RankError, run_ranks
 
 from crossalign.contrastive.loss import fused_contrastive_loss
-from crossalign.gather import gather_negatives
+from crossalign.distributed.gather import gather_negatives
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
 IDS = torch.zeros(2, dtype=torch.int64)

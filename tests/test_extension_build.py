@@ -16,7 +16,7 @@ from built_extension import NO_NVCC, ROOT, build_wheel, copy_sources, run_build
 
 PURE = "crossalign: installed as pure Python, no extension: "
 REPORT = (
-    "import torch, crossalign.gather as gather; print(gather.extension_status()); "
+    "import torch, crossalign.distributed.gather as gather; print(gather.extension_status()); "
     "print(hasattr(torch.ops.crossalign_ext, 'pull_rows'))"
 )
 

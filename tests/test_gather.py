@@ -18,8 +18,8 @@ from gather_cases import DTYPES, ROWS, random, shards, upstreams
 from process_group import run_ranks
 from torch import Tensor, nn
 
-from crossalign import symmetric_gather
-from crossalign.gather import gather_negatives, gather_rows, reduce_rows, shard_layout
+from crossalign.distributed import symmetric_gather
+from crossalign.distributed.gather import gather_negatives, gather_rows, reduce_rows, shard_layout
 
 BACKENDS = ("collective", "extension")
 

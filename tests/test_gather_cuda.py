@@ -20,8 +20,8 @@ from process_group import RankError, run_ranks
 from tolerances import assert_within_rule
 from torch import Tensor
 
-from crossalign import symmetric_gather
-from crossalign.gather import gather_negatives
+from crossalign.distributed import symmetric_gather
+from crossalign.distributed.gather import gather_negatives
 
 pytestmark = pytest.mark.cuda
 

@@ -13,8 +13,8 @@ import torch
 from built_extension import extension_folder, use_extension
 from process_group import RankError, run_ranks
 
-from crossalign import symmetric_gather
-from crossalign.gather import gather_negatives
+from crossalign.distributed import symmetric_gather
+from crossalign.distributed.gather import gather_negatives
 
 X = torch.zeros(2, 3)
 DISAGREEMENTS = {

@@ -14,8 +14,8 @@ from crossalign.argument_checks import check_option, choose_backend, values_may_
 from crossalign.contrastive.arguments import check_arguments
 from crossalign.contrastive.problem import LossArguments, accumulator
 from crossalign.contrastive.across_ranks.shards import SpreadBatch
-from crossalign.gather import BACKENDS, ShardLayout, shard_layout
-from crossalign.rank_agreement import agree
+from crossalign.distributed.gather import BACKENDS, ShardLayout, shard_layout
+from crossalign.distributed.rank_agreement import agree
 from crossalign.contrastive.across_ranks.cost_model import gathered_bytes
 
 _NAME = "fused_contrastive_loss"

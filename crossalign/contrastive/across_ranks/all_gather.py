@@ -24,7 +24,7 @@ from crossalign.contrastive.across_ranks.shards import (
     with_column_coefficients,
     with_column_parts,
 )
-from crossalign.gather import exchange_rows, gather_rows, reduce_rows
+from crossalign.distributed.gather import exchange_rows, gather_rows, reduce_rows
 
 
 def gathered_problem(problem: ContrastiveProblem, batch: SpreadBatch) -> ContrastiveProblem:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from crossalign.rank_agreement import RECORD_BYTES
+from crossalign.distributed.rank_agreement import RECORD_BYTES
 
 SCHEDULES = ("all_gather", "ring", "open_clip", "inf_cl")
 _WIDE = 4  # bytes of the accumulator dtype, float32

@@ -41,8 +41,8 @@ from crossalign.contrastive.across_ranks.agreement import (
 from crossalign.contrastive.across_ranks.shards import SpreadBatch
 from crossalign.contrastive.across_ranks.all_gather import gathered_gradients, gathered_problem, gathered_sums
 from crossalign.contrastive.across_ranks.ring import ring_gradients, ring_sums
-from crossalign.gather import ShardLayout, gather_rows
-from crossalign.rank_agreement import check_group, untraced
+from crossalign.distributed.gather import ShardLayout, gather_rows
+from crossalign.distributed.rank_agreement import check_group, untraced
 
 _NAME = "fused_contrastive_loss"
 

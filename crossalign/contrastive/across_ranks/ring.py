@@ -33,7 +33,7 @@ from crossalign.contrastive.across_ranks.shards import (
     with_column_coefficients,
     with_column_parts,
 )
-from crossalign.rank_agreement import transport_device
+from crossalign.distributed.rank_agreement import transport_device
 
 
 class _Travelling(NamedTuple):

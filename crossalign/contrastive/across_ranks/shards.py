@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossalign.contrastive.ops import contrastive_gradients, contrastive_sums
 from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
-from crossalign.gather import ShardLayout
+from crossalign.distributed.gather import ShardLayout
 
 
 class SpreadBatch(NamedTuple):

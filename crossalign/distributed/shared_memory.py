@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from crossalign.rank_agreement import exchange_records, one_line
+from crossalign.distributed.rank_agreement import exchange_records, one_line
 
 _Records = list[dict[str, Any]]
 

@@ -20,14 +20,14 @@ from torch.autograd.function import once_differentiable
 
 from crossalign.argument_checks import check_dims, check_floating, check_option, check_tensor
 from crossalign.contrastive.problem import accumulator
-from crossalign.rank_agreement import (
+from crossalign.distributed.rank_agreement import (
     agree,
     all_gather_single,
     check_group,
     transport_device,
     untraced,
 )
-from crossalign.symmetric_gather import (
+from crossalign.distributed.symmetric_gather import (
     SymmetricWorkspace,
     extension_status,
     load_extension,

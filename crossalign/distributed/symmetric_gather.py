@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from crossalign.shared_memory import SharedMemory, open_shared_memory
+from crossalign.distributed.shared_memory import SharedMemory, open_shared_memory
 
 SIGNAL_TIMEOUT_S = 300.0  # longer than any honest delay: compilation, a checkpoint, slow storage
 _HEADER_BYTES = 1024  # one int64 flag per rank stands before the data

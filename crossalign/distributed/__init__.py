@@ -1,0 +1,1 @@
+"""Embeddings and agreement across the ranks of a process group."""
