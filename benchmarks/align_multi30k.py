@@ -25,7 +25,7 @@ from benchmarks.provenance import ROOT, provenance, result_path
 from crossalign.alignment.training_config import TrainingConfig
 from crossalign.command_line import main as crossalign
 from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
-from crossalign.encoders import encode
+from crossalign.models.encode import encode
 from crossalign.evaluation.retrieval import retrieval_scores
 from crossalign.files.text import read_lines, write_json_lines
 

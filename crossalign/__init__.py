@@ -5,7 +5,7 @@ from crossalign.alignment.data_builders import build_items
 from crossalign.build_report import build_info, extension_available
 from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
 from crossalign.contrastive.terms import ContrastiveStats
-from crossalign.encoders import encode, hidden_states_at
+from crossalign.models.encode import encode, hidden_states_at
 from crossalign.distributed.gather import gather_negatives
 from crossalign.contrastive.gradient_cache import GradientCache
 from crossalign.pooling.functions import (

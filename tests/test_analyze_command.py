@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from crossalign.analysis import run as analysis_run
 from crossalign.command_line import main
-from crossalign.encoders import encode
+from crossalign.models.encode import encode
 from crossalign.evaluation.geometry import alignment, centre_distance, spread, uniformity
 from crossalign.evaluation.margin_retrieval import margin_scores
 

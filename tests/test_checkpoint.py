@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from crossalign.alignment import checkpoint, periodic_evaluation
 from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.train import AlignmentRun
-from crossalign.encoders import encode
+from crossalign.models.encode import encode
 from crossalign.evaluation.retrieval import retrieval_scores
 
 

@@ -24,7 +24,7 @@ from crossalign.demo.language_model import new_model, perplexity, pretrain, trai
 from crossalign.demo.lexicon import LANGUAGES
 from crossalign.demo.measurement import Measurement
 from crossalign.demo.report import write_report
-from crossalign.encoders import encode
+from crossalign.models.encode import encode
 from crossalign.evaluation.retrieval import retrieval_rows
 from crossalign.files.output import check_output, written_whole
 

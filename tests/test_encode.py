@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tiny_models import HIDDEN, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
-from crossalign.encoders import encode
+from crossalign.models.encode import encode
 
 
 def sentences(count: int = 11) -> list[str]:

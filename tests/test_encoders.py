@@ -11,7 +11,7 @@ import torch
 from tiny_models import CONFIGS, LAYERS, tiny_batch, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
-from crossalign.encoders import encode, hidden_states_at, num_layers
+from crossalign.models.encode import encode, hidden_states_at, num_layers
 
 EVERY_LAYER = range(-LAYERS - 1, LAYERS + 1)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from crossalign.alignment.fused_cross_entropy import can_fuse
-from crossalign.alignment.language_model_loss import language_model_loss
+from crossalign.models.fused_cross_entropy import can_fuse
+from crossalign.models.next_token_loss import language_model_loss
 
 
 def test_cpu_tensors_take_the_block_walk() -> None:

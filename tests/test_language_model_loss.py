@@ -15,8 +15,8 @@ from tolerances import assert_within_rule
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from crossalign.alignment import language_model_loss as lm
-from crossalign.alignment.language_model_loss import language_model_loss
+from crossalign.models import next_token_loss as lm
+from crossalign.models.next_token_loss import language_model_loss
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 HEADS = {

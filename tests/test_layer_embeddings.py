@@ -9,7 +9,7 @@ import torch
 from test_encode import sentences
 from tiny_models import HIDDEN, LAYERS, tiny_model, tiny_tokenizer
 
-from crossalign.encoders import encode, find_blocks
+from crossalign.models.encode import encode, find_blocks
 from crossalign.evaluation import layer_embeddings
 from crossalign.evaluation.layer_embeddings import encode_layers, retrieval_by_layer
 from crossalign.evaluation.retrieval import retrieval_scores

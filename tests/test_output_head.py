@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_models import CONFIGS, VOCAB_SIZE, tiny_batch, tiny_model
 
-from crossalign.alignment.language_model_loss import language_model_loss
-from crossalign.alignment.output_head import check_output_head, output_head
+from crossalign.models.next_token_loss import language_model_loss
+from crossalign.models.output_head import check_output_head, output_head
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -11,7 +11,7 @@ from tiny_models import CONFIGS, VOCAB_SIZE, tiny_model, tiny_tokenizer
 
 from crossalign.alignment.alignment_model import AlignmentModel
 from crossalign.alignment.batches import Batches
-from crossalign.alignment.language_model_loss import IGNORED_LABEL
+from crossalign.models.next_token_loss import IGNORED_LABEL
 from crossalign.alignment.lm_items import LabelledTokens
 from crossalign.alignment.packing import (
     MASK,
@@ -24,7 +24,7 @@ from crossalign.alignment.packing import (
 )
 from crossalign.alignment.pairs import Pair
 from crossalign.alignment.training_config import TrainingConfig
-from crossalign.encoders import hidden_states_at, pad_right
+from crossalign.models.encode import hidden_states_at, pad_right
 
 CPU = torch.device("cpu")
 # Longer than the windows (4) of the tiny models that have one.

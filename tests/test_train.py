@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from crossalign.alignment.alignment_model import AlignmentModel
 from crossalign.alignment.batches import Batches, ShuffledStream
 from crossalign.alignment.data_builders import TrainingItem
-from crossalign.alignment.language_model_loss import IGNORED_LABEL as IGNORED
+from crossalign.models.next_token_loss import IGNORED_LABEL as IGNORED
 from crossalign.alignment.lm_items import label_answers
 from crossalign.alignment.pairs import Pair
 from crossalign.alignment.train import AlignmentRun, Record, align, learning_rate_at

@@ -24,7 +24,7 @@ from crossalign.alignment.alignment_model import AlignmentModel
 from crossalign.alignment.engine import Engine, Passes, choose_device
 from crossalign.alignment.parallelism import Strategy, check_combination
 from crossalign.alignment.training_config import TrainingConfig
-from crossalign.encoders import find_blocks
+from crossalign.models.encode import find_blocks
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

@@ -105,7 +105,7 @@ def _train(
     from crossalign.alignment.progress import sizes_line
     from crossalign.alignment.run_directory import train_into
     from crossalign.alignment.train import AlignmentRun
-    from crossalign.encoders import check_layer
+    from crossalign.models.encode import check_layer
 
     pairs = open_pairs([Path(path) for path in args.pairs], args.languages or (), cache)
     lm_items = open_items(args.lm_data, cache) if args.lm_data else None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from crossalign.alignment.data_builders import TrainingItem, TranslationItems
 from crossalign.alignment.indexed_data import num_negatives
-from crossalign.alignment.language_model_loss import IGNORED_LABEL
+from crossalign.models.next_token_loss import IGNORED_LABEL
 from crossalign.alignment.lm_items import label_answers
 from crossalign.alignment.packing import PADDING, Packing, choose_packing, packed_texts
 from crossalign.alignment.padding import LENGTHS, share
@@ -23,7 +23,7 @@ from crossalign.alignment.pair_ids import meaning_ids
 from crossalign.alignment.pairs import Pair
 from crossalign.alignment.permutation import ShuffledStream
 from crossalign.alignment.training_config import TrainingConfig
-from crossalign.encoders import longest_input, pad_right
+from crossalign.models.encode import longest_input, pad_right
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

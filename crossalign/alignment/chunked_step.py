@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from crossalign.alignment.alignment_model import AlignmentModel, AlignmentOutput, no_text
 from crossalign.alignment.batches import Inputs, StepBatch
 from crossalign.alignment.engine import Engine
-from crossalign.alignment.language_model_loss import count_labels
+from crossalign.models.next_token_loss import count_labels
 from crossalign.alignment.padding import LENGTHS
 from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.contrastive.gradient_cache import GradientCache

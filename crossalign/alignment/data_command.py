@@ -180,7 +180,7 @@ def _tokenizer_and_limit(model: str) -> tuple[PreTrainedTokenizerBase, int | Non
 
     from crossalign.alignment.align_command import quiet_transformers
     from crossalign.alignment.model_setup import load_config
-    from crossalign.encoders import longest_input
+    from crossalign.models.encode import longest_input
 
     quiet_transformers()
     tokenizer = AutoTokenizer.from_pretrained(model)

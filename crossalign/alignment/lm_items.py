@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from crossalign.alignment.data_builders import TrainingItem
-from crossalign.alignment.language_model_loss import IGNORED_LABEL
+from crossalign.models.next_token_loss import IGNORED_LABEL
 from crossalign.files.text import DataError, json_object, read_lines, text_field
 
 if TYPE_CHECKING:

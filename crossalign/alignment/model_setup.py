@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from crossalign.alignment.training_config import TrainingConfig
-from crossalign.encoders import find_blocks
+from crossalign.models.encode import find_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from crossalign.analysis.parallel_text import same_meaning_ids
 from crossalign.analysis.vector_spool import spool
-from crossalign.encoders import hidden_size
+from crossalign.models.encode import hidden_size
 from crossalign.evaluation.geometry import (
     alignment,
     centre_distance,

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crossalign.demo.language_model import perplexity
-from crossalign.encoders import num_layers
+from crossalign.models.encode import num_layers
 from crossalign.evaluation.layer_embeddings import encode_layers
 from crossalign.evaluation.retrieval import (
     RetrievalRow,

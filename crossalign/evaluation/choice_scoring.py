@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crossalign.encoders import eval_mode, longest_input
+from crossalign.models.encode import eval_mode, longest_input
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.argument_checks import check_option
-from crossalign.encoders import (
+from crossalign.models.encode import (
     check_layer,
     eval_mode,
     find_blocks,

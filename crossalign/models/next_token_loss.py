@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from crossalign.alignment.fused_cross_entropy import can_fuse, fused_cross_entropy_sum
+from crossalign.models.fused_cross_entropy import can_fuse, fused_cross_entropy_sum
 from crossalign.argument_checks import (
     check_dims,
     check_floating,

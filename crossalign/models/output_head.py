@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crossalign.alignment.language_model_loss import block_logits, product_dtype
+from crossalign.models.next_token_loss import block_logits, product_dtype
 
 
 class OutputHead(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from crossalign.encoders import find_blocks, hidden_states_at
+from crossalign.models.encode import find_blocks, hidden_states_at
 
 
 def hidden_states_of(model: nn.Module, layers: Sequence[int], **inputs: Any) -> list[Tensor]:
