@@ -31,7 +31,7 @@ from benchmarks.provenance import ROOT, provenance
 from benchmarks.reproduction_data import Corpus, load_corpus
 from benchmarks.reproduction_measures import measure
 from benchmarks.reproduction_model import new_tokenizer, pretrain
-from crossalign.alignment.data_builders import TrainingItem, build_items
+from crossalign.data.builders import TrainingItem, build_items
 from crossalign.alignment.train import align
 from crossalign.alignment.training_config import TrainingConfig
 from crossalign.demo.language_model import new_model

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from crossalign.alignment.pairs import Pair
+from crossalign.data.pairs import Pair
 from crossalign.files.text import read_lines
 
 PIVOT = "en"

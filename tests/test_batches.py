@@ -14,10 +14,10 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from crossalign.alignment.alignment_model import AlignmentModel
 from crossalign.alignment.batches import Batches, StepBatch
-from crossalign.alignment.data_builders import TrainingItem, build_items
-from crossalign.alignment.indexed_data import open_items, open_pairs
+from crossalign.data.builders import TrainingItem, build_items
+from crossalign.data.indexed_data import open_items, open_pairs
 from crossalign.alignment.padding import LENGTHS, share, trimmed
-from crossalign.alignment.pairs import Pair
+from crossalign.data.pairs import Pair
 from crossalign.alignment.train import align
 from crossalign.alignment.training_config import TrainingConfig
 from crossalign.contrastive.loss import fused_contrastive_loss

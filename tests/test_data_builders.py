@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from crossalign.alignment.data_builders import build_items
-from crossalign.alignment.instruction_files import read_records
-from crossalign.alignment.languages import LANGUAGE_NAMES
-from crossalign.alignment.lm_items import read_items
-from crossalign.alignment.pairs import Pair
+from crossalign.data.builders import build_items
+from crossalign.data.instruction_files import read_records
+from crossalign.data.languages import LANGUAGE_NAMES
+from crossalign.data.items import read_items
+from crossalign.data.pairs import Pair
 from crossalign.files.text import DataError, write_json_lines
 
 LANGUAGES = ["en", "de", "zh"]
@@ -134,7 +134,7 @@ def test_items_depend_on_the_seed_alone(mode: str, tmp_path: Path) -> None:
     if mode == "translation":
         data, languages = [(f"en {i}", f"de {i}") for i in range(12)], ["en", "de"]
     code = (
-        "import json, sys; from crossalign.alignment.data_builders import build_items; "
+        "import json, sys; from crossalign.data.builders import build_items; "
         "mode, data, languages = json.load(sys.stdin); "
         "print(json.dumps(build_items(mode, data, languages, seed=7)))"
     )

@@ -10,9 +10,9 @@ import pytest
 from test_pairs import FAULTS, write
 from tiny_models import tiny_model, tiny_tokenizer
 
-from crossalign.alignment.data_builders import build_items
-from crossalign.alignment.data_check import check_items, check_pairs
-from crossalign.alignment.pairs import Pair
+from crossalign.data.builders import build_items
+from crossalign.data.check import check_items, check_pairs
+from crossalign.data.pairs import Pair
 from crossalign.command_line import main
 from crossalign.files.text import DataError, write_json_lines
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from test_pairs import write
 
-from crossalign.alignment.data_builders import TranslationItems, build_items
-from crossalign.alignment.instruction_files import read_records
-from crossalign.alignment.pairs import Pair, read_pairs
+from crossalign.data.builders import TranslationItems, build_items
+from crossalign.data.instruction_files import read_records
+from crossalign.data.pairs import Pair, read_pairs
 from crossalign.command_line import main
 from crossalign.files.text import write_json_lines
 

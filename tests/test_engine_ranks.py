@@ -21,7 +21,7 @@ from crossalign import reference
 from crossalign.alignment import checkpoint
 from crossalign.alignment.alignment_model import AlignmentModel
 from crossalign.alignment.batches import Batches
-from crossalign.alignment.pairs import Pair
+from crossalign.data.pairs import Pair
 from crossalign.alignment.periodic_evaluation import PeriodicEvaluation, Scores
 from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.train import AlignmentRun, Record

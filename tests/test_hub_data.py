@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from crossalign.alignment.hub_data import HubPairs, HubSource, hub_records, parse_source
-from crossalign.alignment.pairs import Pair
+from crossalign.data.hub import HubPairs, HubSource, hub_records, parse_source
+from crossalign.data.pairs import Pair
 from crossalign.files.text import DataError
 
 Asked = list[tuple[Any, ...]]

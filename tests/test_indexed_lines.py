@@ -15,8 +15,8 @@ import pytest
 from test_pairs import FAULTS, write
 
 from crossalign.files import indexed_lines
-from crossalign.alignment.data_builders import build_items
-from crossalign.alignment.indexed_data import (
+from crossalign.data.builders import build_items
+from crossalign.data.indexed_data import (
     IndexedPairs,
     data_fingerprint,
     num_negatives,
@@ -24,8 +24,8 @@ from crossalign.alignment.indexed_data import (
     open_pairs,
 )
 from crossalign.files.indexed_lines import IndexedLines, stream_lines
-from crossalign.alignment.lm_items import read_items
-from crossalign.alignment.pairs import Pair, read_pairs
+from crossalign.data.items import read_items
+from crossalign.data.pairs import Pair, read_pairs
 from crossalign.files.text import DataError, read_lines, write_json_lines
 
 
@@ -267,8 +267,8 @@ MEASURE = """
 import json, resource, sys, time
 from pathlib import Path
 import numpy
-from crossalign.alignment.indexed_data import open_pairs
-from crossalign.alignment.permutation import ShuffledStream
+from crossalign.data.indexed_data import open_pairs
+from crossalign.data.permutation import ShuffledStream
 
 def resident_kib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from crossalign.alignment.data_builders import build_items
-from crossalign.alignment.instruction_files import keep_common_ids, read_records
+from crossalign.data.builders import build_items
+from crossalign.data.instruction_files import keep_common_ids, read_records
 from crossalign.files.text import DataError, write_json_lines
 
 

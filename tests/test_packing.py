@@ -12,7 +12,7 @@ from tiny_models import CONFIGS, VOCAB_SIZE, tiny_model, tiny_tokenizer
 from crossalign.alignment.alignment_model import AlignmentModel
 from crossalign.alignment.batches import Batches
 from crossalign.models.next_token_loss import IGNORED_LABEL
-from crossalign.alignment.lm_items import LabelledTokens
+from crossalign.data.items import LabelledTokens
 from crossalign.alignment.packing import (
     MASK,
     PADDING,
@@ -22,7 +22,7 @@ from crossalign.alignment.packing import (
     first_fit,
     packed_texts,
 )
-from crossalign.alignment.pairs import Pair
+from crossalign.data.pairs import Pair
 from crossalign.alignment.training_config import TrainingConfig
 from crossalign.models.encode import hidden_states_at, pad_right
 

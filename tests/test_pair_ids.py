@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from crossalign.alignment.pair_ids import meaning_ids, normalised
-from crossalign.alignment.pairs import Pair, read_pairs
+from crossalign.data.meaning_ids import meaning_ids, normalised
+from crossalign.data.pairs import Pair, read_pairs
 
 
 def test_pairs_that_share_a_sentence_have_one_id() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crossalign.alignment.pairs import Pair, read_pairs
+from crossalign.data.pairs import Pair, read_pairs
 from crossalign.files.text import DataError, write_whole
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from crossalign.alignment.permutation import Permutation, ShuffledStream
+from crossalign.data.permutation import Permutation, ShuffledStream
 
 
 def test_every_size_is_permuted() -> None:

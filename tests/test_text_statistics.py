@@ -7,8 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from crossalign.alignment import text_statistics
-from crossalign.alignment.text_statistics import Lengths, Repeats, TextStatistics, script_shares
+from crossalign.data import text_statistics
+from crossalign.data.text_statistics import Lengths, Repeats, TextStatistics, script_shares
 
 
 def test_lengths_have_a_mean_and_quantiles() -> None:

@@ -16,10 +16,10 @@ from tokenizers.processors import TemplateProcessing
 
 from crossalign.alignment.alignment_model import AlignmentModel
 from crossalign.alignment.batches import Batches, ShuffledStream
-from crossalign.alignment.data_builders import TrainingItem
+from crossalign.data.builders import TrainingItem
 from crossalign.models.next_token_loss import IGNORED_LABEL as IGNORED
-from crossalign.alignment.lm_items import label_answers
-from crossalign.alignment.pairs import Pair
+from crossalign.data.items import label_answers
+from crossalign.data.pairs import Pair
 from crossalign.alignment.train import AlignmentRun, Record, align, learning_rate_at
 from crossalign.alignment.training_config import TrainingConfig
 
@@ -264,7 +264,7 @@ def test_bad_input_is_an_error(
 def test_pairs_that_are_plain_tuples_are_named() -> None:
     """build_items takes them, and here an attribute of theirs was missing."""
     pairs: Any = [tuple(pair[:2]) for pair in make_pairs(4)]
-    with pytest.raises(TypeError, match=r"pairs must hold crossalign.alignment.pairs.Pair, got tu"):
+    with pytest.raises(TypeError, match=r"pairs must hold crossalign.data.pairs.Pair, got tu"):
         align(tiny_model("gpt2"), tiny_tokenizer(), pairs, TrainingConfig(steps=1))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossalign.alignment import training_config
-from crossalign.alignment.languages import check_languages
+from crossalign.data.languages import check_languages
 from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.training_config import TrainingConfig
 
@@ -100,7 +100,7 @@ def _train(
     cache: Path,
 ) -> None:
     from crossalign.alignment import checkpoint
-    from crossalign.alignment.indexed_data import open_items, open_pairs
+    from crossalign.data.indexed_data import open_items, open_pairs
     from crossalign.alignment.periodic_evaluation import PeriodicEvaluation
     from crossalign.alignment.progress import sizes_line
     from crossalign.alignment.run_directory import train_into

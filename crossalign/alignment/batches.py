@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crossalign.alignment.data_builders import TrainingItem, TranslationItems
-from crossalign.alignment.indexed_data import num_negatives
+from crossalign.data.builders import TrainingItem, TranslationItems
+from crossalign.data.indexed_data import num_negatives
 from crossalign.models.next_token_loss import IGNORED_LABEL
-from crossalign.alignment.lm_items import label_answers
+from crossalign.data.items import label_answers
 from crossalign.alignment.packing import PADDING, Packing, choose_packing, packed_texts
 from crossalign.alignment.padding import LENGTHS, share
-from crossalign.alignment.pair_ids import meaning_ids
-from crossalign.alignment.pairs import Pair
-from crossalign.alignment.permutation import ShuffledStream
+from crossalign.data.meaning_ids import meaning_ids
+from crossalign.data.pairs import Pair
+from crossalign.data.permutation import ShuffledStream
 from crossalign.alignment.training_config import TrainingConfig
 from crossalign.models.encode import longest_input, pad_right
 
@@ -87,7 +87,7 @@ class Batches:
             raise ValueError(f"align: pairs must hold at least two pairs, got {len(pairs)}")
         if not isinstance(pairs[0], Pair):
             raise TypeError(
-                "align: pairs must hold crossalign.alignment.pairs.Pair, got "
+                "align: pairs must hold crossalign.data.pairs.Pair, got "
                 f"{type(pairs[0]).__name__}; Pair(*row) makes one of (source, target)"
             )
         if lm_items is not None and not lm_items:

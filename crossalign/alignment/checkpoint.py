@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from crossalign.alignment.indexed_data import data_fingerprint
+from crossalign.data.indexed_data import data_fingerprint
 from crossalign.alignment.train import AlignmentRun
 from crossalign.files.text import DataError
 

@@ -10,16 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crossalign.alignment import hub_data
-from crossalign.alignment.data_builders import (
+from crossalign.data import hub
+from crossalign.data.builders import (
     MODES,
     TrainingItem,
     TranslationItems,
     build_items,
     check_mode_languages,
 )
-from crossalign.alignment.instruction_files import Records, keep_common_ids, read_records
-from crossalign.alignment.pairs import Pair
+from crossalign.data.instruction_files import Records, keep_common_ids, read_records
+from crossalign.data.pairs import Pair
 from crossalign.files.text import DataError, write_json_lines
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def add_cache_argument(command: argparse.ArgumentParser) -> None:
 def run_build(args: argparse.Namespace, argv: list[str]) -> None:
     try:
         check_mode_languages(args.mode, args.languages)
-        is_hub = args.input[0].startswith(hub_data.PREFIX)
-        source = hub_data.parse_source(args.input[0]) if is_hub else None
+        is_hub = args.input[0].startswith(hub.PREFIX)
+        source = hub.parse_source(args.input[0]) if is_hub else None
     except ValueError as error:
         args.parser.error(str(error))
     if args.repeats < 1:
@@ -84,7 +84,7 @@ def run_build(args: argparse.Namespace, argv: list[str]) -> None:
         args.parser.error(f"argument --input: at most {most} for this, got {len(args.input)}")
     if args.mode != "translation":
         if source is not None:
-            records = hub_data.hub_records(source, args.languages)
+            records = hub.hub_records(source, args.languages)
         else:
             records = read_records(Path(args.input[0]), args.languages)
         if args.ids == "common":
@@ -97,9 +97,9 @@ def run_build(args: argparse.Namespace, argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="crossalign-") as temporary:
         pairs: Sequence[Pair]
         if source is not None:
-            pairs = hub_data.HubPairs(source, args.languages)
+            pairs = hub.HubPairs(source, args.languages)
         else:
-            from crossalign.alignment.indexed_data import open_pairs
+            from crossalign.data.indexed_data import open_pairs
 
             paths = [Path(path) for path in args.input]
             pairs = open_pairs(paths, args.languages, args.cache or Path(temporary))
@@ -152,7 +152,7 @@ def add_check_arguments(check: argparse.ArgumentParser) -> None:
 
 
 def run_check(args: argparse.Namespace, argv: list[str]) -> None:
-    from crossalign.alignment.data_check import check_items, check_pairs
+    from crossalign.data.check import check_items, check_pairs
 
     if args.pairs and len(args.pairs) > 2:
         args.parser.error(f"argument --pairs: one file or two, got {len(args.pairs)}")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.models.next_token_loss import IGNORED_LABEL
-from crossalign.alignment.lm_items import LabelledTokens
+from crossalign.data.items import LabelledTokens
 from crossalign.alignment.padding import LENGTHS
 from crossalign.models.encode import eval_mode, hidden_states_at, input_device, text_config
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from crossalign.alignment.pairs import Pair, read_pairs
+from crossalign.data.pairs import Pair, read_pairs
 from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.train import AlignmentRun
 from crossalign.evaluation.layer_embeddings import retrieval_by_layer

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from crossalign.alignment.pair_ids import meaning_ids
-from crossalign.alignment.pairs import Pair, read_pairs
+from crossalign.data.meaning_ids import meaning_ids
+from crossalign.data.pairs import Pair, read_pairs
 from crossalign.files.text import DataError, checked_text, read_lines
 
 MIN_LINES = 3  # fewer span no plane

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from crossalign.alignment.pairs import Pair
+from crossalign.data.pairs import Pair
 from crossalign.demo.adverbials import Phrase
 from crossalign.demo.lexicon import LANGUAGES
 from crossalign.demo.parallel_grammar import sample_sentences

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from crossalign.alignment.permutation import ShuffledStream
+from crossalign.data.permutation import ShuffledStream
 from crossalign.alignment.train import learning_rate_at
 from crossalign.alignment.training_config import TrainingConfig
 

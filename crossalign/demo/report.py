@@ -12,7 +12,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
-from crossalign.alignment.languages import LANGUAGE_NAMES
+from crossalign.data.languages import LANGUAGE_NAMES
 from crossalign.analysis.figures import draw_languages
 from crossalign.demo.measurement import Measurement
 from crossalign.evaluation.projection import Projection, project_to_plane

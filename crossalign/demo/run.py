@@ -14,8 +14,8 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crossalign import __version__
-from crossalign.alignment.data_builders import TrainingItem, build_items
-from crossalign.alignment.pairs import Pair
+from crossalign.data.builders import TrainingItem, build_items
+from crossalign.data.pairs import Pair
 from crossalign.alignment.train import align, choose_device
 from crossalign.alignment.training_config import TrainingConfig
 from crossalign.demo.corpus import make_corpus

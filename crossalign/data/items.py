@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from crossalign.alignment.data_builders import TrainingItem
+from crossalign.data.builders import TrainingItem
 from crossalign.models.next_token_loss import IGNORED_LABEL
 from crossalign.files.text import DataError, json_object, read_lines, text_field
 

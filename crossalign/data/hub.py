@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
-from crossalign.alignment.instruction_files import Records, records_of
-from crossalign.alignment.pairs import Pair
+from crossalign.data.instruction_files import Records, records_of
+from crossalign.data.pairs import Pair
 from crossalign.files.text import DataError, text_field
 
 PREFIX = "hub:"

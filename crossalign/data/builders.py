@@ -9,10 +9,10 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict, overload
 
-from crossalign.alignment.instruction_files import Records, checked_record
-from crossalign.alignment.languages import LANGUAGE_NAMES, check_languages
-from crossalign.alignment.pairs import Pair
-from crossalign.alignment.permutation import Permutation
+from crossalign.data.instruction_files import Records, checked_record
+from crossalign.data.languages import LANGUAGE_NAMES, check_languages
+from crossalign.data.pairs import Pair
+from crossalign.data.permutation import Permutation
 from crossalign.files.text import checked_text
 
 MODES = ("bilingual", "crosslingual", "translation")

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
-from crossalign.alignment.data_builders import TrainingItem
+from crossalign.data.builders import TrainingItem
 from crossalign.files.indexed_lines import IndexedLines
-from crossalign.alignment.lm_items import parse_item
-from crossalign.alignment.pairs import (
+from crossalign.data.items import parse_item
+from crossalign.data.pairs import (
     Pair,
     check_paths,
     check_same_length,

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from crossalign.alignment.pair_ids import normalised
+from crossalign.data.meaning_ids import normalised
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
 _SORTED_AT_ONCE = 2**22  # hashes, 8 bytes each

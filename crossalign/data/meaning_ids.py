@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from crossalign.alignment.pairs import Pair
+    from crossalign.data.pairs import Pair
 
 
 class MeaningIds(NamedTuple):

@@ -1,0 +1,1 @@
+"""Training data: translation pairs, instruction items, and the builders that make them."""
