@@ -33,7 +33,7 @@ from benchmarks.reproduction_measures import measure
 from benchmarks.reproduction_model import new_tokenizer, pretrain
 from crossalign.data.builders import TrainingItem, build_items
 from crossalign.alignment.train import align
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 from crossalign.demo.language_model import new_model
 
 BEFORE = "before"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks.resident_memory import peak_resident_mib
 from benchmarks.train_step_cases import LAYER, Batch, Case, Inputs, make_inputs, make_model
-from crossalign.alignment.alignment_model import AlignmentModel
+from crossalign.alignment.model import AlignmentModel
 
 TEMPERATURE, LM_WEIGHT = 0.05, 1.5
 LEARNING_RATE, LARGEST_GRADIENT_NORM = 1e-5, 1.0

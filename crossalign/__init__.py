@@ -1,6 +1,6 @@
 """crossalign: fused contrastive kernels and a training loop that align a model's languages."""
 
-from crossalign.alignment.alignment_model import AlignmentModel, AlignmentOutput
+from crossalign.alignment.model import AlignmentModel, AlignmentOutput
 from crossalign.data.builders import build_items
 from crossalign.build_report import build_info, extension_available
 from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss

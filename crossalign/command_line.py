@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from crossalign import evaluate_command
 from crossalign.alignment import align_command, data_command
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 from crossalign.analysis import analyze_command
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from crossalign import reference
-from crossalign.alignment.alignment_model import AlignmentModel, AlignmentOutput
+from crossalign.alignment.model import AlignmentModel, AlignmentOutput
 from crossalign.pooling.functions import pool
 
 PAIRS = 5

@@ -12,14 +12,14 @@ import torch
 from test_train import NO_DROPOUT
 from tiny_models import tiny_model, tiny_tokenizer
 
-from crossalign.alignment.alignment_model import AlignmentModel
+from crossalign.alignment.model import AlignmentModel
 from crossalign.alignment.batches import Batches, StepBatch
 from crossalign.data.builders import TrainingItem, build_items
 from crossalign.data.indexed_data import open_items, open_pairs
 from crossalign.alignment.padding import LENGTHS, share, trimmed
 from crossalign.data.pairs import Pair
 from crossalign.alignment.train import align
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.files.text import write_json_lines
 

@@ -21,7 +21,7 @@ from benchmarks.train_step_implementations import (
     loss_and_gradients,
     parts_of_crossalign,
 )
-from crossalign.alignment.alignment_model import AlignmentModel
+from crossalign.alignment.model import AlignmentModel
 
 CPU = torch.device("cpu")
 (SMOKE,) = PRESETS["smoke"]

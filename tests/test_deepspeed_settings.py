@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from crossalign.alignment.deepspeed_settings import deepspeed_settings
-from crossalign.alignment.parallelism import check_combination
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.engines.deepspeed_settings import deepspeed_settings
+from crossalign.alignment.engines.combinations import check_combination
+from crossalign.alignment.config import TrainingConfig
 
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"zero_optimization": {"stage": 1}}, "zero_optimization.stage must be 2 or 3, got 1"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from crossalign.contrastive.across_ranks import agreement
-from crossalign.alignment.alignment_model import AlignmentModel
+from crossalign.alignment.model import AlignmentModel
 from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
 from crossalign.contrastive.gradient_cache import GradientCache
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from crossalign import reference
 from crossalign.alignment.batches import Inputs, StepBatch
-from crossalign.alignment.engine import launched_strategy
-from crossalign.alignment.parallelism import check_combination
+from crossalign.alignment.engines.engine import launched_strategy
+from crossalign.alignment.engines.combinations import check_combination
 from crossalign.alignment.train import AlignmentRun
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 from crossalign.pooling.functions import pool
 
 PAIRS = make_pairs(9, negatives=True)

@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from crossalign.alignment import checkpoint
-from crossalign.alignment.alignment_model import AlignmentModel
-from crossalign.alignment.deepspeed_engine import DeepSpeedEngine
+from crossalign.alignment.model import AlignmentModel
+from crossalign.alignment.engines.deepspeed import DeepSpeedEngine
 from crossalign.alignment.periodic_evaluation import PeriodicEvaluation
 from crossalign.alignment.train import AlignmentRun, NotFiniteError, Record
 

@@ -19,13 +19,13 @@ from transformers import AutoModelForCausalLM
 
 from crossalign import reference
 from crossalign.alignment import checkpoint
-from crossalign.alignment.alignment_model import AlignmentModel
+from crossalign.alignment.model import AlignmentModel
 from crossalign.alignment.batches import Batches
 from crossalign.data.pairs import Pair
 from crossalign.alignment.periodic_evaluation import PeriodicEvaluation, Scores
 from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.train import AlignmentRun, Record
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 
 Result = tuple[list[Record], dict[str, Tensor]]
 PAIRS = make_pairs(7, negatives=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import CONFIGS, VOCAB_SIZE, tiny_model, tiny_tokenizer
 
-from crossalign.alignment.alignment_model import AlignmentModel
+from crossalign.alignment.model import AlignmentModel
 from crossalign.alignment.batches import Batches
 from crossalign.models.next_token_loss import IGNORED_LABEL
 from crossalign.data.items import LabelledTokens
@@ -23,7 +23,7 @@ from crossalign.alignment.packing import (
     packed_texts,
 )
 from crossalign.data.pairs import Pair
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 from crossalign.models.encode import hidden_states_at, pad_right
 
 CPU = torch.device("cpu")

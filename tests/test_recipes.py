@@ -17,7 +17,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from crossalign.alignment.run_config import RunConfig
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -93,9 +93,9 @@ def test_launcher_file_asks_for_its_strategy(tmp_path: Path, name: str) -> None:
         pytest.importorskip("deepspeed", reason="deepspeed is not installed")
     script = tmp_path / "show.py"
     script.write_text(
-        "from crossalign.alignment.deepspeed_settings import deepspeed_settings\n"
-        "from crossalign.alignment.engine import launched_strategy\n"
-        "from crossalign.alignment.training_config import TrainingConfig\n"
+        "from crossalign.alignment.engines.deepspeed_settings import deepspeed_settings\n"
+        "from crossalign.alignment.engines.engine import launched_strategy\n"
+        "from crossalign.alignment.config import TrainingConfig\n"
         "shown = ['none']\n"
         "if launched_strategy() == 'deepspeed':\n"
         "    zero = deepspeed_settings(TrainingConfig())['zero_optimization']\n"

@@ -14,14 +14,14 @@ import torch
 from tiny_models import VOCAB_SIZE, tiny_model, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from crossalign.alignment.alignment_model import AlignmentModel
+from crossalign.alignment.model import AlignmentModel
 from crossalign.alignment.batches import Batches, ShuffledStream
 from crossalign.data.builders import TrainingItem
 from crossalign.models.next_token_loss import IGNORED_LABEL as IGNORED
 from crossalign.data.items import label_answers
 from crossalign.data.pairs import Pair
 from crossalign.alignment.train import AlignmentRun, Record, align, learning_rate_at
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 
 CPU = torch.device("cpu")
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}

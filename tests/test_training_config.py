@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from crossalign.alignment.run_config import RunConfig
-from crossalign.alignment.training_config import TrainingConfig, add_arguments
+from crossalign.alignment.config import TrainingConfig, add_arguments
 
 
 def test_defaults_are_those_of_the_contract() -> None:

@@ -11,10 +11,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossalign.alignment import training_config
+from crossalign.alignment import config
 from crossalign.data.languages import check_languages
 from crossalign.alignment.run_config import RunConfig
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,8 +52,8 @@ def add_arguments(align: argparse.ArgumentParser) -> None:
         metavar="CODE",
         help="languages of the pairs, such as en de, for prompts that name them",
     )
-    training_config.add_arguments(align)
-    training_config.add_arguments(align, RunConfig)
+    config.add_arguments(align)
+    config.add_arguments(align, RunConfig)
     align.add_argument(
         "--cache",
         type=Path,
@@ -72,7 +72,7 @@ def add_arguments(align: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, argv: list[str]) -> None:
     """Checks everything that can be checked before the model is loaded, then trains."""
-    from crossalign.alignment.engine import choose_device, is_main_process
+    from crossalign.alignment.engines.engine import choose_device, is_main_process
     from crossalign.alignment.run_directory import check_output, check_unchanged
 
     args, stored = _with_settings(args, argv)

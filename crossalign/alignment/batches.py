@@ -22,7 +22,7 @@ from crossalign.alignment.padding import LENGTHS, share
 from crossalign.data.meaning_ids import meaning_ids
 from crossalign.data.pairs import Pair
 from crossalign.data.permutation import ShuffledStream
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 from crossalign.models.encode import longest_input, pad_right
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 
 LINE_EVERY_S = 30.0  # where no live line can be shown
 

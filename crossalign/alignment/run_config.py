@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crossalign.alignment.training_config import Several, check_lowest, check_types, setting
+from crossalign.alignment.config import Several, check_lowest, check_types, setting
 
 METRICS = ("retrieval_accuracy", "task_accuracy")
 TRACKERS = ("tensorboard", "wandb")

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crossalign.data.permutation import ShuffledStream
 from crossalign.alignment.train import learning_rate_at
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 MAX_TOKENS = 128

@@ -17,7 +17,7 @@ from crossalign import __version__
 from crossalign.data.builders import TrainingItem, build_items
 from crossalign.data.pairs import Pair
 from crossalign.alignment.train import align, choose_device
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 from crossalign.demo.corpus import make_corpus
 from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.demo.lexicon import LANGUAGES

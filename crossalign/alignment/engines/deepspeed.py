@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossalign.alignment.accelerate_engine import AccelerateEngine
-from crossalign.alignment.alignment_model import AlignmentModel
-from crossalign.alignment.deepspeed_settings import deepspeed_settings
-from crossalign.alignment.engine import Passes
-from crossalign.alignment.parallelism import Strategy
-from crossalign.alignment.training_config import TrainingConfig
-from crossalign.alignment.zero_state import (
+from crossalign.alignment.engines.accelerate import AccelerateEngine
+from crossalign.alignment.model import AlignmentModel
+from crossalign.alignment.engines.deepspeed_settings import deepspeed_settings
+from crossalign.alignment.engines.engine import Passes
+from crossalign.alignment.engines.combinations import Strategy
+from crossalign.alignment.config import TrainingConfig
+from crossalign.alignment.engines.zero_state import (
     flat_partitions,
     gather_optimizer_state,
     spread_optimizer_state,

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from crossalign.alignment.alignment_model import AlignmentModel
-from crossalign.alignment.parallelism import Strategy, check_combination
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.model import AlignmentModel
+from crossalign.alignment.engines.combinations import Strategy, check_combination
+from crossalign.alignment.config import TrainingConfig
 
 LARGEST_GRADIENT_NORM = 1.0
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -148,10 +148,10 @@ def choose_engine(config: TrainingConfig) -> Engine:
         check_combination(config, strategy, device.type)
         return Engine(device, config.precision)
     if strategy == "deepspeed":
-        from crossalign.alignment.deepspeed_engine import DeepSpeedEngine
+        from crossalign.alignment.engines.deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(config, strategy)
-    from crossalign.alignment.accelerate_engine import AccelerateEngine
+    from crossalign.alignment.engines.accelerate import AccelerateEngine
 
     return AccelerateEngine(config, strategy)
 

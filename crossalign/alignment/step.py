@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from crossalign.alignment.alignment_model import AlignmentModel, AlignmentOutput, no_text
+from crossalign.alignment.model import AlignmentModel, AlignmentOutput, no_text
 from crossalign.alignment.batches import Inputs, StepBatch
-from crossalign.alignment.engine import Engine
+from crossalign.alignment.engines.engine import Engine
 from crossalign.models.next_token_loss import count_labels
 from crossalign.alignment.padding import LENGTHS
 from crossalign.contrastive.terms import ContrastiveStats

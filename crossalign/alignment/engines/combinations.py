@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Literal
 
-from crossalign.alignment.training_config import TrainingConfig
+from crossalign.alignment.config import TrainingConfig
 
 Strategy = Literal["single", "ddp", "fsdp1", "fsdp2", "deepspeed"]
 
