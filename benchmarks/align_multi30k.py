@@ -26,7 +26,7 @@ from crossalign.alignment.config import TrainingConfig
 from crossalign.command_line import main as crossalign
 from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.models.encode import encode
-from crossalign.evaluation.retrieval import retrieval_scores
+from crossalign.evaluation.vectors.retrieval import retrieval_scores
 from crossalign.files.text import read_lines, write_json_lines
 
 LANGUAGES = ("en", "de")

@@ -15,15 +15,15 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from benchmarks.reproduction_data import CAPTION_LANGUAGES, PIVOT, Corpus
 from crossalign.demo.language_model import perplexity
 from crossalign.evaluation.choice_scoring import Candidate, ChoiceScorer
-from crossalign.evaluation.geometry import (
+from crossalign.evaluation.vectors.geometry import (
     alignment,
     centre_distance,
     language_identification,
     spread,
     uniformity,
 )
-from crossalign.evaluation.layer_embeddings import encode_layers
-from crossalign.evaluation.retrieval import retrieval_scores
+from crossalign.evaluation.vectors.layer_embeddings import encode_layers
+from crossalign.evaluation.vectors.retrieval import retrieval_scores
 
 CHOICES = 4
 BATCH = 64

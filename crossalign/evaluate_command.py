@@ -11,7 +11,7 @@ from typing import Any
 
 from crossalign.alignment.align_command import quiet_transformers
 from crossalign.evaluation.data_report import report_data
-from crossalign.evaluation.evaluation_summary import (
+from crossalign.evaluation.summary import (
     compare,
     summarize,
     summary_table,
@@ -26,7 +26,7 @@ from crossalign.evaluation.in_context import (
     evaluate_in_context,
     read_task_data,
 )
-from crossalign.evaluation.task_items import TASKS
+from crossalign.evaluation.tasks.items import TASKS
 from crossalign.evaluation.translation import (
     FLORES_CODES,
     TranslationSettings,

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 from crossalign.analysis import run as analysis_run
 from crossalign.command_line import main
 from crossalign.models.encode import encode
-from crossalign.evaluation.geometry import alignment, centre_distance, spread, uniformity
-from crossalign.evaluation.margin_retrieval import margin_scores
+from crossalign.evaluation.vectors.geometry import alignment, centre_distance, spread, uniformity
+from crossalign.evaluation.vectors.margin import margin_scores
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 LANGUAGES = ("en", "de", "zho-CN")

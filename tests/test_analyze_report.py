@@ -24,8 +24,8 @@ from crossalign.analysis.measurement import (
 )
 from crossalign.analysis.measures import MEASURES
 from crossalign.analysis.results import write_results
-from crossalign.evaluation.margin_retrieval import MarginScores
-from crossalign.evaluation.retrieval import RetrievalScores
+from crossalign.evaluation.vectors.margin import MarginScores
+from crossalign.evaluation.vectors.retrieval import RetrievalScores
 
 HOSTILE = (
     "<script>document.title = 'taken'; console.error('ran')</script>",

@@ -18,7 +18,7 @@ from crossalign.alignment import checkpoint, periodic_evaluation
 from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.train import AlignmentRun
 from crossalign.models.encode import encode
-from crossalign.evaluation.retrieval import retrieval_scores
+from crossalign.evaluation.vectors.retrieval import retrieval_scores
 
 
 @pytest.fixture

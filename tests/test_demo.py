@@ -25,7 +25,7 @@ from crossalign.demo.lexicon import LANGUAGES
 from crossalign.demo.measurement import Measurement
 from crossalign.demo.report import write_report
 from crossalign.models.encode import encode
-from crossalign.evaluation.retrieval import retrieval_rows
+from crossalign.evaluation.vectors.retrieval import retrieval_rows
 from crossalign.files.output import check_output, written_whole
 
 LAYER = 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from evaluation_cases import NLI, STORY_HEADER, write_tasks, write_tsv
 
-from crossalign.evaluation.task_files import MissingFileError, read_split
+from crossalign.evaluation.tasks.files import MissingFileError, read_split
 from crossalign.files.text import DataError
 
 XNLI = "xnli/test-en.tsv"

@@ -12,7 +12,7 @@ import torch
 from evaluation_cases import byte_model, byte_tokenizer, write_tasks, write_xcopa
 
 from crossalign.command_line import main
-from crossalign.evaluation.task_items import TASKS
+from crossalign.evaluation.tasks.items import TASKS
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 

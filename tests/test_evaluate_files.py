@@ -20,8 +20,8 @@ from evaluation_cases import (
     write_xwinograd,
 )
 
-from crossalign.evaluation.task_files import read_split
-from crossalign.evaluation.task_items import TASKS
+from crossalign.evaluation.tasks.files import read_split
+from crossalign.evaluation.tasks.items import TASKS
 from crossalign.files.text import DataError
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from evaluation_cases import COPA, NLI, PARAPHRASES, write_tasks
 
-from crossalign.evaluation import hub_tasks, task_files
+from crossalign.evaluation.tasks import hub, files
 from crossalign.evaluation.in_context import InContextSettings, read_task_data
 from crossalign.files.text import DataError
 
@@ -52,28 +52,28 @@ def hub(monkeypatch):
 def test_hub_and_files_give_the_same_items(hub, tmp_path, task):
     write_tasks(tmp_path, ["zh"])
     split = "demos" if task == "xnli" else "test"  # the test file of these cases is turned round
-    local = task_files.read_split(tmp_path, task, "zh", split)
-    found = hub_tasks.read_split(task, "zh", split)
+    local = files.read_split(tmp_path, task, "zh", split)
+    found = hub.read_split(task, "zh", split)
     assert found.items == local.items and found.rows == local.rows
     assert found.files[0].startswith("hub:")
 
 
 def test_hub_questions_of_xcopa_are_repaired(hub):
-    found = hub_tasks.read_split("xcopa", "th", "test")
+    found = hub.read_split("xcopa", "th", "test")
     assert found.notes == {
         "repaired_questions": sum(row[3] == "cause" for row in COPA),
         "questions_from": "hub:cambridgeltl/xcopa/zh/test",
     }
     assert [item.fields["question"] for item in found.items] == [row[3] for row in COPA]
     with pytest.raises(DataError, match="the hub has no answers of English COPA; give --data"):
-        hub_tasks.read_split("xcopa", "en", "test")
+        hub.read_split("xcopa", "en", "test")
 
 
 def test_stories_and_schemas_of_the_hub(hub):
-    (story,) = hub_tasks.read_split("xstorycloze", "ru", "demos").items
+    (story,) = hub.read_split("xstorycloze", "ru", "demos").items
     assert (story.id, story.label, story.fields["ending2"]) == ("s1", 1, "Two.")
     assert story.fields["sentence3"] == "Sentence 3."
-    (schema,) = hub_tasks.read_split("xwinograd", "ja", "test").items
+    (schema,) = hub.read_split("xwinograd", "ja", "test").items
     assert (schema.label, schema.fields["before"]) == (1, "Ann saw Zoe when ")
     assert schema.fields["after"] == " left."
     assert hub[0] == ("juletxara/xstory_cloze", "ru", "train")
@@ -85,7 +85,7 @@ def test_schema_without_a_gap_is_named(hub, monkeypatch):
     with pytest.raises(
         DataError, match="hub:Muennighoff/xwinograd/en/test, row 0: the sentence has"
     ):
-        hub_tasks.read_split("xwinograd", "en", "test")
+        hub.read_split("xwinograd", "en", "test")
 
 
 def test_data_hub_is_read_by_the_evaluation(hub):
@@ -104,7 +104,7 @@ def test_no_network_is_said(monkeypatch):
         match=r"hub:facebook/xnli/de/test cannot be read \(ConnectionError: Couldn't reach the "
         r"hub\); without a network, give --data a folder",
     ):
-        hub_tasks.read_split("xnli", "de", "test")
+        hub.read_split("xnli", "de", "test")
 
 
 def test_missing_package_is_said(monkeypatch):
@@ -112,4 +112,4 @@ def test_missing_package_is_said(monkeypatch):
     with pytest.raises(
         ImportError, match=r"the hub is read with `datasets` .*pip install 'crossalign\[hub\]'"
     ):
-        hub_tasks.read_split("xnli", "de", "test")
+        hub.read_split("xnli", "de", "test")

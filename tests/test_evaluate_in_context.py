@@ -11,17 +11,17 @@ from evaluation_cases import byte_model, byte_tokenizer, plain_score, write_task
 from process_group import run_ranks
 
 from crossalign.evaluation.choice_scoring import Candidate, ChoiceScorer, TooLongError
-from crossalign.evaluation.evaluation_statistics import wilson_interval
+from crossalign.evaluation.statistics import wilson_interval
 from crossalign.evaluation.in_context import (
     InContextSettings,
     TaskData,
     evaluate_in_context,
     read_task_data,
 )
-from crossalign.evaluation.lm_eval_prompts import LmEvalPrompt
-from crossalign.evaluation.task_files import read_split
-from crossalign.evaluation.task_items import TASKS, Split
-from crossalign.evaluation.task_prompts import paper_prompt
+from crossalign.evaluation.tasks.lm_eval_prompts import LmEvalPrompt
+from crossalign.evaluation.tasks.files import read_split
+from crossalign.evaluation.tasks.items import TASKS, Split
+from crossalign.evaluation.tasks.prompts import paper_prompt
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 

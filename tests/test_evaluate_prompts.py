@@ -6,9 +6,9 @@ import pytest
 from evaluation_cases import SCHEMAS, write_tasks, write_tsv
 from evaluation_cases import schema_row as row_of
 
-from crossalign.evaluation.task_files import read_split
-from crossalign.evaluation.task_items import TASKS, Split, choose_demos, related_items
-from crossalign.evaluation.task_prompts import paper_prompt, prompt_languages
+from crossalign.evaluation.tasks.files import read_split
+from crossalign.evaluation.tasks.items import TASKS, Split, choose_demos, related_items
+from crossalign.evaluation.tasks.prompts import paper_prompt, prompt_languages
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from crossalign.evaluation.evaluation_statistics import holm, mcnemar_exact, wilson_interval
-from crossalign.evaluation.evaluation_summary import (
+from crossalign.evaluation.statistics import holm, mcnemar_exact, wilson_interval
+from crossalign.evaluation.summary import (
     compare,
     summarize,
     summary_table,

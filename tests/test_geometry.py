@@ -10,7 +10,7 @@ import pytest
 import torch
 from allocations import LargestAllocation
 
-from crossalign.evaluation.geometry import (
+from crossalign.evaluation.vectors.geometry import (
     alignment,
     centre_distance,
     language_identification,

@@ -10,9 +10,9 @@ from test_encode import sentences
 from tiny_models import HIDDEN, LAYERS, tiny_model, tiny_tokenizer
 
 from crossalign.models.encode import encode, find_blocks
-from crossalign.evaluation import layer_embeddings
-from crossalign.evaluation.layer_embeddings import encode_layers, retrieval_by_layer
-from crossalign.evaluation.retrieval import retrieval_scores
+from crossalign.evaluation.vectors import layer_embeddings
+from crossalign.evaluation.vectors.layer_embeddings import encode_layers, retrieval_by_layer
+from crossalign.evaluation.vectors.retrieval import retrieval_scores
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bloom", "llama", "gemma2", "opt", "xglm"])

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from crossalign.evaluation.margin_retrieval import margin_scores
-from crossalign.evaluation.retrieval import retrieval_scores
+from crossalign.evaluation.vectors.margin import margin_scores
+from crossalign.evaluation.vectors.retrieval import retrieval_scores
 
 
 def plain_margins(source, target, k, ids=None):

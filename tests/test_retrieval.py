@@ -8,9 +8,9 @@ import pytest
 import torch
 from allocations import LargestAllocation
 
-from crossalign.evaluation.margin_retrieval import margin_scores
-from crossalign.evaluation.projection import project_to_plane
-from crossalign.evaluation.retrieval import (
+from crossalign.evaluation.vectors.margin import margin_scores
+from crossalign.evaluation.vectors.projection import project_to_plane
+from crossalign.evaluation.vectors.retrieval import (
     RetrievalScores,
     retrieval_rows,
     retrieval_scores,

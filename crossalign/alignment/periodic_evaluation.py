@@ -10,7 +10,7 @@ import torch
 from crossalign.data.pairs import Pair, read_pairs
 from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.train import AlignmentRun
-from crossalign.evaluation.layer_embeddings import retrieval_by_layer
+from crossalign.evaluation.vectors.layer_embeddings import retrieval_by_layer
 
 if TYPE_CHECKING:
     from crossalign.evaluation.in_context import InContextSettings, TaskData

@@ -19,18 +19,18 @@ from tqdm.auto import tqdm
 from crossalign.analysis.parallel_text import same_meaning_ids
 from crossalign.analysis.vector_spool import spool
 from crossalign.models.encode import hidden_size
-from crossalign.evaluation.geometry import (
+from crossalign.evaluation.vectors.geometry import (
     alignment,
     centre_distance,
     language_identification,
     spread,
     uniformity,
 )
-from crossalign.evaluation.layer_embeddings import encode_layers
-from crossalign.evaluation.margin_retrieval import MarginScores, margin_scores
-from crossalign.evaluation.projection import project_to_plane
-from crossalign.evaluation.retrieval import RetrievalScores
-from crossalign.evaluation.similarity_tiles import row_blocks
+from crossalign.evaluation.vectors.layer_embeddings import encode_layers
+from crossalign.evaluation.vectors.margin import MarginScores, margin_scores
+from crossalign.evaluation.vectors.projection import project_to_plane
+from crossalign.evaluation.vectors.retrieval import RetrievalScores
+from crossalign.evaluation.vectors.tiles import row_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -20,8 +20,8 @@ from crossalign.analysis.figures import (
 from crossalign.analysis.measurement import LayerMeasurement, PairScores
 from crossalign.analysis.measures import MEASURES
 from crossalign.analysis.report import render_report
-from crossalign.evaluation.margin_retrieval import MarginScores
-from crossalign.evaluation.retrieval import RetrievalScores
+from crossalign.evaluation.vectors.margin import MarginScores
+from crossalign.evaluation.vectors.retrieval import RetrievalScores
 
 Models = Mapping[str, Sequence[LayerMeasurement]]
 MAX_LINKED = 6  # sentences whose translations lines join

@@ -15,7 +15,7 @@ from torch import Tensor
 from crossalign.data.languages import LANGUAGE_NAMES
 from crossalign.analysis.figures import draw_languages
 from crossalign.demo.measurement import Measurement
-from crossalign.evaluation.projection import Projection, project_to_plane
+from crossalign.evaluation.vectors.projection import Projection, project_to_plane
 
 NUM_DRAWN = 250  # sentences per picture
 NUM_LINKED = 6  # whose translations a line joins

@@ -24,7 +24,7 @@ from crossalign.demo.lexicon import LANGUAGES
 from crossalign.demo.measurement import Measurement, accuracy_table, measure
 from crossalign.demo.parallel_grammar import num_sentences
 from crossalign.demo.report import write_report
-from crossalign.evaluation.retrieval import write_retrieval_csv
+from crossalign.evaluation.vectors.retrieval import write_retrieval_csv
 from crossalign.files.output import check_output, written_whole
 
 ENTRIES = ("report.html", "retrieval.csv", "projection.csv", "demo.json", "model")

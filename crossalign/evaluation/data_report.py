@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from crossalign.evaluation.task_files import MissingFileError, read_split
-from crossalign.evaluation.task_items import TASKS, Split
+from crossalign.evaluation.tasks.files import MissingFileError, read_split
+from crossalign.evaluation.tasks.items import TASKS, Split
 from crossalign.evaluation.translation import FLORES_CODES, read_flores
 from crossalign.files.text import DataError
 

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossalign.evaluation.choice_scoring import Candidate, ChoiceScorer, TooLongError
-from crossalign.evaluation.evaluation_statistics import wilson_interval
-from crossalign.evaluation.task_items import TASKS, Item, Split, choose_demos, related_items
-from crossalign.evaluation.task_prompts import paper_prompt
+from crossalign.evaluation.statistics import wilson_interval
+from crossalign.evaluation.tasks.items import TASKS, Item, Split, choose_demos, related_items
+from crossalign.evaluation.tasks.prompts import paper_prompt
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.distributed import ProcessGroup
     from transformers import PreTrainedTokenizerBase
 
-    from crossalign.evaluation.lm_eval_prompts import LmEvalPrompt
-    from crossalign.evaluation.task_prompts import PaperPrompt
+    from crossalign.evaluation.tasks.lm_eval_prompts import LmEvalPrompt
+    from crossalign.evaluation.tasks.prompts import PaperPrompt
 
 PROMPTS = ("paper", "lm-eval")
 TOO_LONG = ("error", "skip")
@@ -109,14 +109,14 @@ def read_task_data(settings: InContextSettings, data: Path | str) -> list[TaskDa
 
     data: a folder of files, or the word "hub" for the Hugging Face hub.
     """
-    from crossalign.evaluation import hub_tasks, task_files
+    from crossalign.evaluation.tasks import hub, files
 
     found = []
     for task, language in settings.pairs:
         splits = [
-            hub_tasks.read_split(task, language, split)
+            hub.read_split(task, language, split)
             if data == "hub"
-            else task_files.read_split(Path(data), task, language, split)
+            else files.read_split(Path(data), task, language, split)
             for split in (["test", "demos"] if max(settings.shots) else ["test"])
         ]
         found.append(TaskData(task, language, splits[0], splits[1] if len(splits) > 1 else None))
@@ -178,7 +178,7 @@ def _prompt(
     language = settings.prompt_language or part.language
     if settings.prompts == "paper":
         return paper_prompt(part.task, language, tokenizer.eos_token)
-    from crossalign.evaluation.lm_eval_prompts import LmEvalPrompt
+    from crossalign.evaluation.tasks.lm_eval_prompts import LmEvalPrompt
 
     return LmEvalPrompt(part.task, language, part.test, part.demos)
 

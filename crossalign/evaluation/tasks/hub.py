@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from crossalign.evaluation.task_files import check_task_language, pawsx_split
-from crossalign.evaluation.task_items import Item, Split, duplicates
-from crossalign.evaluation.xcopa_files import repair_questions, xcopa_item
+from crossalign.evaluation.tasks.files import check_task_language, pawsx_split
+from crossalign.evaluation.tasks.items import Item, Split, duplicates
+from crossalign.evaluation.tasks.xcopa import repair_questions, xcopa_item
 from crossalign.files.text import DataError, checked_text
 
 # Task -> repository, split of test items, split of demonstrations.

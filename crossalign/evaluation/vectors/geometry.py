@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.evaluation.similarity_tiles import (
+from crossalign.evaluation.vectors.tiles import (
     check_chunk_size,
     check_vectors,
     computing_device,

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.evaluation.retrieval import Ranks, RetrievalScores
-from crossalign.evaluation.similarity_tiles import Tile, TranslationPairs
+from crossalign.evaluation.vectors.retrieval import Ranks, RetrievalScores
+from crossalign.evaluation.vectors.tiles import Tile, TranslationPairs
 
 NUM_NEIGHBOURS = 4
 

@@ -24,7 +24,7 @@ from crossalign.models.encode import (
     pad_right,
     tokenize,
 )
-from crossalign.evaluation.retrieval import RetrievalRow, retrieval_rows
+from crossalign.evaluation.vectors.retrieval import RetrievalRow, retrieval_rows
 from crossalign.pooling.functions import pool
 
 if TYPE_CHECKING:

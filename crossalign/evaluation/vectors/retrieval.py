@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.evaluation.similarity_tiles import TranslationPairs, computing_device, unit_rows
+from crossalign.evaluation.vectors.tiles import TranslationPairs, computing_device, unit_rows
 
 
 class RetrievalScores(NamedTuple):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from crossalign.evaluation.task_items import TASKS, Item, Split
+from crossalign.evaluation.tasks.items import TASKS, Item, Split
 from crossalign.files.text import DataError, checked_text, read_lines
 
 XNLI_LABELS = ("entailment", "neutral", "contradiction")
@@ -205,8 +205,8 @@ def read_split(data: Path, task: str, language: str, split: str) -> Split:
         DataError: a file is missing, cut off or malformed; the message names it and the line.
         ValueError: the task has no such language.
     """
-    from crossalign.evaluation.xcopa_files import read_xcopa
-    from crossalign.evaluation.xwinograd_files import read_xwinograd
+    from crossalign.evaluation.tasks.xcopa import read_xcopa
+    from crossalign.evaluation.tasks.xwinograd import read_xwinograd
 
     readers: dict[str, Callable[[Path, str, str], Split]] = {
         "xnli": read_xnli,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from crossalign.evaluation.evaluation_statistics import holm, mcnemar_exact
+from crossalign.evaluation.statistics import holm, mcnemar_exact
 
 Records = Sequence[Mapping[str, Any]]
 LEVEL = 0.05

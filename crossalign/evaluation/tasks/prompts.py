@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.evaluation.choice_scoring import Candidate
-from crossalign.evaluation.task_items import Item
+from crossalign.evaluation.tasks.items import Item
 
 _STORY = {"template": "{sentence1} {sentence2} {sentence3} {sentence4} {ending}"}
 _WINOGRAD = {"template": "{before}{option}{after}"}

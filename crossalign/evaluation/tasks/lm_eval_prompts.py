@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.evaluation.choice_scoring import Candidate
-from crossalign.evaluation.task_items import Item, Split
+from crossalign.evaluation.tasks.items import Item, Split
 
 _FILES = {
     "xnli": "xnli/xnli_{}.yaml",

@@ -1,0 +1,1 @@
+"""Evaluation tasks: items, release files, hub data sets and prompts."""

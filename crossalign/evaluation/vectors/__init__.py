@@ -1,0 +1,1 @@
+"""Measures of sentence vectors: retrieval, margin, geometry, projection."""
