@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from crossalign.analysis.parallel_text import check_names, read_parallel_text, same_meaning_ids
-from crossalign.analysis.vector_spool import spool
+from crossalign.analysis.memory_mapped_vectors import spool
 from crossalign.files.text import DataError
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from crossalign.analysis.parallel_text import same_meaning_ids
-from crossalign.analysis.vector_spool import spool
+from crossalign.analysis.memory_mapped_vectors import spool
 from crossalign.models.encode import hidden_size
 from crossalign.evaluation.vectors.geometry import (
     alignment,
