@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from crossalign.demo import run
 from crossalign.demo.corpus import make_corpus
 from crossalign.demo.language_model import new_model, perplexity, pretrain, train_tokenizer
-from crossalign.demo.lexicon import LANGUAGES
+from crossalign.demo.grammar.lexicon import LANGUAGES
 from crossalign.demo.measurement import Measurement
 from crossalign.demo.report import write_report
 from crossalign.models.encode import encode

@@ -11,8 +11,8 @@ import re
 
 import pytest
 
-from crossalign.demo import sentence_templates as say
-from crossalign.demo.adverbials import (
+from crossalign.demo.grammar import sentence_templates as say
+from crossalign.demo.grammar.adverbials import (
     DEEDS,
     FUTURE_TIMES,
     GOALS,
@@ -25,7 +25,7 @@ from crossalign.demo.adverbials import (
     VEHICLES,
     Phrase,
 )
-from crossalign.demo.lexicon import (
+from crossalign.demo.grammar.lexicon import (
     COMPARISONS,
     LANGUAGES,
     NUMBERS,
@@ -34,9 +34,9 @@ from crossalign.demo.lexicon import (
     QUALITIES_OF_KIND,
     THINGS,
 )
-from crossalign.demo.noun_phrases import counted, russian_adjective, spanish_adjective
-from crossalign.demo.parallel_grammar import PATTERNS, num_sentences, sample_sentences
-from crossalign.demo.verbs import GIFTS, VERBS
+from crossalign.demo.grammar.noun_phrases import counted, russian_adjective, spanish_adjective
+from crossalign.demo.grammar.parallel_grammar import PATTERNS, num_sentences, sample_sentences
+from crossalign.demo.grammar.verbs import GIFTS, VERBS
 
 QUALITIES = {
     quality.en: quality

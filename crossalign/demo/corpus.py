@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from crossalign.data.pairs import Pair
-from crossalign.demo.adverbials import Phrase
-from crossalign.demo.lexicon import LANGUAGES
-from crossalign.demo.parallel_grammar import sample_sentences
+from crossalign.demo.grammar.adverbials import Phrase
+from crossalign.demo.grammar.lexicon import LANGUAGES
+from crossalign.demo.grammar.parallel_grammar import sample_sentences
 
 
 class Corpus(NamedTuple):

@@ -8,9 +8,9 @@ sentence of its pattern; a quality of None is left out.
 
 from __future__ import annotations
 
-from crossalign.demo.adverbials import Phrase
-from crossalign.demo.lexicon import Comparison, Number, Person, Quality, Thing
-from crossalign.demo.noun_phrases import (
+from crossalign.demo.grammar.adverbials import Phrase
+from crossalign.demo.grammar.lexicon import Comparison, Number, Person, Quality, Thing
+from crossalign.demo.grammar.noun_phrases import (
     a_thing_accusative,
     counted,
     spanish_adjective,
@@ -19,7 +19,7 @@ from crossalign.demo.noun_phrases import (
     the_thing_accusative,
     to_the_person,
 )
-from crossalign.demo.verbs import Gift, Verb
+from crossalign.demo.grammar.verbs import Gift, Verb
 
 _GERMAN_RELATIVE_ACCUSATIVE = {"m": "den", "f": "die", "n": "das"}
 _RUSSIAN_RELATIVE_ACCUSATIVE = {"m": "который", "f": "которую", "n": "которое"}

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crossalign.demo import adverbials, lexicon, sentence_templates
-from crossalign.demo.adverbials import HABITS, PAST_TIMES, PLACES, Phrase
-from crossalign.demo.lexicon import COLOURS, NUMBERS, PERSON_QUALITIES, PERSONS
-from crossalign.demo.verbs import GIFTS, VERBS
+from crossalign.demo.grammar import adverbials, lexicon, sentence_templates
+from crossalign.demo.grammar.adverbials import HABITS, PAST_TIMES, PLACES, Phrase
+from crossalign.demo.grammar.lexicon import COLOURS, NUMBERS, PERSON_QUALITIES, PERSONS
+from crossalign.demo.grammar.verbs import GIFTS, VERBS
 
 # Things that one says in Russian and German stand, not lie.
 _STANDING = ("lamp", "cup", "suitcase")

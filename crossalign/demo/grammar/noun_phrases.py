@@ -6,8 +6,8 @@ and Russian tell the accusative apart, English and Spanish do not. A quality of 
 
 from __future__ import annotations
 
-from crossalign.demo.adverbials import Phrase
-from crossalign.demo.lexicon import Number, Person, Quality, Thing
+from crossalign.demo.grammar.adverbials import Phrase
+from crossalign.demo.grammar.lexicon import Number, Person, Quality, Thing
 
 _GERMAN_THE = {"m": "der", "f": "die", "n": "das"}
 _GERMAN_THE_ACCUSATIVE = {"m": "den", "f": "die", "n": "das"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from crossalign.demo.lexicon import table_rows, table_words
+from crossalign.demo.grammar.lexicon import table_rows, table_words
 
 
 class Verb(NamedTuple):

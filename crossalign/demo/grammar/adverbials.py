@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from crossalign.demo.lexicon import table_rows
+from crossalign.demo.grammar.lexicon import table_rows
 
 
 class Phrase(NamedTuple):

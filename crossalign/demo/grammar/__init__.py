@@ -1,0 +1,1 @@
+"""The grammar that writes the demo corpus in four languages."""
