@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.provenance import ROOT, provenance, result_path
 from crossalign.alignment.config import TrainingConfig
-from crossalign.command_line import main as crossalign
+from crossalign.cli.main import main as crossalign
 from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.models.encode import encode
 from crossalign.evaluation.vectors.retrieval import retrieval_scores

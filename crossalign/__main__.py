@@ -1,5 +1,5 @@
 """python -m crossalign: the command line."""
 
-from crossalign.command_line import main
+from crossalign.cli.main import main
 
 raise SystemExit(main())

@@ -50,7 +50,7 @@ def data_root() -> Path:
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Exit status, standard output and standard error of a command."""
 
-    from crossalign.command_line import main
+    from crossalign.cli.main import main
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -18,7 +18,7 @@ from tiny_models import LAYERS, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from crossalign.analysis import run as analysis_run
-from crossalign.command_line import main
+from crossalign.cli.main import main
 from crossalign.models.encode import encode
 from crossalign.evaluation.vectors.geometry import alignment, centre_distance, spread, uniformity
 from crossalign.evaluation.vectors.margin import margin_scores

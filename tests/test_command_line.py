@@ -16,7 +16,7 @@ from command_cases import Run, assert_one_line
 def test_help_loads_only_torch() -> None:
     """`crossalign --help` answers soon: importing Transformers alone takes seconds."""
     code = (
-        "import sys; from crossalign.command_line import main\n"
+        "import sys; from crossalign.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as stop: assert stop.code == 0, stop.code\n"
         "heavy = {'transformers', 'tokenizers', 'matplotlib', 'yaml'} & set(sys.modules)\n"
@@ -32,7 +32,7 @@ def test_help_loads_only_torch() -> None:
 
 def test_a_command_says_nothing_of_deepspeed_that_is_merely_installed() -> None:
     """Saving a model imports it, and its warning that there is no GPU went to standard output."""
-    from crossalign.alignment.align_command import quiet_transformers
+    from crossalign.cli.align import quiet_transformers
 
     quiet_transformers()
     logger = logging.getLogger("DeepSpeed")

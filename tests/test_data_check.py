@@ -13,7 +13,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from crossalign.data.builders import build_items
 from crossalign.data.check import check_items, check_pairs
 from crossalign.data.pairs import Pair
-from crossalign.command_line import main
+from crossalign.cli.main import main
 from crossalign.files.text import DataError, write_json_lines
 
 ROWS = [

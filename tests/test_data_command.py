@@ -14,7 +14,7 @@ from test_pairs import write
 from crossalign.data.builders import TranslationItems, build_items
 from crossalign.data.instruction_files import read_records
 from crossalign.data.pairs import Pair, read_pairs
-from crossalign.command_line import main
+from crossalign.cli.main import main
 from crossalign.files.text import write_json_lines
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from evaluation_cases import byte_model, byte_tokenizer, write_tasks, write_xcopa
 
-from crossalign.command_line import main
+from crossalign.cli.main import main
 from crossalign.evaluation.tasks.items import TASKS
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -221,7 +221,7 @@ def test_failures_are_one_line_and_leave_nothing(evaluate, tmp_path, models, mon
 
 def test_help_shows_defaults_and_loads_only_torch():
     code = (
-        "import sys; from crossalign.command_line import main\n"
+        "import sys; from crossalign.cli.main import main\n"
         "try: main(['evaluate', '--help'])\n"
         "except SystemExit as stop: assert stop.code == 0, stop.code\n"
         "heavy = {'transformers', 'lm_eval', 'sacrebleu', 'yaml'} & set(sys.modules)\n"

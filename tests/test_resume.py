@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crossalign.alignment import checkpoint
-from crossalign.command_line import main
+from crossalign.cli.main import main
 
 STEPS = 24
 SMALL: list[object] = ["--batch-size", 8, "--steps", STEPS, "--learning-rate", "1e-3"]

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from crossalign import evaluate_command
-from crossalign.alignment import align_command, data_command
+from crossalign.cli import evaluate
+from crossalign.cli import align, data
 from crossalign.alignment.config import TrainingConfig
-from crossalign.analysis import analyze_command
+from crossalign.cli import analyze
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,12 +60,12 @@ def build_parser() -> Parser:
     _add_demo(commands)
     _add_data(commands)
     summary = "Aligns a model's languages on translation pairs."
-    align_command.add_arguments(_add_command(commands, "align", align_command.run, summary))
+    align.add_arguments(_add_command(commands, "align", align.run, summary))
     summary = "Shows how near a model's languages are, layer by layer, before and after."
-    analyze_command.add_arguments(_add_command(commands, "analyze", analyze_command.run, summary))
+    analyze.add_arguments(_add_command(commands, "analyze", analyze.run, summary))
     summary = "Measures in-context learning and translation in each language."
-    evaluate_command.add_arguments(
-        _add_command(commands, "evaluate", evaluate_command.run, summary)
+    evaluate.add_arguments(
+        _add_command(commands, "evaluate", evaluate.run, summary)
     )
     _add_info(commands)
     return parser
@@ -99,7 +99,7 @@ def _demo(args: argparse.Namespace, argv: list[str]) -> None:
         choose_device(args.device)
     except ValueError as error:
         args.parser.error(str(error))
-    align_command.quiet_transformers()
+    align.quiet_transformers()
     run_demo(args.output, device=args.device, seed=args.seed, smoke=args.smoke)
 
 
@@ -109,11 +109,11 @@ def _add_data(commands: Any) -> None:
     )
     parts = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     summary = "Builds training items from instruction data or translation pairs."
-    build = _add_command(parts, "build", data_command.run_build, summary)
-    data_command.add_build_arguments(build)
+    build = _add_command(parts, "build", data.run_build, summary)
+    data.add_build_arguments(build)
     summary = "Shows what is in training data, and which lines are doubtful or cannot be used."
-    check = _add_command(parts, "check", data_command.run_check, summary)
-    data_command.add_check_arguments(check)
+    check = _add_command(parts, "check", data.run_check, summary)
+    data.add_check_arguments(check)
 
 
 def _add_info(commands: Any) -> None:

@@ -178,7 +178,7 @@ def _tokenizer_and_limit(model: str) -> tuple[PreTrainedTokenizerBase, int | Non
     """The tokenizer of a model, and the tokens that both take."""
     from transformers import AutoTokenizer
 
-    from crossalign.alignment.align_command import quiet_transformers
+    from crossalign.cli.align import quiet_transformers
     from crossalign.alignment.model_setup import load_config
     from crossalign.models.encode import longest_input
 

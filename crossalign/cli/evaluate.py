@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from crossalign.alignment.align_command import quiet_transformers
+from crossalign.cli.align import quiet_transformers
 from crossalign.evaluation.data_report import report_data
 from crossalign.evaluation.summary import (
     compare,
