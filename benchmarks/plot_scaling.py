@@ -2,7 +2,8 @@
 
 python -m benchmarks.plot_scaling --output docs/scaling.png
 
-Nothing here is measured: crossalign/contrastive/across_ranks/cost_model.py counts, and divides by the rates of Machine.
+Nothing here is measured: crossalign/contrastive/across_ranks/cost_model.py counts, and divides by
+the rates of Machine.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ from benchmarks.provenance import ROOT, provenance
 from benchmarks.reproduction_data import Corpus, load_corpus
 from benchmarks.reproduction_measures import measure
 from benchmarks.reproduction_model import new_tokenizer, pretrain
-from crossalign.data.builders import TrainingItem, build_items
-from crossalign.alignment.train import align
 from crossalign.alignment.config import TrainingConfig
+from crossalign.alignment.train import align
+from crossalign.data.builders import TrainingItem, build_items
 from crossalign.demo.language_model import new_model
 
 BEFORE = "before"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from crossalign.alignment.train import learning_rate_at
 from crossalign.alignment.config import TrainingConfig
+from crossalign.alignment.train import learning_rate_at
 from crossalign.demo.language_model import train_tokenizer
 
 POSITIONS = 1024  # five demonstrations and a question need a few hundred

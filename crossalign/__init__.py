@@ -1,13 +1,13 @@
 """crossalign: fused contrastive kernels and a training loop that align a model's languages."""
 
 from crossalign.alignment.model import AlignmentModel, AlignmentOutput
-from crossalign.data.builders import build_items
 from crossalign.build_report import build_info, extension_available
+from crossalign.contrastive.gradient_cache import GradientCache
 from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
 from crossalign.contrastive.terms import ContrastiveStats
-from crossalign.models.encode import encode, hidden_states_at
+from crossalign.data.builders import build_items
 from crossalign.distributed.gather import gather_negatives
-from crossalign.contrastive.gradient_cache import GradientCache
+from crossalign.models.encode import encode, hidden_states_at
 from crossalign.pooling.functions import (
     last_token_pool,
     masked_max_pool,

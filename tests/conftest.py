@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_cases import Run
+
+from tests.support.command_cases import Run
 
 # Kernels are decorated on their first import, so this must stand before any of them is touched.
 if not torch.cuda.is_available():
@@ -67,7 +68,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with dropout, so that resuming must restore the random state."""
-    from tiny_models import tiny_model, tiny_tokenizer
+    from tests.support.tiny_models import tiny_model, tiny_tokenizer
 
     directory = tmp_path_factory.mktemp("model")
     tiny_model("gpt2", attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1).save_pretrained(directory)
@@ -77,7 +78,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pairs_file(tmp_path: Path) -> Path:
-    from test_train import make_pairs
+    from tests.support.training import make_pairs
 
     path = tmp_path / "pairs.tsv"
     path.write_text("".join(f"{pair.source}\t{pair.target}\n" for pair in make_pairs(20)))

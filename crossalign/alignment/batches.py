@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crossalign.data.builders import TrainingItem, TranslationItems
-from crossalign.data.indexed_data import num_negatives
-from crossalign.models.next_token_loss import IGNORED_LABEL
-from crossalign.data.items import label_answers
+from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.packing import PADDING, Packing, choose_packing, packed_texts
 from crossalign.alignment.padding import LENGTHS, share
+from crossalign.data.builders import TrainingItem, TranslationItems
+from crossalign.data.indexed_data import num_negatives
+from crossalign.data.items import label_answers
 from crossalign.data.meaning_ids import meaning_ids
 from crossalign.data.pairs import Pair
 from crossalign.data.permutation import ShuffledStream
-from crossalign.alignment.config import TrainingConfig
 from crossalign.models.encode import longest_input, pad_right
+from crossalign.models.next_token_loss import IGNORED_LABEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

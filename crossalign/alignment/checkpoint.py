@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from crossalign.data.indexed_data import data_fingerprint
 from crossalign.alignment.train import AlignmentRun
+from crossalign.data.indexed_data import data_fingerprint
 from crossalign.files.text import DataError
 
 FOLDER = "checkpoints"

@@ -18,14 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from crossalign.alignment.batch_checks import check_batch
-from crossalign.models.next_token_loss import IGNORED_LABEL, language_model_loss
-from crossalign.models.layer_states import hidden_states_of
-from crossalign.models.output_head import check_output_head, output_head
 from crossalign.alignment.padding import trimmed
 from crossalign.argument_checks import check_option, check_positive_finite
 from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.models.encode import check_layer, hidden_states_at
+from crossalign.models.layer_states import hidden_states_of
+from crossalign.models.next_token_loss import IGNORED_LABEL, language_model_loss
+from crossalign.models.output_head import check_output_head, output_head
 from crossalign.pooling.functions import pool
 
 LARGEST_LOGIT_SCALE = math.log(100.0)

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crossalign.models.next_token_loss import IGNORED_LABEL
-from crossalign.data.items import LabelledTokens
 from crossalign.alignment.padding import LENGTHS
+from crossalign.data.items import LabelledTokens
 from crossalign.models.encode import eval_mode, hidden_states_at, input_device, text_config
+from crossalign.models.next_token_loss import IGNORED_LABEL
 
 POSITIONS, MASK, PADDING = "positions", "mask", "padding"
 _ATTENTION_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")

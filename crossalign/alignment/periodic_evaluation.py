@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from crossalign.data.pairs import Pair, read_pairs
 from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.train import AlignmentRun
+from crossalign.data.pairs import Pair, read_pairs
 from crossalign.evaluation.vectors.layer_embeddings import retrieval_by_layer
 
 if TYPE_CHECKING:

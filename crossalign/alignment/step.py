@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from crossalign.alignment.model import AlignmentModel, AlignmentOutput, no_text
 from crossalign.alignment.batches import Inputs, StepBatch
 from crossalign.alignment.engines.engine import Engine
-from crossalign.models.next_token_loss import count_labels
+from crossalign.alignment.model import AlignmentModel, AlignmentOutput, no_text
 from crossalign.alignment.padding import LENGTHS
-from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.contrastive.gradient_cache import GradientCache
+from crossalign.contrastive.terms import ContrastiveStats
+from crossalign.models.next_token_loss import count_labels
 
 
 def chunked_backward(

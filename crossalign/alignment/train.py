@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from crossalign.alignment.model import AlignmentModel, no_text
 from crossalign.alignment.batches import Batches, StepBatch
-from crossalign.alignment.step import chunked_backward
-from crossalign.data.builders import TrainingItem
+from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.engine import choose_device as choose_device
 from crossalign.alignment.engines.engine import choose_engine
+from crossalign.alignment.model import AlignmentModel, no_text
 from crossalign.alignment.model_setup import set_up_model
-from crossalign.data.pairs import Pair
 from crossalign.alignment.progress import Progress
-from crossalign.alignment.config import TrainingConfig
+from crossalign.alignment.step import chunked_backward
+from crossalign.data.builders import TrainingItem
+from crossalign.data.pairs import Pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

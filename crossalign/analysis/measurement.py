@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from crossalign.analysis.parallel_text import same_meaning_ids
 from crossalign.analysis.memory_mapped_vectors import spool
-from crossalign.models.encode import hidden_size
+from crossalign.analysis.parallel_text import same_meaning_ids
 from crossalign.evaluation.vectors.geometry import (
     alignment,
     centre_distance,
@@ -31,6 +30,7 @@ from crossalign.evaluation.vectors.margin import MarginScores, margin_scores
 from crossalign.evaluation.vectors.projection import project_to_plane
 from crossalign.evaluation.vectors.retrieval import RetrievalScores
 from crossalign.evaluation.vectors.tiles import row_blocks
+from crossalign.models.encode import hidden_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

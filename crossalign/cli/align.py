@@ -11,10 +11,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossalign.alignment import config
-from crossalign.data.languages import check_languages
-from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.config import TrainingConfig
+from crossalign.alignment.config import add_arguments as add_config_arguments
+from crossalign.alignment.run_config import RunConfig
+from crossalign.data.languages import check_languages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,8 +52,8 @@ def add_arguments(align: argparse.ArgumentParser) -> None:
         metavar="CODE",
         help="languages of the pairs, such as en de, for prompts that name them",
     )
-    config.add_arguments(align)
-    config.add_arguments(align, RunConfig)
+    add_config_arguments(align)
+    add_config_arguments(align, RunConfig)
     align.add_argument(
         "--cache",
         type=Path,
@@ -100,11 +100,11 @@ def _train(
     cache: Path,
 ) -> None:
     from crossalign.alignment import checkpoint
-    from crossalign.data.indexed_data import open_items, open_pairs
     from crossalign.alignment.periodic_evaluation import PeriodicEvaluation
     from crossalign.alignment.progress import sizes_line
     from crossalign.alignment.run_directory import train_into
     from crossalign.alignment.train import AlignmentRun
+    from crossalign.data.indexed_data import open_items, open_pairs
     from crossalign.models.encode import check_layer
 
     pairs = open_pairs([Path(path) for path in args.pairs], args.languages or (), cache)

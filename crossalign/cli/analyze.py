@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from crossalign.cli.align import quiet_transformers
 from crossalign.analysis.parallel_text import check_names
+from crossalign.cli.align import quiet_transformers
 
 _LEAST = {"batch_size": 1, "max_length": 1, "limit": 3, "seed": 0}
 

@@ -178,8 +178,8 @@ def _tokenizer_and_limit(model: str) -> tuple[PreTrainedTokenizerBase, int | Non
     """The tokenizer of a model, and the tokens that both take."""
     from transformers import AutoTokenizer
 
-    from crossalign.cli.align import quiet_transformers
     from crossalign.alignment.model_setup import load_config
+    from crossalign.cli.align import quiet_transformers
     from crossalign.models.encode import longest_input
 
     quiet_transformers()

@@ -11,13 +11,6 @@ from typing import Any
 
 from crossalign.cli.align import quiet_transformers
 from crossalign.evaluation.data_report import report_data
-from crossalign.evaluation.summary import (
-    compare,
-    summarize,
-    summary_table,
-    table,
-    translation_table,
-)
 from crossalign.evaluation.in_context import (
     PROMPTS,
     TOO_LONG,
@@ -25,6 +18,13 @@ from crossalign.evaluation.in_context import (
     TaskData,
     evaluate_in_context,
     read_task_data,
+)
+from crossalign.evaluation.summary import (
+    compare,
+    summarize,
+    summary_table,
+    table,
+    translation_table,
 )
 from crossalign.evaluation.tasks.items import TASKS
 from crossalign.evaluation.translation import (

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from crossalign.cli import evaluate
-from crossalign.cli import align, data
 from crossalign.alignment.config import TrainingConfig
-from crossalign.cli import analyze
+from crossalign.cli import align, analyze, data, evaluate
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,9 +62,7 @@ def build_parser() -> Parser:
     summary = "Shows how near a model's languages are, layer by layer, before and after."
     analyze.add_arguments(_add_command(commands, "analyze", analyze.run, summary))
     summary = "Measures in-context learning and translation in each language."
-    evaluate.add_arguments(
-        _add_command(commands, "evaluate", evaluate.run, summary)
-    )
+    evaluate.add_arguments(_add_command(commands, "evaluate", evaluate.run, summary))
     _add_info(commands)
     return parser
 
@@ -104,10 +100,10 @@ def _demo(args: argparse.Namespace, argv: list[str]) -> None:
 
 
 def _add_data(commands: Any) -> None:
-    data = commands.add_parser(
+    command = commands.add_parser(
         "data", help="make and check training data", description="Makes and checks training data."
     )
-    parts = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parts = command.add_subparsers(title="commands", metavar="COMMAND", required=True)
     summary = "Builds training items from instruction data or translation pairs."
     build = _add_command(parts, "build", data.run_build, summary)
     data.add_build_arguments(build)

@@ -13,6 +13,7 @@ from crossalign.argument_checks import (
     choose_backend,
     values_may_be_read,
 )
+from crossalign.contrastive.across_ranks.loss import loss_across_ranks
 from crossalign.contrastive.arguments import check_arguments, check_options
 from crossalign.contrastive.ops import contrastive_sums, pair_losses
 from crossalign.contrastive.problem import LossArguments
@@ -23,7 +24,6 @@ from crossalign.contrastive.terms import (
     reduce_terms,
     warn_without_negatives,
 )
-from crossalign.contrastive.across_ranks.loss import loss_across_ranks
 
 
 def fused_contrastive_loss(

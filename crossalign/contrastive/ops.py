@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from crossalign.contrastive import torch_passes
 from crossalign.argument_checks import ops_are_watched
+from crossalign.contrastive import torch_passes
 from crossalign.contrastive.problem import (
     NON_DIFFERENTIABLE_SUMS,
     ContrastiveGrads,

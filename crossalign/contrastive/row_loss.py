@@ -23,8 +23,8 @@ from crossalign.contrastive.problem import (
     tie_slack,
 )
 from crossalign.contrastive.terms import pair_terms, reduce_terms, term_gradients
-from crossalign.contrastive.torch_passes import start_sums, take_own
 from crossalign.contrastive.torch_logits import GradientSums, LogitChunks, own_view
+from crossalign.contrastive.torch_passes import start_sums, take_own
 
 
 class RowLoss(NamedTuple):

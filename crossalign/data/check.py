@@ -14,11 +14,11 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossalign.files.indexed_lines import stream_lines
 from crossalign.data.items import parse_item
 from crossalign.data.meaning_ids import normalised
 from crossalign.data.pairs import Pair, parse_sentence, parser_of
 from crossalign.data.text_statistics import Lengths, Repeats, TextStatistics
+from crossalign.files.indexed_lines import stream_lines
 from crossalign.files.text import DataError
 
 if TYPE_CHECKING:

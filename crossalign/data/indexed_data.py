@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 from crossalign.data.builders import TrainingItem
-from crossalign.files.indexed_lines import IndexedLines
 from crossalign.data.items import parse_item
 from crossalign.data.pairs import (
     Pair,
@@ -21,6 +20,7 @@ from crossalign.data.pairs import (
     parse_sentence,
     parser_of,
 )
+from crossalign.files.indexed_lines import IndexedLines
 
 Record = TypeVar("Record", Pair, TrainingItem)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from crossalign.data.builders import TrainingItem
-from crossalign.models.next_token_loss import IGNORED_LABEL
 from crossalign.files.text import DataError, json_object, read_lines, text_field
+from crossalign.models.next_token_loss import IGNORED_LABEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

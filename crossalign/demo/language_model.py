@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from crossalign.data.permutation import ShuffledStream
-from crossalign.alignment.train import learning_rate_at
 from crossalign.alignment.config import TrainingConfig
+from crossalign.alignment.train import learning_rate_at
+from crossalign.data.permutation import ShuffledStream
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 MAX_TOKENS = 128

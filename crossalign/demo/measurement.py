@@ -10,13 +10,13 @@ from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crossalign.demo.language_model import perplexity
-from crossalign.models.encode import num_layers
 from crossalign.evaluation.vectors.layer_embeddings import encode_layers
 from crossalign.evaluation.vectors.retrieval import (
     RetrievalRow,
     retrieval_rows,
     same_language_neighbours,
 )
+from crossalign.models.encode import num_layers
 
 
 class Measurement(NamedTuple):

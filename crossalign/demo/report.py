@@ -12,8 +12,8 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
-from crossalign.data.languages import LANGUAGE_NAMES
 from crossalign.analysis.figures import draw_languages
+from crossalign.data.languages import LANGUAGE_NAMES
 from crossalign.demo.measurement import Measurement
 from crossalign.evaluation.vectors.projection import Projection, project_to_plane
 

@@ -14,15 +14,15 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crossalign import __version__
+from crossalign.alignment.config import TrainingConfig
+from crossalign.alignment.train import align, choose_device
 from crossalign.data.builders import TrainingItem, build_items
 from crossalign.data.pairs import Pair
-from crossalign.alignment.train import align, choose_device
-from crossalign.alignment.config import TrainingConfig
 from crossalign.demo.corpus import make_corpus
-from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.demo.grammar.lexicon import LANGUAGES
-from crossalign.demo.measurement import Measurement, accuracy_table, measure
 from crossalign.demo.grammar.parallel_grammar import num_sentences
+from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
+from crossalign.demo.measurement import Measurement, accuracy_table, measure
 from crossalign.demo.report import write_report
 from crossalign.evaluation.vectors.retrieval import write_retrieval_csv
 from crossalign.files.output import check_output, written_whole

@@ -109,7 +109,7 @@ def read_task_data(settings: InContextSettings, data: Path | str) -> list[TaskDa
 
     data: a folder of files, or the word "hub" for the Hugging Face hub.
     """
-    from crossalign.evaluation.tasks import hub, files
+    from crossalign.evaluation.tasks import files, hub
 
     found = []
     for task, language in settings.pairs:

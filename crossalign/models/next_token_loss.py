@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from crossalign.models.fused_cross_entropy import can_fuse, fused_cross_entropy_sum
 from crossalign.argument_checks import (
     check_dims,
     check_floating,
@@ -31,6 +30,7 @@ from crossalign.argument_checks import (
     check_size,
     check_tensor,
 )
+from crossalign.models.fused_cross_entropy import can_fuse, fused_cross_entropy_sum
 
 IGNORED_LABEL = -100
 # float32 logits held at a time: 256 MiB, and never more than an eighth of the vocabulary.

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from crossalign.pooling.functions import torch_passes
 from crossalign.contrastive.problem import accumulator
+from crossalign.pooling import torch_passes
 
 NORM_EPS = 1e-12
 

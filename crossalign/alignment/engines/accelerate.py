@@ -20,10 +20,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from crossalign.alignment.model import AlignmentModel
-from crossalign.alignment.engines.engine import Engine, Passes, choose_device
-from crossalign.alignment.engines.combinations import Strategy, check_combination
 from crossalign.alignment.config import TrainingConfig
+from crossalign.alignment.engines.combinations import Strategy, check_combination
+from crossalign.alignment.engines.engine import Engine, Passes, choose_device
+from crossalign.alignment.model import AlignmentModel
 from crossalign.models.encode import find_blocks
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

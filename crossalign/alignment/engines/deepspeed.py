@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.accelerate import AccelerateEngine
-from crossalign.alignment.model import AlignmentModel
+from crossalign.alignment.engines.combinations import Strategy
 from crossalign.alignment.engines.deepspeed_settings import deepspeed_settings
 from crossalign.alignment.engines.engine import Passes
-from crossalign.alignment.engines.combinations import Strategy
-from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.zero_state import (
     flat_partitions,
     gather_optimizer_state,
     spread_optimizer_state,
 )
+from crossalign.alignment.model import AlignmentModel
 
 _SWITCH = "ACCELERATE_USE_DEEPSPEED"
 _OLDER_NAMES = r".torch\.distributed\.(all_gather_into|reduce_scatter)_tensor. is deprecated"

@@ -10,8 +10,8 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from crossalign.alignment.engines.engine import LARGEST_GRADIENT_NORM
 from crossalign.alignment.config import TrainingConfig
+from crossalign.alignment.engines.engine import LARGEST_GRADIENT_NORM
 
 _ZERO = "zero_optimization"
 # Of no influence on the result, whatever they say: they size messages, place data, or report.

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from crossalign.alignment.model import AlignmentModel
-from crossalign.alignment.engines.combinations import Strategy, check_combination
 from crossalign.alignment.config import TrainingConfig
+from crossalign.alignment.engines.combinations import Strategy, check_combination
+from crossalign.alignment.model import AlignmentModel
 
 LARGEST_GRADIENT_NORM = 1.0
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
 from crossalign.contrastive.across_ranks.shards import (
     SpreadBatch,
     block_gradients,
@@ -24,6 +23,7 @@ from crossalign.contrastive.across_ranks.shards import (
     with_column_coefficients,
     with_column_parts,
 )
+from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
 from crossalign.distributed.gather import exchange_rows, gather_rows, reduce_rows
 
 

@@ -17,6 +17,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crossalign.argument_checks import values_may_be_read
+from crossalign.contrastive.across_ranks.agreement import (
+    agree_on_arguments,
+    choose_schedule,
+    fill_missing,
+    spread_batch,
+)
+from crossalign.contrastive.across_ranks.all_gather import (
+    gathered_gradients,
+    gathered_problem,
+    gathered_sums,
+)
+from crossalign.contrastive.across_ranks.ring import ring_gradients, ring_sums
+from crossalign.contrastive.across_ranks.shards import SpreadBatch
 from crossalign.contrastive.arguments import check_owner_given
 from crossalign.contrastive.ops import pair_losses, upstream_gradients
 from crossalign.contrastive.problem import (
@@ -32,15 +45,6 @@ from crossalign.contrastive.terms import (
     stat_rows,
     warn_without_negatives,
 )
-from crossalign.contrastive.across_ranks.agreement import (
-    agree_on_arguments,
-    choose_schedule,
-    fill_missing,
-    spread_batch,
-)
-from crossalign.contrastive.across_ranks.shards import SpreadBatch
-from crossalign.contrastive.across_ranks.all_gather import gathered_gradients, gathered_problem, gathered_sums
-from crossalign.contrastive.across_ranks.ring import ring_gradients, ring_sums
 from crossalign.distributed.gather import ShardLayout, gather_rows
 from crossalign.distributed.rank_agreement import check_group, untraced
 

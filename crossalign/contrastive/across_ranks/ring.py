@@ -18,12 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from crossalign.contrastive.problem import (
-    ContrastiveGrads,
-    ContrastiveProblem,
-    ContrastiveSums,
-    accumulator,
-)
 from crossalign.contrastive.across_ranks.shards import (
     SpreadBatch,
     block_gradients,
@@ -32,6 +26,12 @@ from crossalign.contrastive.across_ranks.shards import (
     column_parts,
     with_column_coefficients,
     with_column_parts,
+)
+from crossalign.contrastive.problem import (
+    ContrastiveGrads,
+    ContrastiveProblem,
+    ContrastiveSums,
+    accumulator,
 )
 from crossalign.distributed.rank_agreement import transport_device
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.argument_checks import check_option
+from crossalign.evaluation.vectors.retrieval import RetrievalRow, retrieval_rows
 from crossalign.models.encode import (
     check_layer,
     eval_mode,
@@ -24,7 +25,6 @@ from crossalign.models.encode import (
     pad_right,
     tokenize,
 )
-from crossalign.evaluation.vectors.retrieval import RetrievalRow, retrieval_rows
 from crossalign.pooling.functions import pool
 
 if TYPE_CHECKING:

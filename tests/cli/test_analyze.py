@@ -1,0 +1,425 @@
+"""`crossalign analyze` from end to end: its files against what the library gives, its errors."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from crossalign.analysis import run as analysis_run
+from crossalign.cli.main import main
+from crossalign.evaluation.vectors.geometry import alignment, centre_distance, spread, uniformity
+from crossalign.evaluation.vectors.margin import margin_scores
+from crossalign.models.encode import encode
+from tests.support.command_cases import Run, assert_one_line
+from tests.support.tiny_models import LAYERS, tiny_model, tiny_tokenizer
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+LANGUAGES = ("en", "de", "zho-CN")
+NUM_LINES = 40
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two models of one shape with different weights: studied and baseline."""
+    directory = tmp_path_factory.mktemp("models")
+    for name, noise in (("studied", 0.0), ("baseline", 0.3)):
+        model = tiny_model("llama")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=noise)
+        model.save_pretrained(directory / name)
+        tiny_tokenizer().save_pretrained(directory / name)
+    return directory / "studied", directory / "baseline"
+
+
+def translations() -> dict[str, list[str]]:
+    """Sentences that share most of their words; two lines stand twice."""
+    choose = random.Random(7)
+    meanings = [[choose.randint(3, 60) for _ in range(choose.randint(3, 9))] for _ in range(40)]
+    meanings[11] = meanings[10]
+    marks = dict(zip(LANGUAGES, ("w90", "w91", "w92"), strict=True))
+
+    def say(words: list[int], mark: str) -> str:
+        own = [f"w{word}" for word in words]
+        own[choose.randrange(len(own))] = f"w{choose.randint(3, 60)}"
+        return " ".join([mark, *own])
+
+    texts = {code: [say(words, mark) for words in meanings] for code, mark in marks.items()}
+    for lines in texts.values():
+        lines[21] = lines[20]
+    return texts
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    directory = tmp_path_factory.mktemp("text")
+    paths = []
+    for code, lines in translations().items():
+        paths.append(directory / f"text.{code}")
+        paths[-1].write_text("".join(f"{line}\n" for line in lines))
+    return paths
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def compared(
+    models: tuple[Path, Path], files: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The results of a comparison in three languages."""
+    output = tmp_path_factory.mktemp("results") / "new" / "out"
+    arguments = ["--model", models[0], "--compare", models[1], "--pairs", *files]
+    arguments += ["--languages", *LANGUAGES, "--output", output, "--device", "cpu"]
+    assert main(["analyze", *map(str, arguments)]) == 0
+    return output
+
+
+def expected_vectors(directory: Path, layer: int) -> dict[str, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    return {
+        code: encode(model, tiny_tokenizer(), lines, layer=layer)
+        for code, lines in translations().items()
+    }
+
+
+def test_every_result_is_there_and_nothing_else(compared: Path) -> None:
+    names = {path.name for path in compared.iterdir()}
+    assert {
+        "retrieval.csv",
+        "geometry.csv",
+        "projection.csv",
+        "analysis.json",
+        "report.html",
+    } < names
+    pictures = {name for name in names if name.endswith(".png")}
+    assert {"projection_before.png", "projection_after.png"} < pictures
+    assert {"matrix_before.png", "matrix_after.png", "accuracy_by_layer.png"} < pictures
+    assert len(names) == len(pictures) + 5
+    assert all((compared / name).read_bytes().startswith(PNG_START) for name in pictures)
+    assert [path.name for path in compared.parent.iterdir()] == ["out"]
+
+
+def test_retrieval_csv_holds_every_model_layer_and_pair(
+    compared: Path, models: tuple[Path, Path]
+) -> None:
+    rows = rows_of(compared / "retrieval.csv")
+    pairs = list(itertools.combinations(LANGUAGES, 2))
+    keys = [
+        (row["model"], row["layer"], row["source_language"], row["target_language"]) for row in rows
+    ]
+    assert keys == [
+        (model, str(layer), *pair)
+        for model in ("before", "after")
+        for layer in range(LAYERS + 1)
+        for pair in pairs
+    ]
+    for model, directory in (("before", models[1]), ("after", models[0])):
+        vectors = expected_vectors(directory, 2)
+        ids = torch.arange(NUM_LINES)
+        ids[21] = 20  # the line that stands twice
+        retrieval, margin = margin_scores(vectors["en"], vectors["zho-CN"], ids=ids)
+        row = rows[keys.index((model, "2", "en", "zho-CN"))]
+        found = [float(value) for value in list(row.values())[4:]]
+        assert found == pytest.approx([*retrieval, *margin], rel=1e-4, nan_ok=True)
+        assert 0 < retrieval.accuracy < 1
+
+
+def test_margins_are_there(compared: Path) -> None:
+    """Some are undefined in a random space, but not all."""
+    margins = [float(row["mean_margin"]) for row in rows_of(compared / "retrieval.csv")]
+    assert sum(0 < margin < 2 for margin in margins) > len(margins) / 4
+
+
+def test_geometry_csv_holds_the_measures(compared: Path, models: tuple[Path, Path]) -> None:
+    rows = rows_of(compared / "geometry.csv")
+    values = {tuple(row.values())[:5]: float(row["value"]) for row in rows}
+    assert len(values) == len(rows) == 2 * (LAYERS + 1) * (2 * 3 + 4 * 3 + 1)
+    vectors = expected_vectors(models[0], 3)
+    en, de = vectors["en"], vectors["de"]
+    spreads = spread(en), spread(de)
+    expected = {
+        ("alignment", "en", "de"): alignment(en, de),
+        ("centre_distance", "en", "de"): centre_distance(*spreads),
+        ("uniformity", "en", ""): uniformity(en),
+        ("uniformity_of_all", "", ""): uniformity(torch.cat(list(vectors.values()))),
+        ("mean_cosine", "de", ""): spreads[1].mean_cosine,
+        ("iso_score", "de", ""): spreads[1].iso_score,
+    }
+    for key, value in expected.items():
+        assert values["after", "3", *key] == pytest.approx(value, rel=1e-4), key
+    identified = [values["after", "1", "language_identification", code, ""] for code in LANGUAGES]
+    assert all(0 <= share <= 1 for share in identified) and sum(identified) > 1.2
+
+
+def test_analysis_json_records_settings_and_means(
+    compared: Path, models: tuple[Path, Path]
+) -> None:
+    record = json.loads((compared / "analysis.json").read_text(encoding="utf-8"))
+    assert record["facts"]["Before (baseline)"] == str(models[1])
+    assert record["facts"]["After (model studied)"] == str(models[0])
+    assert "PyTorch" in record["facts"]["Software"] and record["facts"]["Layers"] == "0 to 3"
+    accuracies = {
+        layer: values["accuracy"] for layer, values in record["mean_by_layer"]["after"].items()
+    }
+    assert record["shown_layer"] == int(max(accuracies, key=lambda layer: accuracies[layer]))
+    rows = rows_of(compared / "retrieval.csv")
+    shares = [
+        float(row[key])
+        for row in rows
+        if (row["model"], row["layer"]) == ("after", "0")
+        for key in ("forward_accuracy", "backward_accuracy")
+    ]
+    assert accuracies["0"] == pytest.approx(sum(shares) / len(shares))
+
+
+def test_report_says_which_model_is_which_and_stands_alone(
+    compared: Path, models: tuple[Path, Path]
+) -> None:
+    page = (compared / "report.html").read_text(encoding="utf-8")
+    text = " ".join(re.sub(r"<[^>]*>", "", page).split())
+    assert f"After is the model studied: {models[0]}." in text
+    assert f"Before is what it is compared with: {models[1]}." in text
+    assert not re.search(r"https?:|<link|<script|url\(", page)
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) > 10
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+
+
+@pytest.mark.parametrize("form", ["tsv", "two files"])
+def test_one_model_and_two_languages(
+    run: Run,
+    models: tuple[Path, Path],
+    files: list[Path],
+    tmp_path: Path,
+    form: str,
+) -> None:
+    pairs = files[:2]
+    if form == "tsv":
+        texts = translations()
+        pairs = [tmp_path / "pairs.tsv"]
+        lines = zip(texts["en"], texts["de"], strict=True)
+        pairs[0].write_text("".join(f"{source}\t{target}\n" for source, target in lines))
+    flags = ["--layers", 2, -1, "--show-layer", -1, "--limit", 30, "--pooling", "last"]
+    status, out, error = run(
+        "analyze", "--model", models[0], "--pairs", *pairs, "--output", tmp_path / "out", *flags
+    )
+    assert (status, error) == (0, "")
+    assert "30 lines in 2 languages, 2 layers" in out
+    rows = rows_of(tmp_path / "out" / "retrieval.csv")
+    assert [row["layer"] for row in rows] == ["2", "3"]
+    assert {row["num_pairs"] for row in rows} == {"30"}
+    assert {(row["model"], row["source_language"]) for row in rows} == {("model", "source")}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "projection_model.png" in names and "projection_before.png" not in names
+
+
+def test_a_run_that_holds_adapters_alone_is_a_model(
+    run: Run, models: tuple[Path, Path], files: list[Path], tmp_path: Path
+) -> None:
+    """Its directory has no config.json, which was read for the number of layers, and for the
+    longest text that the model takes."""
+    pairs, adapters = ["--pairs", *files[:2]], tmp_path / "adapters"
+    flags = ["--steps", 1, "--batch-size", 4, "--lora-rank", 2, "--device", "cpu"]
+    assert run("align", "--model", models[0], *pairs, "--output", adapters, *flags)[0] == 0
+    assert not (adapters / "config.json").exists()
+    flags = ["--model", adapters, "--compare", models[0], "--output", tmp_path / "out"]
+    status, _, error = run("analyze", *pairs, *flags, "--layers", 1)
+    assert (status, error) == (0, "")
+    assert {row["model"] for row in rows_of(tmp_path / "out" / "retrieval.csv")} == {
+        "before",
+        "after",
+    }
+    status, out, error = run("data", "check", *pairs, "--model", adapters)
+    assert (status, error) == (0, "") and "tokens: mean" in out
+
+
+def test_every_sentence_passes_through_a_model_once(
+    models: tuple[Path, Path], files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        model, tokenizer = load(*arguments)
+        model.get_decoder().register_forward_pre_hook(
+            lambda _, __, inputs: passed.append(len(inputs["input_ids"])), with_kwargs=True
+        )
+        return model, tokenizer
+
+    load = analysis_run._load
+    monkeypatch.setattr(analysis_run, "_load", counted)
+    settings = analysis_run.AnalysisSettings(
+        model=str(models[0]), pairs=files, languages=LANGUAGES, device="cpu", batch_size=16
+    )
+    analysis_run.analyze(settings, tmp_path / "out")
+    assert sum(passed) == NUM_LINES * len(LANGUAGES)
+
+
+def test_same_arguments_give_the_same_bytes(
+    compared: Path,
+    run: Run,
+    models: tuple[Path, Path],
+    files: list[Path],
+    tmp_path: Path,
+) -> None:
+    arguments = ["--model", models[0], "--compare", models[1], "--pairs", *files]
+    arguments += ["--languages", *LANGUAGES, "--output", tmp_path, "--device", "cpu"]  # empty: fine
+    assert run("analyze", *arguments)[0] == 0
+    for path in compared.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_real_sentences_in_many_languages(
+    run: Run,
+    models: tuple[Path, Path],
+    data_root: Path,
+    tmp_path: Path,
+) -> None:
+    codes = ("arb", "hin", "tha", "zho-CN")
+    folder = data_root / "pairs" / "ntrex"
+    paths = [folder / "newstest2019-src.eng.txt.gz"]
+    paths += [folder / f"newstest2019-ref.{code}.txt.gz" for code in codes]
+    flags = ["--limit", 25, "--layers", 1, "--max-length", 48]
+    status, out, error = run(
+        *("analyze", "--model", models[0], "--pairs", *paths, "--output", tmp_path / "out"),
+        *("--languages", "eng", *codes, *flags),
+    )
+    assert (status, error) == (0, "")
+    assert "25 lines in 5 languages, 1 layers" in out
+    assert len(rows_of(tmp_path / "out" / "retrieval.csv")) == 10
+    assert re.search("[\u0600-\u06ff]{3}", (tmp_path / "out" / "report.html").read_text("utf-8"))
+
+
+@pytest.fixture
+def analyze(run: Run, models: tuple[Path, Path], files: list[Path], tmp_path: Path) -> Run:
+    """The command with usable arguments; further flags override them."""
+
+    def call(*flags: object) -> tuple[int, str, str]:
+        fixed = ["--model", models[0], "--pairs", *files[:2], "--output", tmp_path / "out"]
+        return run("analyze", *fixed, *flags)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--languages", "en"], "argument --languages: 2 names for 2 files of --pairs, got 1"),
+        (["--languages", "en", "<b>"], "'<b>' must be a code"),
+        (["--layers", "first"], "argument --layers: must be integers or all, got 'first'"),
+        (["--layers", "all", "1"], "argument --layers: all stands alone"),
+        (["--layers", "9"], "argument --layers: must lie between -4 and 3"),
+        (
+            ["--layers", "1", "--show-layer", "2"],
+            "argument --show-layer: must be one of the layers analysed, 1, got 2",
+        ),
+        (
+            ["--show-layer", "8"],
+            "argument --show-layer: must lie between -4 and 3",
+        ),
+        (["--limit", "2"], "argument --limit: at least 3, got 2"),
+        (["--batch-size", "0"], "argument --batch-size: at least 1, got 0"),
+        (["--max-length", "0"], "argument --max-length: at least 1, got 0"),
+        (["--seed", "-1"], "argument --seed: at least 0, got -1"),
+        (["--device", "abacus"], "device must be auto, cpu"),
+        (["--pooling", "median"], "invalid choice: 'median'"),
+    ],
+)
+def test_wrong_arguments_exit_2(
+    analyze: Run, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    status, out, error = analyze(*flags)
+    assert (status, out) == (2, "")
+    assert_one_line(error, "crossalign analyze: error: ", message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_failures_exit_1_and_leave_nothing(
+    analyze: Run, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.tsv"
+    bad.write_text("a\tb\nno tab\n")
+    missing = tmp_path / "no model"
+    for flags, message in (
+        (["--pairs", bad], f"{bad}:2: no TAB"),
+        (["--pairs", tmp_path / "absent.tsv"], "cannot be read: No such file"),
+        (["--model", missing], f"{missing} is no directory"),
+        (["--compare", missing], f"{missing} is no directory"),
+    ):
+        status, out, error = analyze(*flags)
+        assert (status, out) == (1, "")
+        assert_one_line(error, "crossalign: error: ", message)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.tsv"]
+
+
+def test_model_that_gives_nan_is_an_error(analyze: Run, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "broken")
+    tiny_tokenizer().save_pretrained(tmp_path / "broken")
+    status, _, error = analyze("--model", tmp_path / "broken")
+    assert status == 1
+    assert_one_line(error, "sentence vectors of layer 2 are NaN or infinite")
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_names_of_any_bytes_are_shown(analyze: Run, files: list[Path], tmp_path: Path) -> None:
+    odd = [tmp_path / os.fsdecode(name) for name in (b"q\"uote'<b>\xff.en", b"two\nlines.de")]
+    for path, text in zip(odd, files, strict=False):
+        path.write_bytes(text.read_bytes())
+    assert analyze("--pairs", *odd, "--layers", 0)[0] == 0
+    record = json.loads((tmp_path / "out" / "analysis.json").read_text(encoding="utf-8"))
+    assert record["facts"]["Files"].endswith("lines.de")
+    assert "q\"uote'<b>\ufffd.en" in record["facts"]["Files"]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "q&#34;uote&#39;&lt;b&gt;\ufffd.en" in page
+
+
+def test_other_peoples_files_are_not_overwritten(analyze: Run, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    status, _, error = analyze()
+    assert status == 1
+    assert_one_line(error, "must be new or empty, but has thesis.tex")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_models_of_different_depth_are_not_compared(analyze: Run, tmp_path: Path) -> None:
+    tiny_model("llama", num_hidden_layers=2).save_pretrained(tmp_path / "shallow")
+    status, _, error = analyze("--compare", tmp_path / "shallow")
+    assert status == 2
+    assert_one_line(error, "--model has 3 blocks and --compare 2")
+
+
+def test_interruption_leaves_nothing(
+    analyze: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crossalign.analysis.results.render_report", interrupted)
+    status, _, error = analyze("--layers", 1)
+    assert status == 1
+    assert_one_line(error, "crossalign: interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_says_which_model_is_before(run: Run) -> None:
+    status, out, _ = run("analyze", "--help")
+    text = " ".join(out.split())
+    assert status == 0
+    assert '--compare NAME_OR_DIR a baseline that --model is compared with ("before")' in text
+    assert "(default: all)" in text and "(default: mean)" in text

@@ -1,0 +1,140 @@
+"""Misuse of gather_negatives ends on every rank, with the same words, and soon."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from crossalign.distributed import symmetric_gather
+from crossalign.distributed.gather import gather_negatives
+from tests.support.built_extension import extension_folder, use_extension
+from tests.support.process_group import RankError, run_ranks
+
+X = torch.zeros(2, 3)
+DISAGREEMENTS = {
+    "columns": (
+        ([X], {}),
+        ([X[:, :2]], {}),
+        "columns must be the same .* 3 on rank 0; 2 on rank 1",
+    ),
+    "dtype": (([X], {}), ([X.double()], {}), r"dtype must .* torch.float32 on .*; torch.float64"),
+    "backend": (([X], {}), ([X], {"backend": "collective"}), "backend must be .* auto on rank 0"),
+    "normalize": (([X], {}), ([X], {"normalize": True}), "normalize must .* False on rank 0; True"),
+    "shape": (([X], {}), ([X[0]], {}), r"rank 1 of the group stopped: ValueError: .* \(N, D\)"),
+    "type": (([X], {}), ([None], {}), "rank 1 of the group stopped: TypeError: .* got NoneType"),
+}
+
+
+def disagree(rank: int) -> dict[str, tuple[str, str]]:
+    """Every misuse in one group: none may leave a rank waiting, nor spoil what comes after."""
+    raised = {}
+    for name, calls in DISAGREEMENTS.items():
+        arguments, options = calls[rank]
+        try:
+            gather_negatives(*arguments, **options)
+        except (TypeError, ValueError) as error:
+            raised[name] = type(error).__name__, str(error)
+    with torch.set_grad_enabled(rank == 0), pytest.raises(ValueError, match="gradient mode must"):
+        gather_negatives(X)
+    assert torch.equal(gather_negatives(X), torch.zeros(4, 3))
+    return raised
+
+
+def test_arguments_that_differ_raise_on_every_rank() -> None:
+    start = time.monotonic()
+    ours, theirs = run_ranks(disagree, 2)
+    assert time.monotonic() - start < 20
+    for name, (_, _, message) in DISAGREEMENTS.items():
+        kind, text = ours[name]
+        assert kind == "ValueError"
+        assert re.match(f"gather_negatives: {message}", text), text
+        if name not in ("shape", "type"):  # there, rank 1 raises its own error
+            assert theirs[name] == ours[name]
+    assert theirs["type"][0] == "TypeError"
+
+
+def gather_without_extension(rank: int, folder: Path) -> None:
+    use_extension(folder)
+    if rank == 1:
+        symmetric_gather._load = lambda: (None, "not built; pip builds it")
+    gathered = gather_negatives(X)
+    assert gathered.shape == (4, 3)
+    gather_negatives(X, backend="extension")
+
+
+def test_extension_that_one_rank_lacks_raises_on_every_rank() -> None:
+    errors = run_ranks(gather_without_extension, 2, extension_folder(), expect_errors=True)
+    for error in errors:
+        assert error.kind == "RuntimeError"
+        assert error.message == (
+            'gather_negatives: backend="extension" cannot run here: rank 1 of the group: the '
+            "extension is not built; pip builds it"
+        )
+
+
+def die_before_the_gather(rank: int, backend: str, folder: Path) -> None:
+    use_extension(folder)
+    gather_negatives(X, backend=backend)
+    if rank == 1:
+        os._exit(1)
+    gather_negatives(X, backend=backend)
+
+
+def stay_away_from_the_gather(rank: int, backend: str, folder: Path) -> None:
+    if rank == 0:
+        gather_negatives(X, backend=backend)
+    time.sleep(5)
+
+
+def skip_the_backward(rank: int, backend: str, folder: Path) -> None:
+    use_extension(folder)
+    symmetric_gather.SIGNAL_TIMEOUT_S = 1.0
+    x = X.clone().requires_grad_()
+    gathered = gather_negatives(x, backend=backend)
+    if rank == 0:
+        gathered.sum().backward()
+    time.sleep(5 if backend == "collective" else 2)
+
+
+@pytest.mark.parametrize(
+    ("worker", "backend", "message"),
+    [
+        (die_before_the_gather, "collective", "a rank of the group died, or did not call gather"),
+        (die_before_the_gather, "extension", "a rank of the group died, or did not call gather"),
+        (stay_away_from_the_gather, "collective", "a rank of the group died, or did not call"),
+        (skip_the_backward, "extension", "rank 1 of the group did not come within 1 s; it died"),
+        (skip_the_backward, "collective", "[Tt]imed out|[Cc]onnection"),
+    ],
+)
+def test_missing_rank_raises_within_the_timeout(worker: Any, backend: str, message: str) -> None:
+    start = time.monotonic()
+    errors = run_ranks(
+        worker, 2, backend, extension_folder(), group_timeout_s=4, expect_errors=True
+    )
+    assert time.monotonic() - start < 20
+    assert isinstance(errors[0], RankError)
+    assert re.search(message, errors[0].message), errors[0].message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": [1.0]}, TypeError, "x must be a torch.Tensor, got list"),
+        ({"x": X[0]}, ValueError, r"x must have shape \(N, D\), got \(3,\)"),
+        ({"x": X.long()}, ValueError, "x must be float32, .* got torch.int64"),
+        ({"x": X[:, :0]}, ValueError, r"x must have at least one column, got shape \(2, 0\)"),
+        ({"x": X, "backend": "nccl"}, ValueError, "backend must be one of 'auto', .* got 'nccl'"),
+        ({"x": X, "dtype": torch.float64}, ValueError, "dtype must be one of .* got torch.float64"),
+        ({"x": X.double(), "dtype": X.dtype}, ValueError, "dtype must be one of torch.float64 for"),
+        ({"x": X, "group": 3}, TypeError, "group must be a .* process group .* got 3"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"gather_negatives: {message}"):
+        gather_negatives(**arguments)

@@ -1,0 +1,45 @@
+"""Encoders, batches and gradients that the tests of GradientCache share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+ROWS, FEATURES = 7, 6
+
+
+class Encoder(nn.Module):
+    """Two layers with dropout; takes a tensor, or a dict with the tensors x and shift."""
+
+    def __init__(self, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(FEATURES, 12), nn.Tanh(), nn.Dropout(dropout), nn.Linear(12, 5)
+        )
+
+    def forward(self, inputs: Tensor | dict[str, Tensor]) -> Tensor:
+        if isinstance(inputs, dict):
+            inputs = inputs["x"] + inputs["shift"]
+        return self.body(inputs)
+
+
+def make_encoder(dropout: float = 0.3) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(dropout).double()
+
+
+def rows(count: int = ROWS, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, FEATURES, dtype=torch.float64, generator=generator)
+
+
+def gradients(*modules: nn.Module) -> list[Tensor | None]:
+    return [parameter.grad for module in modules for parameter in module.parameters()]
+
+
+def assert_equal_gradients(ours: list[Tensor | None], theirs: list[Tensor | None]) -> None:
+    assert any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-14)

@@ -1,0 +1,46 @@
+"""Files of pairs with every fault, and the message each gives."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    data = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+FAULTS = {
+    "no TAB": ("p.tsv", "a\tb\nonly one column\n", r"p\.tsv:2: no TAB"),
+    "blank line": ("p.tsv", "a\tb\n\nc\td\n", r"p\.tsv:2: no TAB"),
+    "empty source": ("p.tsv", "a\tb\n \td\n", r"p\.tsv:2: the source is empty"),
+    "empty target": ("p.tsv", "a\tb\nc\t\tnote\n", r"p\.tsv:2: the target is empty"),
+    "not UTF-8": ("p.tsv", b"a\tb\nc\t\xff\n", r"p\.tsv:2: not valid UTF-8"),
+    "empty file": ("p.tsv", "", r"p\.tsv: the file is empty"),
+    "bad JSON": (
+        "p.jsonl",
+        '{"source": "a", "target": "b"}\n{"source"\n',
+        r"p\.jsonl:2: not valid J",
+    ),
+    "deep JSON": ("p.jsonl", "[" * 100_000, r"p\.jsonl:1: not usable JSON"),
+    "JSON list": ("p.jsonl", '["a", "b"]\n', r"p\.jsonl:1: not a JSON object but list"),
+    "no key": ("p.jsonl", '{"source": "a"}\n', r'p\.jsonl:1: the key "target" is missing'),
+    "number": (
+        "p.jsonl",
+        '{"source": "a", "target": 3}\n',
+        r'p\.jsonl:1: "target" must be text, g',
+    ),
+    "empty value": ("p.jsonl", '{"source": "a", "target": ""}\n', r'p\.jsonl:1: "target" is empty'),
+    "half a pair": (
+        "p.jsonl",
+        '{"source": "a", "target": "\\ud83d"}\n',
+        r'p\.jsonl:1: "target" holds half of a surrogate',
+    ),
+    "language": (
+        "p.jsonl",
+        '{"source": "a", "target": "b", "source_language": 7}\n',
+        r'p\.jsonl:1: "source_language" must be text',
+    ),
+}
