@@ -64,8 +64,8 @@ def check_arguments(arguments: LossArguments) -> None:
         check_same_device(_NAME, "weights", weights, "query", query)
         check_weights(_NAME, "weights", weights)
         # Of a group, another rank may have the weight; alone, the mean would be 0 / 0.
-        is_own_mean = arguments.group is None and arguments.reduction == "mean"
-        if is_own_mean and values_may_be_read(weights) and not bool((weights != 0).any()):
+        is_label_mean = arguments.group is None and arguments.reduction == "mean"
+        if is_label_mean and values_may_be_read(weights) and not bool((weights != 0).any()):
             raise ValueError(f'{_NAME}: weights must not all be 0 with reduction="mean"')
 
 

@@ -117,18 +117,22 @@ def fused_contrastive_loss(
         return loss_across_ranks(arguments)
     check_arguments(arguments)
     use_triton = choose_backend("fused_contrastive_loss", backend, query) == "triton"
-    columns = key if negatives is None else torch.cat([key, negatives])
+    candidates = key if negatives is None else torch.cat([key, negatives])
     problem = build_problem(arguments)
-    if not use_triton and _gradients_fit_one_pass(arguments, columns):
-        loss, sums = row_loss(query, columns, problem, weights, reduction, with_stats=return_stats)
+    if not use_triton and _gradients_fit_one_pass(arguments, candidates):
+        loss, sums = row_loss(
+            query, candidates, problem, weights, reduction, with_stats=return_stats
+        )
     else:
         sums = contrastive_sums(
-            query, columns, problem, with_stats=return_stats, use_triton=use_triton
+            query, candidates, problem, with_stats=return_stats, use_triton=use_triton
         )
         terms = pair_losses(sums, symmetric, use_triton=use_triton)
         loss = reduce_terms(terms, weights, reduction)
-    rest = sums.row_rest
-    has_none = len(columns) == 1 or (values_may_be_read(rest) and bool((rest == -math.inf).all()))
+    rest = sums.row_negative_lse
+    has_none = len(candidates) == 1 or (
+        values_may_be_read(rest) and bool((rest == -math.inf).all())
+    )
     if has_none and not torch.compiler.is_compiling():
         warn_without_negatives()
     if return_stats:
@@ -136,13 +140,13 @@ def fused_contrastive_loss(
     return loss
 
 
-def _gradients_fit_one_pass(arguments: LossArguments, columns: Tensor) -> bool:
+def _gradients_fit_one_pass(arguments: LossArguments, candidates: Tensor) -> bool:
     """Whether a gradient is wanted, and is one number times what the forward pass can form."""
     if arguments.symmetric or arguments.reduction == "none" or not torch.is_grad_enabled():
         return False
     if arguments.weights is not None and arguments.weights.requires_grad:
         return False
-    wanted = (arguments.query, columns, arguments.temperature)
+    wanted = (arguments.query, candidates, arguments.temperature)
     return any(isinstance(x, Tensor) and x.requires_grad for x in wanted)
 
 

@@ -31,7 +31,7 @@ from crossalign.contrastive.problem import (
 from crossalign.contrastive.terms import pair_terms
 
 PROBLEM_SCHEMA = (
-    "Tensor scale, Tensor? query_ids, Tensor? column_ids, Tensor? negative_owner, "
+    "Tensor scale, Tensor? query_ids, Tensor? candidate_ids, Tensor? negative_owner, "
     "SymInt num_keys, SymInt label_offset, float hard_negative_weight, bool share_negatives, "
     "bool multi_positive, bool symmetric, bool normalize, float? bound"
 )
@@ -40,12 +40,13 @@ _GRADS_SCHEMA = ", ".join(f"Tensor grad_{name}" for name in ContrastiveGrads._fi
 
 torch.library.define(
     "crossalign::contrastive_fwd",
-    f"(Tensor query, Tensor columns, {PROBLEM_SCHEMA}, Tensor? known_own, bool with_stats, "
+    f"(Tensor query, Tensor candidates, {PROBLEM_SCHEMA}, "
+    "Tensor? known_positive_logit, bool with_stats, "
     f"bool use_triton) -> ({', '.join(['Tensor'] * len(ContrastiveSums._fields))})",
 )
 torch.library.define(
     "crossalign::contrastive_bwd",
-    f"(Tensor query, Tensor columns, {PROBLEM_SCHEMA}, {_SUMS_SCHEMA}, {_GRADS_SCHEMA}, "
+    f"(Tensor query, Tensor candidates, {PROBLEM_SCHEMA}, {_SUMS_SCHEMA}, {_GRADS_SCHEMA}, "
     "bool need_scale_grad, bool use_triton) -> (Tensor, Tensor, Tensor)",
 )
 _NUM_PROBLEM = len(ContrastiveProblem._fields)
@@ -54,24 +55,24 @@ _NUM_SUMS = len(ContrastiveSums._fields)
 
 def contrastive_sums(
     query: Tensor,
-    columns: Tensor,
+    candidates: Tensor,
     problem: ContrastiveProblem,
     *,
-    known_own: Tensor | None = None,
+    known_positive_logit: Tensor | None = None,
     with_stats: bool = False,
     use_triton: bool = False,
 ) -> ContrastiveSums:
-    """Differentiable in query, columns and problem.scale; inputs are taken as checked."""
+    """Differentiable in query, candidates and problem.scale; inputs are taken as checked."""
     forward = torch.ops.crossalign.contrastive_fwd if ops_are_watched() else _Undispatched.apply
     outputs = forward(  # type: ignore[no-untyped-call]
-        query, columns, *problem, known_own, with_stats, use_triton
+        query, candidates, *problem, known_positive_logit, with_stats, use_triton
     )
     return ContrastiveSums(*outputs)
 
 
 def contrastive_gradients(
     query: Tensor,
-    columns: Tensor,
+    candidates: Tensor,
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
@@ -79,12 +80,12 @@ def contrastive_gradients(
     *,
     use_triton: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of query, columns and scale; the last is 0 where it is not needed."""
+    """Of query, candidates and scale; the last is 0 where it is not needed."""
     # A second differentiation has to meet the op, whose formula refuses it.
     is_watched = torch.is_grad_enabled() or ops_are_watched()
     backward = torch.ops.crossalign.contrastive_bwd if is_watched else _contrastive_bwd
     gradients: tuple[Tensor, Tensor, Tensor] = backward(
-        query, columns, *problem, *sums, *grads, need_scale_grad, use_triton
+        query, candidates, *problem, *sums, *grads, need_scale_grad, use_triton
     )
     return gradients
 
@@ -114,9 +115,9 @@ class _PairTerms(torch.autograd.Function):
         return tuple(grads.get(name) for name in ContrastiveSums._fields)
 
 
-def _may_launch(query: Tensor, columns: Tensor) -> bool:
+def _may_launch(query: Tensor, candidates: Tensor) -> bool:
     """The kernels want a row and a column; without one the PyTorch passes cost nothing."""
-    return query.shape[0] > 0 and columns.shape[0] > 0
+    return query.shape[0] > 0 and candidates.shape[0] > 0
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
@@ -126,47 +127,49 @@ def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[obj
     return contextlib.nullcontext()
 
 
-def _contrastive_fwd(query: Tensor, columns: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _contrastive_fwd(query: Tensor, candidates: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
-    known_own, with_stats, use_triton = arguments[_NUM_PROBLEM:]
+    known_positive_logit, with_stats, use_triton = arguments[_NUM_PROBLEM:]
     with _without_autocast(query.device.type):
-        if use_triton and _may_launch(query, columns):
+        if use_triton and _may_launch(query, candidates):
             from crossalign.kernels.contrastive_forward import contrastive_fwd
 
-            return contrastive_fwd(query, columns, problem, known_own, with_stats)
-        return torch_passes.contrastive_fwd(query, columns, problem, known_own, with_stats)
+            return contrastive_fwd(query, candidates, problem, known_positive_logit, with_stats)
+        return torch_passes.contrastive_fwd(
+            query, candidates, problem, known_positive_logit, with_stats
+        )
 
 
 def _contrastive_bwd(
-    query: Tensor, columns: Tensor, *arguments: Any
+    query: Tensor, candidates: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     sums = ContrastiveSums(*arguments[_NUM_PROBLEM : _NUM_PROBLEM + _NUM_SUMS])
     grads = ContrastiveGrads(*arguments[_NUM_PROBLEM + _NUM_SUMS : -2])
     need_scale_grad, use_triton = arguments[-2:]
     with _without_autocast(query.device.type):
-        if use_triton and _may_launch(query, columns):
+        if use_triton and _may_launch(query, candidates):
             from crossalign.kernels.contrastive_backward import contrastive_bwd
 
-            return contrastive_bwd(query, columns, problem, sums, grads, need_scale_grad)
-        grad_query, grad_columns, grad_scale = torch_passes.contrastive_bwd(
-            query, columns, problem, sums, grads
+            return contrastive_bwd(query, candidates, problem, sums, grads, need_scale_grad)
+        grad_query, grad_candidates, grad_scale = torch_passes.contrastive_bwd(
+            query, candidates, problem, sums, grads
         )
-    return grad_query.contiguous(), grad_columns.contiguous(), grad_scale
+    return grad_query.contiguous(), grad_candidates.contiguous(), grad_scale
 
 
-def _contrastive_fwd_fake(query: Tensor, columns: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _contrastive_fwd_fake(query: Tensor, candidates: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     with_stats = arguments[_NUM_PROBLEM + 1]
-    return empty_sums(query, problem, columns.shape[0], with_stats)
+    return empty_sums(query, problem, candidates.shape[0], with_stats)
 
 
 def _contrastive_bwd_fake(
-    query: Tensor, columns: Tensor, scale: Tensor, *arguments: Any
+    query: Tensor, candidates: Tensor, scale: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    like = (query, columns, scale)
-    grad_query, grad_columns, grad_scale = (x.new_empty(x.shape) for x in like)
-    return grad_query, grad_columns, grad_scale
+    like = (query, candidates, scale)
+    grad_query, grad_candidates, grad_scale = (x.new_empty(x.shape) for x in like)
+    return grad_query, grad_candidates, grad_scale
 
 
 for _name, _function in (("fwd", _contrastive_fwd), ("bwd", _contrastive_bwd)):
@@ -176,12 +179,14 @@ torch.library.register_fake("crossalign::contrastive_bwd", _contrastive_bwd_fake
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    query, columns, *arguments = inputs
+    query, candidates, *arguments = inputs
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     sums = ContrastiveSums(*output)
-    ctx.options = problem._replace(scale=None, query_ids=None, column_ids=None, negative_owner=None)  # type: ignore[arg-type]
+    ctx.options = problem._replace(
+        scale=None, query_ids=None, candidate_ids=None, negative_owner=None
+    )  # type: ignore[arg-type]
     ctx.use_triton = arguments[-1]
-    ctx.save_for_backward(query, columns, *problem[:4], *output)
+    ctx.save_for_backward(query, candidates, *problem[:4], *output)
     ctx.mark_non_differentiable(*(getattr(sums, name) for name in NON_DIFFERENTIABLE_SUMS))
     ctx.set_materialize_grads(False)
 
@@ -199,17 +204,22 @@ def upstream_gradients(
 
 
 def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    query, columns, *saved = ctx.saved_tensors
+    query, candidates, *saved = ctx.saved_tensors
     problem = ctx.options._replace(
-        scale=saved[0], query_ids=saved[1], column_ids=saved[2], negative_owner=saved[3]
+        scale=saved[0], query_ids=saved[1], candidate_ids=saved[2], negative_owner=saved[3]
     )
     sums = ContrastiveSums(*saved[4:])
     grads = upstream_gradients(upstream, sums)
-    grad_query, grad_columns, grad_scale = contrastive_gradients(
-        query, columns, problem, sums, grads, ctx.needs_input_grad[2], use_triton=ctx.use_triton
+    grad_query, grad_candidates, grad_scale = contrastive_gradients(
+        query, candidates, problem, sums, grads, ctx.needs_input_grad[2], use_triton=ctx.use_triton
     )
     no_gradient = (None,) * (_NUM_PROBLEM - 1 + 3)
-    return (grad_query, grad_columns, grad_scale if ctx.needs_input_grad[2] else None, *no_gradient)
+    return (
+        grad_query,
+        grad_candidates,
+        grad_scale if ctx.needs_input_grad[2] else None,
+        *no_gradient,
+    )
 
 
 def refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:

@@ -1,12 +1,13 @@
 """What one contrastive forward pass is given and what it yields: the words all backends share.
 
-Shapes: N queries, M columns (the keys, then the extra negatives), D features.
+Shapes: N queries, M candidates (the keys, then the extra negatives), D features.
 
-Row i's own column is i + label_offset. A row's "rest" is every column but its own that is not
-excluded; a column's "rest" is every row but its own. With own[i] the own logit and row_rest[i] the
+Row i's positive is i + label_offset. A row's "rest" is every column but its own that is not
+excluded; a column's "rest" is every row but its own. With own[i] the positive logit and
+row_negative_lse[i] the
 logsumexp over the rest, the row term is
 
-    logsumexp_j z[i, j] - z[i, own] = softplus(row_rest[i] - own[i])
+    logsumexp_j z[i, j] - z[i, own] = softplus(row_negative_lse[i] - own[i])
 
 which keeps its relative precision when the positive's probability p tends to 1: the term, p - 1 and
 both gradients are formed without subtracting nearly equal numbers.
@@ -47,14 +48,14 @@ class LossArguments(NamedTuple):
 
 
 class ContrastiveProblem(NamedTuple):
-    """Everything that shapes the logits, queries and columns apart."""
+    """Everything that shapes the logits, queries and candidates apart."""
 
     scale: Tensor  # () accumulator dtype: 1 / temperature
     query_ids: Tensor | None  # (N,) int64
-    column_ids: Tensor | None  # (num_keys or M,) int64; further columns have no id
+    candidate_ids: Tensor | None  # (num_keys or M,) int64; further candidates have no id
     negative_owner: Tensor | None  # (M - num_keys,) int64: the row that owns each negative
-    num_keys: int  # columns below it are keys and have a column term
-    label_offset: int  # row i's own column is i + label_offset, if that is a key
+    num_keys: int  # candidates below it are keys and have a column term
+    label_offset: int  # row i's positive is i + label_offset, if that is a key
     hard_negative_weight: float
     share_negatives: bool
     multi_positive: bool  # equal ids: False: excluded; True: further positives
@@ -66,27 +67,33 @@ class ContrastiveProblem(NamedTuple):
 class ContrastiveSums(NamedTuple):
     """One pass over the logits; what was not asked for has size 0."""
 
-    own: Tensor  # (N,) logit of the own column; 0 where that is not among the columns
-    row_rest: Tensor  # (N,) logsumexp over the rest of the row; -inf if there is none
-    column_rest: Tensor  # (num_keys,) likewise for the columns, if symmetric
+    positive_logit: Tensor  # (N,) logit of the positive; 0 where that is not among the candidates
+    row_negative_lse: Tensor  # (N,) logsumexp over the rest of the row; -inf if there is none
+    column_negative_lse: Tensor  # (num_keys,) likewise for the candidates, if symmetric
     row_positive_sum: Tensor  # (N,) sum of the logits of further positives, if multi_positive
     row_positive_count: Tensor  # (N,) how many they are
     column_positive_sum: Tensor  # (num_keys,) likewise, if symmetric too
     column_positive_count: Tensor  # (num_keys,)
-    num_above: Tensor  # (N,) int32 rest columns (no positives) above the own logit, if with_stats
+    num_above: (
+        Tensor  # (N,) int32 rest candidates (no positives) above the positive logit, if with_stats
+    )
     num_tied: Tensor  # (N,) int32 equal to it, see tie_slack
     query_inverse_norm: Tensor  # (N,), if normalize
-    column_inverse_norm: Tensor  # (M,), if normalize
+    candidate_inverse_norm: Tensor  # (M,), if normalize
 
 
 NON_DIFFERENTIABLE_SUMS = (
     *("row_positive_count", "column_positive_count", "num_above", "num_tied"),
-    *("query_inverse_norm", "column_inverse_norm"),
+    *("query_inverse_norm", "candidate_inverse_norm"),
 )
 
 
 def empty_sums(
-    like: Tensor, problem: ContrastiveProblem, num_columns: int, with_stats: bool, **given: Tensor
+    like: Tensor,
+    problem: ContrastiveProblem,
+    num_candidates: int,
+    with_stats: bool,
+    **given: Tensor,
 ) -> ContrastiveSums:
     """The fields as long as one pass makes them, to be filled; those that are given as they are.
 
@@ -96,9 +103,9 @@ def empty_sums(
     num_keys = problem.num_keys if problem.symmetric else 0
     multi = problem.multi_positive
     lengths = {
-        "own": num_queries,
-        "row_rest": num_queries,
-        "column_rest": num_keys,
+        "positive_logit": num_queries,
+        "row_negative_lse": num_queries,
+        "column_negative_lse": num_keys,
         "row_positive_sum": num_queries if multi else 0,
         "row_positive_count": num_queries if multi else 0,
         "column_positive_sum": num_keys if multi else 0,
@@ -106,7 +113,7 @@ def empty_sums(
         "num_above": num_queries if with_stats else 0,
         "num_tied": num_queries if with_stats else 0,
         "query_inverse_norm": num_queries if problem.normalize else 0,
-        "column_inverse_norm": num_columns if problem.normalize else 0,
+        "candidate_inverse_norm": num_candidates if problem.normalize else 0,
     }
     for name in lengths.keys() - given.keys():
         is_count = name in ("num_above", "num_tied")
@@ -118,9 +125,9 @@ def empty_sums(
 class ContrastiveGrads(NamedTuple):
     """Upstream gradients of the sums, the shapes of theirs; zeros where nothing flows."""
 
-    own: Tensor
-    row_rest: Tensor
-    column_rest: Tensor
+    positive_logit: Tensor
+    row_negative_lse: Tensor
+    column_negative_lse: Tensor
     row_positive_sum: Tensor
     column_positive_sum: Tensor
 
@@ -131,28 +138,31 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def label_range(problem: ContrastiveProblem, first_row: int, last_row: int) -> tuple[int, int, int]:
-    """Rows of [first_row, last_row) whose own column is here: (first row, its column, how many)."""
+    """Rows of [first_row, last_row) whose positive is here: (first row, its column, how many)."""
     start = max(first_row, -problem.label_offset)
     stop = min(last_row, problem.num_keys - problem.label_offset)
     return start, start + problem.label_offset, max(0, stop - start)
 
 
-def tie_slack(query: Tensor, columns: Tensor, problem: ContrastiveProblem, own: Tensor) -> Tensor:
-    """(N,) how far from row i's own logit another one still ties with it.
+def tie_slack(
+    query: Tensor, candidates: Tensor, problem: ContrastiveProblem, positive_logit: Tensor
+) -> Tensor:
+    """(N,) how far from row i's positive logit another one still ties with it.
 
     On a CPU, matrix products sum the columns of a tail in another order, so that a copy of the own
-    key can differ by the rounding of a dot product, sqrt(D) eps |q| |k|. On a GPU all columns are
+    key can differ by the rounding of a dot product, sqrt(D) eps |q| |k|. On a GPU all candidates
+    are
     multiplied alike, and equal means equal.
     """
     if query.is_cuda:
-        return torch.zeros_like(own)
-    eps = torch.finfo(own.dtype).eps
+        return torch.zeros_like(positive_logit)
+    eps = torch.finfo(positive_logit.dtype).eps
     rounding = math.sqrt(query.shape[1]) * eps
     if problem.normalize:  # norms are rounded too, which of few features is all there is
-        return ((rounding + 2 * eps) * problem.scale).expand(own.shape)
-    slack = rounding * own.abs()  # all there is to go by where the own key is not here
-    row, column, count = label_range(problem, 0, own.shape[0])
-    pairs = (query[row : row + count], columns[column : column + count])
-    norms = [torch.linalg.vector_norm(x, dim=1, dtype=own.dtype) for x in pairs]
+        return ((rounding + 2 * eps) * problem.scale).expand(positive_logit.shape)
+    slack = rounding * positive_logit.abs()  # all there is to go by where the own key is not here
+    row, column, count = label_range(problem, 0, positive_logit.shape[0])
+    pairs = (query[row : row + count], candidates[column : column + count])
+    norms = [torch.linalg.vector_norm(x, dim=1, dtype=positive_logit.dtype) for x in pairs]
     slack[row : row + count] = rounding * problem.scale * norms[0] * norms[1]
     return slack

@@ -5,7 +5,7 @@ Where no column term waits for rows to come and the upstream gradient is one num
 can be formed at once: three products instead of the four of contrastive_fwd and contrastive_bwd,
 which compute the logits twice. The backward pass only scales them.
 
-Shape suffixes: R rows of a chunk, N queries, M columns, D features.
+Shape suffixes: R rows of a chunk, N queries, M candidates, D features.
 """
 
 from __future__ import annotations
@@ -23,69 +23,72 @@ from crossalign.contrastive.problem import (
     tie_slack,
 )
 from crossalign.contrastive.terms import pair_terms, reduce_terms, term_gradients
-from crossalign.contrastive.torch_logits import GradientSums, LogitChunks, own_view
-from crossalign.contrastive.torch_passes import start_sums, take_own
+from crossalign.contrastive.torch_logits import GradientSums, LogitChunks, label_view
+from crossalign.contrastive.torch_passes import start_sums, take_labels
 
 
 class RowLoss(NamedTuple):
     """What the op yields; the gradients, in the accumulator dtype, are for an upstream of 1."""
 
     loss: Tensor  # ()
-    own: Tensor  # (N,) and the next three as in ContrastiveSums
-    row_rest: Tensor
+    positive_logit: Tensor  # (N,) and the next three as in ContrastiveSums
+    row_negative_lse: Tensor
     num_above: Tensor
     num_tied: Tensor
     grad_query: Tensor  # (N, D)
-    grad_columns: Tensor  # (M, D)
+    grad_candidates: Tensor  # (M, D)
     grad_scale: Tensor  # ()
 
 
 torch.library.define(
     "crossalign::row_loss_fwd",
-    f"(Tensor query, Tensor columns, {PROBLEM_SCHEMA}, Tensor? weights, str reduction, "
+    f"(Tensor query, Tensor candidates, {PROBLEM_SCHEMA}, Tensor? weights, str reduction, "
     f"bool with_stats) -> ({', '.join(['Tensor'] * len(RowLoss._fields))})",
 )
 torch.library.define(
     "crossalign::row_loss_bwd",
-    "(Tensor upstream, Tensor query, Tensor columns, Tensor scale, Tensor grad_query, "
-    "Tensor grad_columns, Tensor grad_scale) -> (Tensor, Tensor, Tensor)",
+    "(Tensor upstream, Tensor query, Tensor candidates, Tensor scale, Tensor grad_query, "
+    "Tensor grad_candidates, Tensor grad_scale) -> (Tensor, Tensor, Tensor)",
 )
 _NUM_PROBLEM = len(ContrastiveProblem._fields)
 
 
 def row_loss(
     query: Tensor,
-    columns: Tensor,
+    candidates: Tensor,
     problem: ContrastiveProblem,
     weights: Tensor | None,
     reduction: str,
     *,
     with_stats: bool,
 ) -> tuple[Tensor, ContrastiveSums]:
-    """The reduced loss, differentiable in query, columns and problem.scale; the sums are not.
+    """The reduced loss, differentiable in query, candidates and problem.scale; the sums are not.
 
     problem: not symmetric. weights: (N,) without gradient. reduction: "mean" or "sum".
     """
     outputs = torch.ops.crossalign.row_loss_fwd(
-        query, columns, *problem, weights, reduction, with_stats
+        query, candidates, *problem, weights, reduction, with_stats
     )
     result, none = RowLoss(*outputs), query.new_empty(0)
     sums = ContrastiveSums(*[none] * len(ContrastiveSums._fields))
-    kept = {name: getattr(result, name) for name in ("own", "row_rest", "num_above", "num_tied")}
+    kept = {
+        name: getattr(result, name)
+        for name in ("positive_logit", "row_negative_lse", "num_above", "num_tied")
+    }
     return result.loss, sums._replace(**kept)
 
 
 @torch.library.impl("crossalign::row_loss_fwd", "CompositeExplicitAutograd")
-def _row_loss_fwd(query: Tensor, columns: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _row_loss_fwd(query: Tensor, candidates: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     weights, reduction, with_stats = arguments[_NUM_PROBLEM:]
     # Autocast reaches into composite ops and would turn float32 products into bfloat16 ones.
     with torch.autocast(query.device.type, enabled=False):
-        chunks = LogitChunks(query, columns, problem)
+        chunks = LogitChunks(query, candidates, problem)
         coefficients = _coefficients(chunks, weights, reduction)
         sums, gradients = _sums_and_gradients(chunks, coefficients, with_stats)
         loss = reduce_terms(pair_terms(sums, symmetric=False), weights, reduction)
-    shared = (sums.own, sums.row_rest, sums.num_above, sums.num_tied)
+    shared = (sums.positive_logit, sums.row_negative_lse, sums.num_above, sums.num_tied)
     return (loss, *shared, *(gradient.contiguous() for gradient in gradients.result()))
 
 
@@ -105,20 +108,24 @@ def _sums_and_gradients(
     """The one pass. coefficients: (N,) d loss / d term."""
     problem = chunks.problem
     sums, gradients = start_sums(chunks, with_stats), GradientSums(chunks, chunks.dtype)
-    slack = tie_slack(chunks.query, chunks.columns, problem, sums.own) if with_stats else None
+    slack = (
+        tie_slack(chunks.query, chunks.candidates, problem, sums.positive_logit)
+        if with_stats
+        else None
+    )
     for rows, query_RD, logits_RM, positives_RM in chunks:
-        take_own(sums, slack, rows, logits_RM, positives_RM, problem)
-        total, sums.row_rest[rows] = _exponentials(logits_RM, problem.bound)
-        by_own, by_rest, by_positive = term_gradients(
-            sums.own[rows], sums.row_rest[rows], sums.row_positive_count[rows]
+        take_labels(sums, slack, rows, logits_RM, positives_RM, problem)
+        total, sums.row_negative_lse[rows] = _exponentials(logits_RM, problem.bound)
+        by_positive_logit, by_negative_lse, by_positive = term_gradients(
+            sums.positive_logit[rows], sums.row_negative_lse[rows], sums.row_positive_count[rows]
         )
         # A row without a rest has 0 everywhere, and no total to divide by.
-        by_total = (coefficients[rows] * by_rest / total).masked_fill(total == 0, 0)
+        by_total = (coefficients[rows] * by_negative_lse / total).masked_fill(total == 0, 0)
         logits_RM.mul_(by_total[:, None])
         if positives_RM is not None:
             by_positive = coefficients[rows] * by_positive
             logits_RM.addcmul_(positives_RM.to(logits_RM.dtype), by_positive[:, None])
-        own_view(logits_RM, problem, rows).copy_(coefficients[rows] * by_own)
+        label_view(logits_RM, problem, rows).copy_(coefficients[rows] * by_positive_logit)
         gradients.add(rows, query_RD, logits_RM)
     return sums, gradients
 
@@ -136,7 +143,7 @@ def _exponentials(logits_RM: Tensor, bound: float | None) -> tuple[Tensor, Tenso
 
 @torch.library.impl("crossalign::row_loss_bwd", "CompositeExplicitAutograd")
 def _row_loss_bwd(upstream: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of (query, columns, scale), in their dtypes.
+    """Gradients of (query, candidates, scale), in their dtypes.
 
     It is given those three, which it does not read, for autograd to know what it depends on.
     """
@@ -145,7 +152,7 @@ def _row_loss_bwd(upstream: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple((gradient * upstream).to(x.dtype).contiguous() for gradient, x in pairs)
 
 
-def _row_loss_fwd_fake(query: Tensor, columns: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _row_loss_fwd_fake(query: Tensor, candidates: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     with_stats = arguments[-1]
 
     def empty(*size: Any, dtype: torch.dtype | None = None) -> Tensor:
@@ -155,12 +162,12 @@ def _row_loss_fwd_fake(query: Tensor, columns: Tensor, *arguments: Any) -> tuple
     num_counts = num_queries if with_stats else 0
     return RowLoss(
         loss=empty(),
-        own=empty(num_queries),
-        row_rest=empty(num_queries),
+        positive_logit=empty(num_queries),
+        row_negative_lse=empty(num_queries),
         num_above=empty(num_counts, dtype=torch.int32),
         num_tied=empty(num_counts, dtype=torch.int32),
         grad_query=empty(*query.shape),
-        grad_columns=empty(*columns.shape),
+        grad_candidates=empty(*candidates.shape),
         grad_scale=empty(),
     )
 
@@ -175,7 +182,7 @@ torch.library.register_fake("crossalign::row_loss_bwd", _row_loss_bwd_fake)
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     result = RowLoss(*output)
-    gradients = (result.grad_query, result.grad_columns, result.grad_scale)
+    gradients = (result.grad_query, result.grad_candidates, result.grad_scale)
     ctx.save_for_backward(*inputs[:3], *gradients)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)

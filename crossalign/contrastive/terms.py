@@ -17,7 +17,7 @@ from crossalign.contrastive.problem import (
     accumulator,
 )
 
-# Within it exp(z), and its sum over 2^20 columns, is a normal float32 number: no maximum need be
+# Within it exp(z), and its sum over 2^20 candidates, is a normal float32 number: no maximum need be
 # subtracted first.
 LARGEST_BOUND = 40.0
 # Above it softplus(x) - x < exp(-50): nothing is lost in float64 either.
@@ -52,17 +52,17 @@ def logit_bound(
 
 
 def build_problem(arguments: LossArguments) -> ContrastiveProblem:
-    """Of this process's own rows: the columns are its keys, then its negatives."""
+    """Of this process's own rows: the candidates are its keys, then its negatives."""
     ids, negative_ids = arguments.ids, arguments.negative_ids
     query_ids = None if ids is None else ids.long()
-    column_ids = query_ids
+    candidate_ids = query_ids
     if query_ids is not None and negative_ids is not None:
-        column_ids = torch.cat([query_ids, negative_ids.long()])
+        candidate_ids = torch.cat([query_ids, negative_ids.long()])
     owner, weight = arguments.negative_owner, float(arguments.hard_negative_weight)
     return ContrastiveProblem(
         scale=scale_tensor(arguments.temperature, arguments.query),
         query_ids=query_ids,
-        column_ids=column_ids,
+        candidate_ids=candidate_ids,
         negative_owner=None if owner is None else owner.long(),
         num_keys=arguments.key.shape[0],
         label_offset=0,
@@ -77,33 +77,40 @@ def build_problem(arguments: LossArguments) -> ContrastiveProblem:
 
 def pair_terms(sums: ContrastiveSums, symmetric: bool) -> Tensor:
     """(N,) l_i of every pair: its row term, or the mean of its row and its column term."""
-    terms = _term(sums.own, sums.row_rest, sums.row_positive_sum, sums.row_positive_count)
+    terms = _term(
+        sums.positive_logit, sums.row_negative_lse, sums.row_positive_sum, sums.row_positive_count
+    )
     if not symmetric:
         return terms
-    columns = _term(
-        sums.own, sums.column_rest, sums.column_positive_sum, sums.column_positive_count
+    candidates = _term(
+        sums.positive_logit,
+        sums.column_negative_lse,
+        sums.column_positive_sum,
+        sums.column_positive_count,
     )
-    return (terms + columns) / 2
+    return (terms + candidates) / 2
 
 
-def _term(own: Tensor, rest: Tensor, positive_sum: Tensor, positive_count: Tensor) -> Tensor:
+def _term(
+    positive_logit: Tensor, rest: Tensor, positive_sum: Tensor, positive_count: Tensor
+) -> Tensor:
     """logsumexp over own and rest, minus the mean logit of the positives; all (N,)."""
-    # 0 * own is NaN for an infinite own logit, which alone would make the softplus 0.
-    term = F.softplus(rest - own, threshold=SOFTPLUS_THRESHOLD) + 0 * own
-    if positive_sum.shape != own.shape:
+    # 0 * own is NaN for an infinite positive logit, which alone would make the softplus 0.
+    term = F.softplus(rest - positive_logit, threshold=SOFTPLUS_THRESHOLD) + 0 * positive_logit
+    if positive_sum.shape != positive_logit.shape:
         return term
-    return term - (positive_sum - positive_count * own) / (1 + positive_count)
+    return term - (positive_sum - positive_count * positive_logit) / (1 + positive_count)
 
 
 def term_gradients(
-    own: Tensor, rest: Tensor, positive_count: Tensor
+    positive_logit: Tensor, rest: Tensor, positive_count: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of _term by (own, rest, positive_sum); positive_count of size 0: no positives."""
-    by_rest = torch.sigmoid(rest - own)
-    if positive_count.shape != own.shape:
-        return -by_rest, by_rest, positive_count
+    by_negative_lse = torch.sigmoid(rest - positive_logit)
+    if positive_count.shape != positive_logit.shape:
+        return -by_negative_lse, by_negative_lse, positive_count
     by_positive = -1 / (1 + positive_count)
-    return -by_rest - positive_count * by_positive, by_rest, by_positive
+    return -by_negative_lse - positive_count * by_positive, by_negative_lse, by_positive
 
 
 def reduce_terms(terms: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
@@ -121,15 +128,15 @@ def reduce_terms(terms: Tensor, weights: Tensor | None, reduction: str) -> Tenso
 
 def stat_rows(sums: ContrastiveSums, scale: Tensor) -> Tensor:
     """(4, N): each query's share in the statistics, in the order of ContrastiveStats."""
-    own, rest = sums.own.detach(), sums.row_rest.detach()
+    positive_logit, rest = sums.positive_logit.detach(), sums.row_negative_lse.detach()
     is_first = (sums.num_above + sums.num_tied) == 0
-    rank = (1 + sums.num_above).to(own.dtype)
+    rank = (1 + sums.num_above).to(positive_logit.dtype)
     return torch.stack(
         [
-            is_first.to(own.dtype),
+            is_first.to(positive_logit.dtype),
             rank.reciprocal(),
-            own / scale.detach(),
-            torch.logaddexp(own, rest),
+            positive_logit / scale.detach(),
+            torch.logaddexp(positive_logit, rest),
         ]
     )
 

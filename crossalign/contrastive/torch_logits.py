@@ -1,8 +1,8 @@
 """Chunks of logits in plain PyTorch, and the products that turn their gradients into embeddings'.
 
-What the chunked passes share: one reused workspace of a few rows of logits, norms, own columns.
+What the chunked passes share: one reused workspace of a few rows of logits, norms, positives.
 
-Shape suffixes: R rows of a chunk, N queries, M columns, K of them keys, D features.
+Shape suffixes: R rows of a chunk, N queries, M candidates, K of them keys, D features.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from crossalign.contrastive.problem import (
 
 # Logits per chunk. On a CPU 2^22 float32 (16 MiB) are many enough rows for efficient products and
 # stay near the cores between the passes over them; a GPU needs larger products to be busy. At
-# least MIN_ROWS rows, however many columns there are.
+# least MIN_ROWS rows, however many candidates there are.
 CPU_CHUNK_LOGITS = 2**22
 GPU_CHUNK_LOGITS = 2**26
 MIN_ROWS = 64
@@ -45,20 +45,22 @@ def normalize_backward(grad_unit: Tensor, x: Tensor, inverse_norm: Tensor) -> Te
 class LogitChunks:
     """Yields chunks of logits in one reused workspace, exclusions and weights applied."""
 
-    def __init__(self, query: Tensor, columns: Tensor, problem: ContrastiveProblem) -> None:
-        self.query, self.columns, self.problem = query, columns, problem
+    def __init__(self, query: Tensor, candidates: Tensor, problem: ContrastiveProblem) -> None:
+        self.query, self.candidates, self.problem = query, candidates, problem
         self.dtype = accumulator(query.dtype)
         none = query.new_empty(0, dtype=self.dtype)
         self.query_inverse_norm = inverse_norms(query) if problem.normalize else none
         # The outputs of an op may not share storage.
-        self.column_inverse_norm = inverse_norms(columns) if problem.normalize else none.clone()
-        self.columns_MD = columns.to(self.dtype)
+        self.candidate_inverse_norm = (
+            inverse_norms(candidates) if problem.normalize else none.clone()
+        )
+        self.candidates_MD = candidates.to(self.dtype)
         if problem.normalize:
-            self.columns_MD = self.columns_MD * self.column_inverse_norm[:, None]
+            self.candidates_MD = self.candidates_MD * self.candidate_inverse_norm[:, None]
         budget = CPU_CHUNK_LOGITS if query.device.type == "cpu" else GPU_CHUNK_LOGITS
-        num_rows = min(query.shape[0], max(MIN_ROWS, budget // max(1, columns.shape[0])))
+        num_rows = min(query.shape[0], max(MIN_ROWS, budget // max(1, candidates.shape[0])))
         # Column by column: so the BLAS of a CPU forms the few rows of logits a tenth faster.
-        self.workspace_RM = query.new_empty(columns.shape[0], num_rows, dtype=self.dtype).T
+        self.workspace_RM = query.new_empty(candidates.shape[0], num_rows, dtype=self.dtype).T
 
     def scaled_queries(self, rows: slice) -> Tensor:
         """(R, D) queries times 1 / temperature, normalised if asked."""
@@ -70,7 +72,7 @@ class LogitChunks:
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
         """(rows, scaled queries (R, D), logits (R, M), further positives (R, M) or None).
 
-        The logits still hold the own columns; every excluded logit is -inf.
+        The logits still hold the positives; every excluded logit is -inf.
         """
         num_queries = self.query.shape[0]
         step = max(1, self.workspace_RM.shape[0])
@@ -78,7 +80,7 @@ class LogitChunks:
             rows = slice(first, min(first + step, num_queries))
             query_RD = self.scaled_queries(rows)
             logits_RM = self.workspace_RM[: query_RD.shape[0]]
-            torch.mm(query_RD, self.columns_MD.T, out=logits_RM)
+            torch.mm(query_RD, self.candidates_MD.T, out=logits_RM)
             self._apply_owners(logits_RM, rows)
             yield rows, query_RD, logits_RM, self._apply_ids(logits_RM, rows)
 
@@ -95,13 +97,13 @@ class LogitChunks:
             negatives.masked_fill_(is_owned.logical_not_(), -torch.inf)
 
     def _apply_ids(self, logits_RM: Tensor, rows: slice) -> Tensor | None:
-        """Excludes equal ids, the own column apart, or returns where further positives stand."""
+        """Excludes equal ids, the positive apart, or returns where further positives stand."""
         problem = self.problem
-        if problem.query_ids is None or problem.column_ids is None:
+        if problem.query_ids is None or problem.candidate_ids is None:
             return None
-        num_ids = problem.column_ids.shape[0]
-        is_equal = problem.query_ids[rows, None] == problem.column_ids[None, :]
-        own_view(is_equal, problem, rows).fill_(False)
+        num_ids = problem.candidate_ids.shape[0]
+        is_equal = problem.query_ids[rows, None] == problem.candidate_ids[None, :]
+        label_view(is_equal, problem, rows).fill_(False)
         if not problem.multi_positive:
             logits_RM[:, :num_ids].masked_fill_(is_equal, -torch.inf)
             return None
@@ -110,8 +112,8 @@ class LogitChunks:
         return positives_RM
 
 
-def own_view(tile_RM: Tensor, problem: ContrastiveProblem, rows: slice) -> Tensor:
-    """The own columns of a chunk's rows, as a view of its diagonal."""
+def label_view(tile_RM: Tensor, problem: ContrastiveProblem, rows: slice) -> Tensor:
+    """The positives of a chunk's rows, as a view of its diagonal."""
     first_row, first_column, count = label_range(problem, rows.start, rows.stop)
     if count == 0:
         return tile_RM.new_empty(0)
@@ -120,25 +122,26 @@ def own_view(tile_RM: Tensor, problem: ContrastiveProblem, rows: slice) -> Tenso
 
 
 class GradientSums:
-    """Gradients of queries, columns and scale, added up chunk by chunk.
+    """Gradients of queries, candidates and scale, added up chunk by chunk.
 
-    With G = d loss / d logits: grad_query^ = scale * G @ columns^, grad_columns^ = scale * G.T @
+    With G = d loss / d logits: grad_query^ = scale * G @ candidates^, grad_candidates^ = scale *
+    G.T @
     query^, and since the product of both sides with the logits is the same,
-    grad_scale = sum_i <(G @ columns^)_i, query^_i>.
+    grad_scale = sum_i <(G @ candidates^)_i, query^_i>.
     """
 
     def __init__(self, chunks: LogitChunks, dtype: torch.dtype) -> None:
-        """dtype: of the gradients of the queries and of the columns."""
+        """dtype: of the gradients of the queries and of the candidates."""
         self.chunks = chunks
         self.grad_query_ND = chunks.query.new_empty(chunks.query.shape, dtype=dtype)
-        self.grad_columns_MD = torch.zeros_like(chunks.columns_MD)
+        self.grad_candidates_MD = torch.zeros_like(chunks.candidates_MD)
         self.grad_scale = torch.zeros_like(chunks.problem.scale)
 
     def add(self, rows: slice, query_RD: Tensor, grad_logits_RM: Tensor) -> None:
         """query_RD: the scaled queries of these rows; grad_logits_RM: G."""
         chunks, scale = self.chunks, self.chunks.problem.scale
-        grad_RD = grad_logits_RM @ chunks.columns_MD
-        self.grad_columns_MD.addmm_(grad_logits_RM.T, query_RD)
+        grad_RD = grad_logits_RM @ chunks.candidates_MD
+        self.grad_candidates_MD.addmm_(grad_logits_RM.T, query_RD)
         self.grad_scale += (grad_RD * query_RD).sum() / scale
         grad_RD *= scale
         if chunks.problem.normalize:
@@ -147,10 +150,12 @@ class GradientSums:
         self.grad_query_ND[rows] = grad_RD
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of (query (N, D), columns (M, D), scale ())."""
-        chunks, grad_columns_MD = self.chunks, self.grad_columns_MD
+        """Gradients of (query (N, D), candidates (M, D), scale ())."""
+        chunks, grad_candidates_MD = self.chunks, self.grad_candidates_MD
         if chunks.problem.normalize:
-            inverse_norm = chunks.column_inverse_norm
-            grad_columns_MD = normalize_backward(grad_columns_MD, chunks.columns, inverse_norm)
-        grad_columns_MD = grad_columns_MD.to(self.grad_query_ND.dtype)
-        return self.grad_query_ND, grad_columns_MD, self.grad_scale
+            inverse_norm = chunks.candidate_inverse_norm
+            grad_candidates_MD = normalize_backward(
+                grad_candidates_MD, chunks.candidates, inverse_norm
+            )
+        grad_candidates_MD = grad_candidates_MD.to(self.grad_query_ND.dtype)
+        return self.grad_query_ND, grad_candidates_MD, self.grad_scale

@@ -1,7 +1,8 @@
 """Gradients of the contrastive sums by recomputed logits: a tile kernel and matrix products.
 
-    G[i, j] = d loss / d z[i, j] = a_i e^z + b_j e^z (off the own column), grad_own[i] on it
-    grad_query^ = scale * G @ columns^      grad_columns^ = scale * G.T @ query^
+    G[i, j] = d loss / d z[i, j] = a_i e^z + b_j e^z (off the positive), grad_positive_logit[i] on
+    it
+    grad_query^ = scale * G @ candidates^      grad_candidates^ = scale * G.T @ query^
 
 The kernel recomputes a chunk of logits and writes H = G * rq_i * rk_j, rounded to the input dtype,
 to a bounded workspace; the library's matrix product then multiplies H with the raw operands in
@@ -35,7 +36,8 @@ from crossalign.kernels.contrastive_tiles import TileOperands, backward_tiles
 from crossalign.kernels.launch import INTERPRETED, device_guard
 from crossalign.kernels.row_norms import scale_rows
 
-# Rows and columns of one chunk of H: large enough for the matrix products to run at full rate and
+# Rows and candidates of one chunk of H: large enough for the matrix products to run at full rate
+# and
 # for their float32 accumulators to be read and written rarely; 128 MiB in 16 bits.
 CHUNK = 64 if INTERPRETED else 8192
 # A logit's gradient is at most four times the largest coefficient: below float16's 65,504.
@@ -45,21 +47,21 @@ FLOAT16_ROW_NORM = 2.0**8
 
 def contrastive_bwd(
     query: Tensor,
-    columns: Tensor,
+    candidates: Tensor,
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
     need_scale_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of (query (N, D), columns (M, D), scale ()), the first two in their dtype."""
-    num_queries, num_columns = query.shape[0], columns.shape[0]
+    """Gradients of (query (N, D), candidates (M, D), scale ()), the first two in their dtype."""
+    num_queries, num_candidates = query.shape[0], candidates.shape[0]
     no_scale_grad = torch.zeros_like(problem.scale)
-    norms = (sums.query_inverse_norm, sums.column_inverse_norm) if problem.normalize else None
-    operands = TileOperands.make(query, columns, problem, norms)
+    norms = (sums.query_inverse_norm, sums.candidate_inverse_norm) if problem.normalize else None
+    operands = TileOperands.make(query, candidates, problem, norms)
     tiles = backward_tiles(query, problem)
     row_norm, column_norm = norms or (None, None)
     query_matrix, row_fold = _fold(operands.query, row_norm)
-    column_matrix, column_fold = _fold(operands.columns, column_norm)
+    candidate_matrix, column_fold = _fold(operands.candidates, column_norm)
     factor = _coefficient_factor(query, grads)
     unscale = problem.scale if factor is None else problem.scale / factor
     if problem.normalize and query.dtype == torch.float16:
@@ -68,33 +70,35 @@ def contrastive_bwd(
     def empty(*shape: int, dtype: torch.dtype = problem.scale.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=query.device)
 
-    grad_query, grad_columns = (empty(*x.shape, dtype=x.dtype) for x in (query, columns))
-    columns_sum = empty(*operands.columns.shape)
+    grad_query, grad_candidates = (empty(*x.shape, dtype=x.dtype) for x in (query, candidates))
+    candidates_sum = empty(*operands.candidates.shape)
     # Rows of a multiple of 16 elements: a descriptor asks for whole 16-byte units, and for strides
     # that 16 does not divide Triton would compile again.
     gradient = empty(
-        min(num_queries, CHUNK), min(-(-num_columns // 16) * 16, CHUNK), dtype=query.dtype
+        min(num_queries, CHUNK), min(-(-num_candidates // 16) * 16, CHUNK), dtype=query.dtype
     )
     rows_sum = empty(gradient.shape[0], operands.query.shape[1])
     scale_partial = empty(
-        triton.cdiv(num_queries, tiles.block_n), triton.cdiv(num_columns, tiles.block_m)
+        triton.cdiv(num_queries, tiles.block_n), triton.cdiv(num_candidates, tiles.block_m)
     )
     with device_guard(query):
-        vectors = coefficients(grads, sums, problem, row_fold, column_fold, num_columns, factor)
+        vectors = coefficients(grads, sums, problem, row_fold, column_fold, num_candidates, factor)
         for rows in _chunks(num_queries):
-            for span in _chunks(num_columns):
+            for span in _chunks(num_candidates):
                 tile = gradient[: rows.stop - rows.start, : span.stop - span.start]
                 gradient_tiles(
                     operands, vectors, tiles, rows, span, tile, scale_partial, need_scale_grad
                 )
-                _accumulate(rows_sum[: tile.shape[0]], tile, column_matrix[span], span.start)
-                _accumulate(columns_sum[span], tile.T, query_matrix[rows], rows.start)
+                _accumulate(rows_sum[: tile.shape[0]], tile, candidate_matrix[span], span.start)
+                _accumulate(candidates_sum[span], tile.T, query_matrix[rows], rows.start)
             norm, fold = (None if part is None else part[rows] for part in (row_norm, row_fold))
             scale_rows(rows_sum, operands.query[rows], norm, fold, unscale, grad_query[rows])
-        scale_rows(columns_sum, operands.columns, column_norm, column_fold, unscale, grad_columns)
+        scale_rows(
+            candidates_sum, operands.candidates, column_norm, column_fold, unscale, grad_candidates
+        )
     if not need_scale_grad:
-        return grad_query, grad_columns, no_scale_grad
-    return grad_query, grad_columns, _scale_gradient(problem, sums, grads, scale_partial, factor)
+        return grad_query, grad_candidates, no_scale_grad
+    return grad_query, grad_candidates, _scale_gradient(problem, sums, grads, scale_partial, factor)
 
 
 def _scale_gradient(
@@ -104,15 +108,15 @@ def _scale_gradient(
     scale_partial: Tensor,
     factor: Tensor | None,
 ) -> Tensor:
-    """() sum of G * similarity: the tiles' sums, and the own columns that are here."""
+    """() sum of G * similarity: the tiles' sums, and the positives that are here."""
     # In log2 units, which hold a factor of log2(e) * scale.
     rest: Tensor = scale_partial.sum() * LN_2.value
     if factor is not None:
         rest = rest / factor
-    first, _, count = label_range(problem, 0, grads.own.shape[0])
+    first, _, count = label_range(problem, 0, grads.positive_logit.shape[0])
     here = slice(first, first + count)
-    own = (grads.own[here] * sums.own[here]).sum()
-    return (own + rest) / problem.scale
+    positive_logit = (grads.positive_logit[here] * sums.positive_logit[here]).sum()
+    return (positive_logit + rest) / problem.scale
 
 
 def _chunks(size: int) -> list[slice]:

@@ -1,7 +1,7 @@
 """What the gradient of a tile of logits is formed from: one number per row or column and kind.
 
     rows (5, N): coefficient, rest, own gradient, positive coefficient, fold of the inverse norm
-    columns (4, M): coefficient, rest, positive coefficient, fold
+    candidates (4, M): coefficient, rest, positive coefficient, fold
 
 Of bounded logits the coefficient is the upstream gradient times exp(-rest). One launch instead of
 some fifteen small ones: with few pairs it is launches that cost. Reads and writes O(N + M).
@@ -26,7 +26,7 @@ class GradientVectors(NamedTuple):
     """What the tile kernel reads, one number per line."""
 
     rows: Tensor  # (5, N)
-    columns: Tensor  # (4, M)
+    candidates: Tensor  # (4, M)
 
 
 @triton.jit
@@ -41,46 +41,46 @@ def _coefficient(coefficient, rest, IS_BOUNDED: tl.constexpr):
 
 @triton.jit(do_not_specialize=BATCH_SIZES)
 def _coefficients_kernel(
-    grad_own_ptr,  # (N,)
-    grad_row_rest_ptr,  # (N,)
-    grad_column_rest_ptr,  # (K,)
+    grad_positive_logit_ptr,  # (N,)
+    grad_row_negative_lse_ptr,  # (N,)
+    grad_column_negative_lse_ptr,  # (K,)
     grad_row_positive_sum_ptr,  # (N,)
     grad_column_positive_sum_ptr,  # (K,)
-    row_rest_ptr,  # (N,)
-    column_rest_ptr,  # (K,)
+    row_negative_lse_ptr,  # (N,)
+    column_negative_lse_ptr,  # (K,)
     row_fold_ptr,  # (N,)
     column_fold_ptr,  # (M,)
     factor_ptr,  # ()
     rows_ptr,  # (5, N) out: coefficient, rest, own gradient, positive coefficient, fold
     columns_ptr,  # (4, M) out: coefficient, rest, positive coefficient, fold
-    num_queries, num_columns, num_keys,
+    num_queries, num_candidates, num_keys,
     SYMMETRIC: tl.constexpr, IS_BOUNDED: tl.constexpr, MULTI_POSITIVE: tl.constexpr,
     NORMALIZE: tl.constexpr, HAS_FACTOR: tl.constexpr, BLOCK: tl.constexpr,
     ACC_DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """The vectors of BLOCK rows, and of the columns of the same indices."""
+    """The vectors of BLOCK rows, and of the candidates of the same indices."""
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = offs < num_queries
     is_key = offs < num_keys
-    is_column = offs < num_columns
+    is_column = offs < num_candidates
     factor = 1.0
     if HAS_FACTOR:
         factor = tl.load(factor_ptr)
     row_size = num_queries.to(tl.int64)
-    column_size = num_columns.to(tl.int64)
-    grad = factor * tl.load(grad_row_rest_ptr + offs, mask=is_row, other=0.0)
-    rest = tl.load(row_rest_ptr + offs, mask=is_row, other=0.0)
+    column_size = num_candidates.to(tl.int64)
+    grad = factor * tl.load(grad_row_negative_lse_ptr + offs, mask=is_row, other=0.0)
+    rest = tl.load(row_negative_lse_ptr + offs, mask=is_row, other=0.0)
     coefficient, rest = _coefficient(grad, rest, IS_BOUNDED)
-    own = factor * tl.load(grad_own_ptr + offs, mask=is_row, other=0.0)
+    positive_logit = factor * tl.load(grad_positive_logit_ptr + offs, mask=is_row, other=0.0)
     tl.store(rows_ptr + offs, coefficient, mask=is_row)
     tl.store(rows_ptr + row_size + offs, rest, mask=is_row)
-    tl.store(rows_ptr + 2 * row_size + offs, own, mask=is_row)
+    tl.store(rows_ptr + 2 * row_size + offs, positive_logit, mask=is_row)
     # exp(z - inf) = 0 for the negatives, which have no column term; exp(z - 0) could overflow.
     coefficient = tl.zeros((BLOCK,), ACC_DTYPE)
     rest = tl.full((BLOCK,), float("inf"), ACC_DTYPE)
     if SYMMETRIC:
-        grad = factor * tl.load(grad_column_rest_ptr + offs, mask=is_key, other=0.0)
-        rest = tl.load(column_rest_ptr + offs, mask=is_key, other=float("inf"))
+        grad = factor * tl.load(grad_column_negative_lse_ptr + offs, mask=is_key, other=0.0)
+        rest = tl.load(column_negative_lse_ptr + offs, mask=is_key, other=float("inf"))
         coefficient, rest = _coefficient(grad, rest, IS_BOUNDED)
     tl.store(columns_ptr + offs, coefficient, mask=is_column)
     tl.store(columns_ptr + column_size + offs, rest, mask=is_column)
@@ -104,25 +104,25 @@ def coefficients(
     problem: ContrastiveProblem,
     row_fold: Tensor | None,
     column_fold: Tensor | None,
-    num_columns: int,
+    num_candidates: int,
     factor: Tensor | None,
 ) -> GradientVectors:
     """row_fold: (N,), column_fold: (M,), their part of the inverse norms; factor: () multiplies
     every coefficient."""
-    num_queries = grads.own.shape[0]
-    rows = grads.own.new_empty(5, num_queries)
-    columns = grads.own.new_empty(4, num_columns)
-    _coefficients_kernel[(triton.cdiv(max(num_queries, num_columns), BLOCK),)](
+    num_queries = grads.positive_logit.shape[0]
+    rows = grads.positive_logit.new_empty(5, num_queries)
+    candidates = grads.positive_logit.new_empty(4, num_candidates)
+    _coefficients_kernel[(triton.cdiv(max(num_queries, num_candidates), BLOCK),)](
         **{f"grad_{name}_ptr": grad for name, grad in grads._asdict().items()},
-        row_rest_ptr=sums.row_rest,
-        column_rest_ptr=sums.column_rest,
+        row_negative_lse_ptr=sums.row_negative_lse,
+        column_negative_lse_ptr=sums.column_negative_lse,
         row_fold_ptr=row_fold,
         column_fold_ptr=column_fold,
         factor_ptr=factor,
         rows_ptr=rows,
-        columns_ptr=columns,
+        columns_ptr=candidates,
         num_queries=num_queries,
-        num_columns=num_columns,
+        num_candidates=num_candidates,
         num_keys=problem.num_keys,
         SYMMETRIC=problem.symmetric,
         IS_BOUNDED=problem.bound is not None,
@@ -130,9 +130,9 @@ def coefficients(
         NORMALIZE=row_fold is not None,
         HAS_FACTOR=factor is not None,
         BLOCK=BLOCK,
-        ACC_DTYPE=accumulator_dtype(grads.own.dtype),
+        ACC_DTYPE=accumulator_dtype(grads.positive_logit.dtype),
     )
-    return GradientVectors(rows, columns)
+    return GradientVectors(rows, candidates)
 
 
 def compile_cases() -> list[CompileCase]:

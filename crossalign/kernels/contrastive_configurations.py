@@ -49,7 +49,7 @@ def _tile_case(
 ) -> CompileCase:
     """A launch of `kernel` with these tiles and options, as the launcher would make it."""
     use_descriptors = arch >= 90
-    blocks = {"query": (tiles.block_n, tiles.block_d), "columns": (tiles.block_m, tiles.block_d)}
+    blocks = {"query": (tiles.block_n, tiles.block_d), "candidates": (tiles.block_m, tiles.block_d)}
     blocks["gradient_out"] = (tiles.block_n, tiles.block_m)
     constexprs: dict[str, object] = {
         "BLOCK_N": tiles.block_n, "BLOCK_M": tiles.block_m, "BLOCK_D": tiles.block_d,
@@ -60,12 +60,12 @@ def _tile_case(
         "DTYPE": TRITON_DTYPES[dtype],
     } | options  # fmt: skip
     if not constexprs["HAS_IDS"]:
-        constexprs |= {"query_ids_ptr": None, "column_ids_ptr": None}
+        constexprs |= {"query_ids_ptr": None, "candidate_ids_ptr": None}
     if not constexprs["HAS_OWNERS"]:
         constexprs["negative_owner_ptr"] = None
     constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
     types = {"hard_negative_weight": "fp32", "row_counts_ptr": "*i32"}
-    types |= dict.fromkeys(("query_ids_ptr", "column_ids_ptr", "negative_owner_ptr"), "*i64")
+    types |= dict.fromkeys(("query_ids_ptr", "candidate_ids_ptr", "negative_owner_ptr"), "*i64")
     for argument, (rows, width) in blocks.items():
         matrix = f"tensordesc<{dtype}[{rows},{width}]>" if use_descriptors else f"*{dtype}"
         types[argument] = matrix

@@ -1,8 +1,9 @@
 """Row and column log-sum-exp of the contrastive logits from one pass, without the logits.
 
-    row_rest[i] = logsumexp_{j != own(i)} z[i, j]        column_rest[j] = logsumexp_{i != own(j)}
+    row_negative_lse[i] = logsumexp_{j != own(i)} z[i, j]        column_negative_lse[j] =
+    logsumexp_{i != own(j)}
 
-Each program owns a group of row blocks and a split of the columns and walks its tiles in a fixed
+Each program owns a group of row blocks and a split of the candidates and walks its tiles in a fixed
 order: row sums stay in registers, column sums in the group's own line of a (groups, K) workspace.
 Nothing is shared between programs, so there are no atomics and the same input gives the same bits.
 Where a small enough bound of the logits is known no maximum is subtracted, and one exp2 per logit
@@ -26,7 +27,7 @@ from crossalign.kernels.contrastive_join import Partials, join
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     equal_ids,
-    rest_logits,
+    negative_logits,
 )
 from crossalign.kernels.contrastive_sums import add_exponentials, add_positives, count
 from crossalign.kernels.contrastive_tiles import (
@@ -39,18 +40,18 @@ from crossalign.kernels.contrastive_tiles import (
     program_slots,
 )
 from crossalign.kernels.launch import CompileCase, device_guard
-from crossalign.kernels.own_logits import own_logits, tie_bounds
+from crossalign.kernels.positive_logits import positive_logits, tie_bounds
 
 
 @triton.jit(do_not_specialize=BATCH_SIZES)
 def _contrastive_fwd_kernel(
     query,  # (N, D) descriptor, or pointer
-    columns,  # (M, D) descriptor, or pointer
+    candidates,  # (M, D) descriptor, or pointer
     scale_ptr,  # ()
     query_inverse_norm_ptr,  # (N,)
-    column_inverse_norm_ptr,  # (M,)
+    candidate_inverse_norm_ptr,  # (M,)
     query_ids_ptr,  # (N,)
-    column_ids_ptr,  # (num_ids,)
+    candidate_ids_ptr,  # (num_ids,)
     negative_owner_ptr,  # (M - K,)
     tie_lower_ptr,  # (N,): a logit of at least this ties with the own one
     tie_upper_ptr,  # (N,): and one above this is above it; both in log2 units
@@ -58,9 +59,9 @@ def _contrastive_fwd_kernel(
     column_partial_ptr,  # (groups, K) out, likewise
     row_positive_ptr,  # (2, splits, N) out: sums of logits, counts
     column_positive_ptr,  # (2, groups, K) out
-    row_counts_ptr,  # (2, splits, N) out: above the own logit, at least tied with it
+    row_counts_ptr,  # (2, splits, N) out: above the positive logit, at least tied with it
     stride_qn, stride_cm,
-    num_queries, num_columns, num_keys, num_ids, num_features, label_offset,
+    num_queries, num_candidates, num_keys, num_ids, num_features, label_offset,
     num_groups, blocks_per_group, blocks_per_split,
     hard_negative_weight,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -85,10 +86,10 @@ def _contrastive_fwd_kernel(
     for tile in tl.range(0, blocks_per_group * blocks_per_split, flatten=True):
         first_row = (group * blocks_per_group + tile // blocks_per_split) * BLOCK_N
         first_column = (split * blocks_per_split + tile % blocks_per_split) * BLOCK_M
-        logits = rest_logits(
-            query, columns, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr,
+        logits = negative_logits(
+            query, candidates, scale_ptr, query_inverse_norm_ptr, candidate_inverse_norm_ptr,
             negative_owner_ptr, first_row, first_column, stride_qn, stride_cm, num_queries,
-            num_columns, num_keys, num_features, label_offset, hard_negative_weight, BLOCK_N,
+            num_candidates, num_keys, num_features, label_offset, hard_negative_weight, BLOCK_N,
             BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION, NORMALIZE, USE_DESCRIPTORS, HAS_OWNERS,
             SHARE_NEGATIVES,
         )  # fmt: skip
@@ -102,7 +103,7 @@ def _contrastive_fwd_kernel(
         column_offs = group.to(tl.int64) * num_keys + offs_m
         if HAS_IDS:
             is_equal = equal_ids(
-                query_ids_ptr, column_ids_ptr, offs_n, offs_m, num_queries, num_ids
+                query_ids_ptr, candidate_ids_ptr, offs_n, offs_m, num_queries, num_ids
             )
         if MULTI_POSITIVE:
             is_positive = is_equal & (logits > float("-inf"))
@@ -133,37 +134,40 @@ def _contrastive_fwd_kernel(
 
 def contrastive_fwd(
     query: Tensor,
-    columns: Tensor,
+    candidates: Tensor,
     problem: ContrastiveProblem,
-    known_own: Tensor | None,
+    known_positive_logit: Tensor | None,
     with_stats: bool,
 ) -> ContrastiveSums:
-    """query: (N, D), columns: (M, D), both with rows; known_own: (N,) own logits where they are not
+    """query: (N, D), candidates: (M, D), both with rows; known_positive_logit: (N,) positive
+    logits where they are not
     among these."""
     tiles = forward_tiles(query, problem)
-    operands = TileOperands.make(query, columns, problem)
-    own = None if known_own is None else known_own.clone()
-    tile_arguments, own_log2 = operands.tile_arguments(tiles), None
+    operands = TileOperands.make(query, candidates, problem)
+    positive_logit = None if known_positive_logit is None else known_positive_logit.clone()
+    tile_arguments, positive_log2 = operands.tile_arguments(tiles), None
     with device_guard(query):
-        if own is None:
-            own, own_log2 = own_logits(operands, tile_arguments)
+        if positive_logit is None:
+            positive_logit, positive_log2 = positive_logits(operands, tile_arguments)
         sums = empty_sums(
             query,
             problem,
-            columns.shape[0],
+            candidates.shape[0],
             with_stats,
-            own=own,
+            positive_logit=positive_logit,
             query_inverse_norm=operands.query_inverse_norm,
-            column_inverse_norm=operands.column_inverse_norm,
+            candidate_inverse_norm=operands.candidate_inverse_norm,
         )
         plan = plan_programs(
             triton.cdiv(query.shape[0], tiles.block_n),
-            triton.cdiv(columns.shape[0], tiles.block_m),
+            triton.cdiv(candidates.shape[0], tiles.block_m),
             program_slots(query),
         )
         tie_lower, tie_upper = None, None
         if with_stats:
-            tie_lower, tie_upper = tie_bounds(query, columns, problem, own, own_log2)
+            tie_lower, tie_upper = tie_bounds(
+                query, candidates, problem, positive_logit, positive_log2
+            )
         partials = _empty_partials(sums, plan)
         _contrastive_fwd_kernel[(plan.groups * plan.splits,)](
             **tile_arguments,
@@ -181,13 +185,13 @@ def contrastive_fwd(
 
 
 def _empty_partials(sums: ContrastiveSums, plan: ProgramPlan) -> Partials:
-    own, num_keys = sums.own, sums.column_rest.shape[0]
-    counts = own.new_empty(2, plan.splits, sums.num_above.shape[0], dtype=torch.int32)
+    positive_logit, num_keys = sums.positive_logit, sums.column_negative_lse.shape[0]
+    counts = positive_logit.new_empty(2, plan.splits, sums.num_above.shape[0], dtype=torch.int32)
     return Partials(
-        row_partial=own.new_empty(plan.splits, own.shape[0]),
-        column_partial=own.new_empty(plan.groups, num_keys),
-        row_positive=own.new_empty(2, plan.splits, sums.row_positive_sum.shape[0]),
-        column_positive=own.new_empty(2, plan.groups, sums.column_positive_sum.shape[0]),
+        row_partial=positive_logit.new_empty(plan.splits, positive_logit.shape[0]),
+        column_partial=positive_logit.new_empty(plan.groups, num_keys),
+        row_positive=positive_logit.new_empty(2, plan.splits, sums.row_positive_sum.shape[0]),
+        column_positive=positive_logit.new_empty(2, plan.groups, sums.column_positive_sum.shape[0]),
         row_counts=counts,
     )
 

@@ -1,7 +1,7 @@
 """The gradient of a chunk of logits, recomputed tile by tile and rounded for the products.
 
     H[i, j] = G[i, j] * rq_i * rk_j,   G[i, j] = a_i e^z[i, j] + b_j e^z[i, j] (+ the positives'
-    coefficients), and grad_own[i] at the own column
+    coefficients), and grad_positive_logit[i] at the positive
 
 Logits are formed exactly as in the forward pass. G stays in float32 until the store; the gradient
 of the scale sums G * logit before the rounding. Reads 2 operand tiles per tile, writes each element
@@ -20,9 +20,9 @@ from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     LOG2_E,
     equal_ids,
-    holds_own,
-    own_mask,
-    rest_logits,
+    holds_labels,
+    label_mask,
+    negative_logits,
 )
 from crossalign.kernels.contrastive_tiles import (
     SHORT_NAMES,
@@ -44,10 +44,10 @@ def _owned_sum(
     offs_n,
     offs_m,
     num_keys,
-    num_columns,
+    num_candidates,
 ):
     """The sum of the gradient over the queries' own hard negatives."""
-    is_negative = (offs_m >= num_keys) & (offs_m < num_columns)
+    is_negative = (offs_m >= num_keys) & (offs_m < num_candidates)
     owner = tl.load(negative_owner_ptr + (offs_m - num_keys), mask=is_negative, other=-1)
     return tl.sum(tl.where(offs_n[:, None] == owner[None, :], gradient, 0.0))
 
@@ -56,9 +56,9 @@ def _owned_sum(
 def _rest_gradient(
     logits,  # [BLOCK_N, BLOCK_M]
     row_ptrs,  # [BLOCK_N]: coefficient, and rest num_queries further
-    column_ptrs,  # [BLOCK_M]: coefficient, and rest num_columns further
+    column_ptrs,  # [BLOCK_M]: coefficient, and rest num_candidates further
     num_queries,
-    num_columns,
+    num_candidates,
     in_range_n,
     in_range_m,
     SYMMETRIC: tl.constexpr,
@@ -75,7 +75,7 @@ def _rest_gradient(
         rest = tl.load(row_ptrs + num_queries, mask=in_range_n, other=0.0)[:, None]
         gradient = row_coefficient * tl.exp2(logits - rest)
         if SYMMETRIC:
-            rest = tl.load(column_ptrs + num_columns, mask=in_range_m, other=0.0)[None, :]
+            rest = tl.load(column_ptrs + num_candidates, mask=in_range_m, other=0.0)[None, :]
             gradient += column_coefficient * tl.exp2(logits - rest)
         return gradient
 
@@ -96,19 +96,19 @@ def _store_tile(
 @triton.jit(do_not_specialize=[*BATCH_SIZES, "first_chunk_row", "first_chunk_column"])
 def _contrastive_bwd_kernel(
     query,  # (N, D) descriptor, or pointer
-    columns,  # (M, D) descriptor, or pointer
+    candidates,  # (M, D) descriptor, or pointer
     scale_ptr,  # ()
     query_inverse_norm_ptr,  # (N,)
-    column_inverse_norm_ptr,  # (M,)
+    candidate_inverse_norm_ptr,  # (M,)
     query_ids_ptr,  # (N,)
-    column_ids_ptr,  # (num_ids,)
+    candidate_ids_ptr,  # (num_ids,)
     negative_owner_ptr,  # (M - K,)
     row_vectors_ptr,  # (5, N): see contrastive_coefficients
     column_vectors_ptr,  # (4, M)
     gradient_out,  # (chunk rows, chunk columns) descriptor, or pointer
-    scale_partial_ptr,  # (row tiles, column tiles) out: sums of G * logit off the own columns
+    scale_partial_ptr,  # (row tiles, column tiles) out: sums of G * logit off the positives
     stride_qn, stride_cm, stride_gn,
-    num_queries, num_columns, num_keys, num_ids, num_features, label_offset,
+    num_queries, num_candidates, num_keys, num_ids, num_features, label_offset,
     first_chunk_row, first_chunk_column, num_tiles_m, num_tiles,
     hard_negative_weight,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -120,26 +120,26 @@ def _contrastive_bwd_kernel(
 ):  # fmt: skip
     """H of the tiles of one chunk, dealt to programs round-robin."""
     row_size = num_queries.to(tl.int64)
-    column_size = num_columns.to(tl.int64)
+    column_size = num_candidates.to(tl.int64)
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
         first_row = first_chunk_row + tile // num_tiles_m * BLOCK_N
         first_column = first_chunk_column + tile % num_tiles_m * BLOCK_M
-        logits = rest_logits(
-            query, columns, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr,
+        logits = negative_logits(
+            query, candidates, scale_ptr, query_inverse_norm_ptr, candidate_inverse_norm_ptr,
             negative_owner_ptr, first_row, first_column, stride_qn, stride_cm, num_queries,
-            num_columns, num_keys, num_features, label_offset, hard_negative_weight, BLOCK_N,
+            num_candidates, num_keys, num_features, label_offset, hard_negative_weight, BLOCK_N,
             BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION, NORMALIZE, USE_DESCRIPTORS, HAS_OWNERS,
             SHARE_NEGATIVES,
         )  # fmt: skip
         offs_n = first_row + tl.arange(0, BLOCK_N)
         offs_m = first_column + tl.arange(0, BLOCK_M)
         in_range_n = offs_n < num_queries
-        in_range_m = offs_m < num_columns
+        in_range_m = offs_m < num_candidates
         row_ptrs = row_vectors_ptr + offs_n
         column_ptrs = column_vectors_ptr + offs_m
         if HAS_IDS:
             is_equal = equal_ids(
-                query_ids_ptr, column_ids_ptr, offs_n, offs_m, num_queries, num_ids
+                query_ids_ptr, candidate_ids_ptr, offs_n, offs_m, num_queries, num_ids
             )
             if not MULTI_POSITIVE:
                 logits = tl.where(is_equal, float("-inf"), logits)
@@ -163,14 +163,16 @@ def _contrastive_bwd_kernel(
                     hard_negative_weight
                     * LOG2_E
                     * _owned_sum(
-                        gradient, negative_owner_ptr, offs_n, offs_m, num_keys, num_columns
+                        gradient, negative_owner_ptr, offs_n, offs_m, num_keys, num_candidates
                     )
                 )
-            index = (first_row // BLOCK_N).to(tl.int64) * tl.cdiv(num_columns, BLOCK_M)
+            index = (first_row // BLOCK_N).to(tl.int64) * tl.cdiv(num_candidates, BLOCK_M)
             tl.store(scale_partial_ptr + index + first_column // BLOCK_M, total)
-        if holds_own(first_row, first_column, label_offset, BLOCK_N, BLOCK_M):
-            own = tl.load(row_ptrs + 2 * row_size, mask=in_range_n, other=0.0)[:, None]
-            gradient = tl.where(own_mask(offs_n, offs_m, label_offset, num_keys), own, gradient)
+        if holds_labels(first_row, first_column, label_offset, BLOCK_N, BLOCK_M):
+            positive_logit = tl.load(row_ptrs + 2 * row_size, mask=in_range_n, other=0.0)[:, None]
+            gradient = tl.where(
+                label_mask(offs_n, offs_m, label_offset, num_keys), positive_logit, gradient
+            )
         if NORMALIZE:
             gradient *= tl.load(row_ptrs + 4 * row_size, mask=in_range_n, other=0.0)[:, None]
             gradient *= tl.load(column_ptrs + 3 * column_size, mask=in_range_m, other=0.0)[None, :]
@@ -197,7 +199,7 @@ def gradient_tiles(
         **operands.tile_arguments(tiles),
         **operands.rule_arguments(),
         row_vectors_ptr=vectors.rows,
-        column_vectors_ptr=vectors.columns,
+        column_vectors_ptr=vectors.candidates,
         gradient_out=operands.output(gradient, tiles),
         scale_partial_ptr=scale_partial,
         stride_gn=gradient.stride(0),

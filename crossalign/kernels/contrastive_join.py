@@ -1,6 +1,6 @@
 """The forward kernel's partial sums joined: one line per split or group, added in order.
 
-    row_rest[i] = log sum over splits        column_rest[j] = log sum over groups
+    row_negative_lse[i] = log sum over splits        column_negative_lse[j] = log sum over groups
 
 and the sums and counts of positives, and the counts for the statistics. One launch instead of some
 ten small ones: with few pairs it is launches that cost. Reads O(splits N + groups K) numbers.
@@ -29,7 +29,9 @@ class Partials(NamedTuple):
     column_partial: Tensor  # (groups, K) if symmetric, likewise
     row_positive: Tensor  # (2, splits, N) if multi_positive: sums of logits, counts
     column_positive: Tensor  # (2, groups, K) if that and symmetric
-    row_counts: Tensor  # (2, splits, N) int32 with statistics: above the own logit, at least tied
+    row_counts: (
+        Tensor  # (2, splits, N) int32 with statistics: above the positive logit, at least tied
+    )
 
 
 @triton.jit
@@ -77,8 +79,8 @@ def _join_kernel(
     row_positive_ptr,  # (2, splits, N)
     column_positive_ptr,  # (2, groups, K)
     row_counts_ptr,  # (2, splits, N)
-    row_rest_ptr,  # (N,) out
-    column_rest_ptr,  # (K,) out
+    row_negative_lse_ptr,  # (N,) out
+    column_negative_lse_ptr,  # (K,) out
     row_positive_sum_ptr,  # (N,) out
     row_positive_count_ptr,  # (N,) out
     column_positive_sum_ptr,  # (K,) out
@@ -89,7 +91,7 @@ def _join_kernel(
     SYMMETRIC: tl.constexpr, IS_BOUNDED: tl.constexpr, MULTI_POSITIVE: tl.constexpr,
     WITH_STATS: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """The sums of BLOCK rows, and of the columns of the same indices."""
+    """The sums of BLOCK rows, and of the candidates of the same indices."""
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = offs < num_queries
     is_key = offs < num_keys
@@ -98,12 +100,12 @@ def _join_kernel(
     rest = _log_sum_lines(
         row_partial_ptr, offs, is_row, num_queries, num_splits, IS_BOUNDED, BLOCK, LINES
     )
-    tl.store(row_rest_ptr + offs, rest, mask=is_row)
+    tl.store(row_negative_lse_ptr + offs, rest, mask=is_row)
     if SYMMETRIC:
         rest = _log_sum_lines(
             column_partial_ptr, offs, is_key, num_keys, num_groups, IS_BOUNDED, BLOCK, LINES
         )
-        tl.store(column_rest_ptr + offs, rest, mask=is_key)
+        tl.store(column_negative_lse_ptr + offs, rest, mask=is_key)
     if MULTI_POSITIVE:
         total = _sum_lines(row_positive_ptr, offs, is_row, num_queries, num_splits, BLOCK, LINES)
         tl.store(row_positive_sum_ptr + offs, total, mask=is_row)
@@ -128,7 +130,7 @@ def _join_kernel(
 
 def join(partials: Partials, sums: ContrastiveSums, is_bounded: bool) -> None:
     """Fills what sums has of rests, positives and counts."""
-    num_queries, num_keys = sums.row_rest.shape[0], sums.column_rest.shape[0]
+    num_queries, num_keys = sums.row_negative_lse.shape[0], sums.column_negative_lse.shape[0]
     _join_kernel[(triton.cdiv(max(num_queries, num_keys), BLOCK),)](
         **{f"{name}_ptr": part for name, part in partials._asdict().items()},
         **{f"{name}_ptr": getattr(sums, name) for name in _JOINED},
@@ -146,7 +148,7 @@ def join(partials: Partials, sums: ContrastiveSums, is_bounded: bool) -> None:
 
 
 _JOINED = (
-    *("row_rest", "column_rest", "row_positive_sum", "row_positive_count"),
+    *("row_negative_lse", "column_negative_lse", "row_positive_sum", "row_positive_count"),
     *("column_positive_sum", "column_positive_count", "num_above", "num_tied"),
 )
 

@@ -5,7 +5,7 @@
 Logits live in units of log2, so that exp is the hardware's exp2. Raw operands are multiplied and
 the inverse norms rq, rk scale the accumulator: normalising costs no copy and no rounding.
 
-Shapes: N queries, M columns (the first K are keys), D features. Operands come through tensor
+Shapes: N queries, M candidates (the first K are keys), D features. Operands come through tensor
 descriptors: 64-bit addresses, zeros outside the tensor, TMA on Hopper and later.
 """
 
@@ -21,7 +21,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 # Sizes that follow the batch: never specialised, so another batch size never compiles again.
 BATCH_SIZES = (
     "num_queries",
-    "num_columns",
+    "num_candidates",
     "num_keys",
     "num_ids",
     "label_offset",
@@ -36,11 +36,11 @@ BATCH_SIZES = (
 @triton.jit
 def similarity_tile(
     query,  # (N, D) descriptor, or pointer
-    columns,  # (M, D) descriptor, or pointer
+    candidates,  # (M, D) descriptor, or pointer
     stride_qn,
     stride_cm,
     num_queries,
-    num_columns,
+    num_candidates,
     first_row,
     first_column,
     num_features,
@@ -58,14 +58,16 @@ def similarity_tile(
     for first_feature in range(0, num_features, BLOCK_D):
         if USE_DESCRIPTORS:
             query_tile = query.load([first_row, first_feature])  # [BLOCK_N, BLOCK_D]
-            column_tile = columns.load([first_column, first_feature])  # [BLOCK_M, BLOCK_D]
+            candidate_tile = candidates.load([first_column, first_feature])  # [BLOCK_M, BLOCK_D]
         else:
             offs_d = first_feature + tl.arange(0, BLOCK_D)
             query_tile = rows_tile(query, stride_qn, offs_n, offs_d, num_queries, num_features)
-            column_tile = rows_tile(columns, stride_cm, offs_m, offs_d, num_columns, num_features)
+            candidate_tile = rows_tile(
+                candidates, stride_cm, offs_m, offs_d, num_candidates, num_features
+            )
         similarity = tl.dot(
             dot_operand(query_tile),
-            dot_operand(column_tile).T,
+            dot_operand(candidate_tile).T,
             similarity,
             input_precision=PRECISION,
             out_dtype=ACC_DTYPE,
@@ -87,20 +89,20 @@ def scaled_tile(
     similarity,  # [BLOCK_N, BLOCK_M]
     scale_ptr,  # ()
     query_inverse_norm_ptr,  # (N,)
-    column_inverse_norm_ptr,  # (M,)
+    candidate_inverse_norm_ptr,  # (M,)
     offs_n,
     offs_m,
     num_queries,
-    num_columns,
+    num_candidates,
     NORMALIZE: tl.constexpr,
 ):
     """Similarities to logits in log2 units: scaled, and normalised if asked."""
     scale = tl.load(scale_ptr) * LOG2_E
     if NORMALIZE:
         in_range_n = (offs_n >= 0) & (offs_n < num_queries)
-        in_range_m = (offs_m >= 0) & (offs_m < num_columns)
+        in_range_m = (offs_m >= 0) & (offs_m < num_candidates)
         row_factor = scale * tl.load(query_inverse_norm_ptr + offs_n, mask=in_range_n, other=0.0)
-        column_factor = tl.load(column_inverse_norm_ptr + offs_m, mask=in_range_m, other=0.0)
+        column_factor = tl.load(candidate_inverse_norm_ptr + offs_m, mask=in_range_m, other=0.0)
         logits = similarity * row_factor[:, None] * column_factor[None, :]
     else:
         logits = similarity * scale
@@ -114,12 +116,12 @@ def apply_owners(
     offs_n,
     offs_m,
     num_keys,
-    num_columns,
+    num_candidates,
     hard_negative_weight,
     SHARE_NEGATIVES: tl.constexpr,
 ):
     """Adds the weight of a query's own hard negatives; excludes those it does not own."""
-    is_negative = (offs_m >= num_keys) & (offs_m < num_columns)
+    is_negative = (offs_m >= num_keys) & (offs_m < num_candidates)
     owner = tl.load(negative_owner_ptr + (offs_m - num_keys), mask=is_negative, other=-1)
     is_owned = offs_n[:, None] == owner[None, :]  # [BLOCK_N, BLOCK_M]
     logits = tl.where(is_owned, logits + hard_negative_weight * LOG2_E, logits)
@@ -129,66 +131,70 @@ def apply_owners(
 
 
 @triton.jit
-def rest_logits(
+def negative_logits(
     query,  # (N, D) descriptor, or pointer
-    columns,  # (M, D) descriptor, or pointer
+    candidates,  # (M, D) descriptor, or pointer
     scale_ptr,  # ()
     query_inverse_norm_ptr,  # (N,)
-    column_inverse_norm_ptr,  # (M,)
+    candidate_inverse_norm_ptr,  # (M,)
     negative_owner_ptr,  # (M - K,)
     first_row, first_column,
     stride_qn, stride_cm,
-    num_queries, num_columns, num_keys, num_features, label_offset,
+    num_queries, num_candidates, num_keys, num_features, label_offset,
     hard_negative_weight,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     NORMALIZE: tl.constexpr, USE_DESCRIPTORS: tl.constexpr,
     HAS_OWNERS: tl.constexpr, SHARE_NEGATIVES: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_N, BLOCK_M] in log2 units; -inf at own columns and outside of the tensors."""
+    """[BLOCK_N, BLOCK_M] in log2 units; -inf at positives and outside of the tensors."""
     similarity = similarity_tile(
-        query, columns, stride_qn, stride_cm, num_queries, num_columns, first_row, first_column,
+        query, candidates, stride_qn, stride_cm, num_queries, num_candidates, first_row,
+        first_column,
         num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION, USE_DESCRIPTORS,
     )  # fmt: skip
     offs_n = first_row + tl.arange(0, BLOCK_N)
     offs_m = first_column + tl.arange(0, BLOCK_M)
     logits = scaled_tile(
-        similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr, offs_n, offs_m,
-        num_queries, num_columns, NORMALIZE,
+        similarity, scale_ptr, query_inverse_norm_ptr, candidate_inverse_norm_ptr, offs_n, offs_m,
+        num_queries, num_candidates, NORMALIZE,
     )  # fmt: skip
     if HAS_OWNERS and first_column + BLOCK_M > num_keys:
         logits = apply_owners(
-            logits, negative_owner_ptr, offs_n, offs_m, num_keys, num_columns,
+            logits, negative_owner_ptr, offs_n, offs_m, num_keys, num_candidates,
             hard_negative_weight, SHARE_NEGATIVES,
         )  # fmt: skip
-    at_edge = (first_row + BLOCK_N > num_queries) | (first_column + BLOCK_M > num_columns)
-    if at_edge | holds_own(first_row, first_column, label_offset, BLOCK_N, BLOCK_M):
-        inside = (offs_n < num_queries)[:, None] & (offs_m < num_columns)[None, :]
-        is_own = own_mask(offs_n, offs_m, label_offset, num_keys)
-        logits = tl.where(inside & ~is_own, logits, float("-inf"))
+    at_edge = (first_row + BLOCK_N > num_queries) | (first_column + BLOCK_M > num_candidates)
+    if at_edge | holds_labels(first_row, first_column, label_offset, BLOCK_N, BLOCK_M):
+        inside = (offs_n < num_queries)[:, None] & (offs_m < num_candidates)[None, :]
+        is_label = label_mask(offs_n, offs_m, label_offset, num_keys)
+        logits = tl.where(inside & ~is_label, logits, float("-inf"))
     return logits
 
 
 @triton.jit
-def holds_own(first_row, first_column, label_offset, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Whether a tile contains own columns; most tiles do not."""
-    first_own = first_row + label_offset
-    return (first_own < first_column + BLOCK_M) & (first_own + BLOCK_N > first_column)
+def holds_labels(
+    first_row, first_column, label_offset, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """Whether a tile contains positives; most tiles do not."""
+    first_label = first_row + label_offset
+    return (first_label < first_column + BLOCK_M) & (first_label + BLOCK_N > first_column)
 
 
 @triton.jit
-def own_mask(offs_n, offs_m, label_offset, num_keys):
+def label_mask(offs_n, offs_m, label_offset, num_keys):
     """[BLOCK_N, BLOCK_M] where a column is the row's own key."""
     return ((offs_n + label_offset)[:, None] == offs_m[None, :]) & (offs_m < num_keys)[None, :]
 
 
 @triton.jit
-def equal_ids(query_ids_ptr, column_ids_ptr, offs_n, offs_m, num_queries, num_ids):
-    """[BLOCK_N, BLOCK_M] where a row's 64-bit id equals a column's; columns past num_ids have none.
+def equal_ids(query_ids_ptr, candidate_ids_ptr, offs_n, offs_m, num_queries, num_ids):
+    """[BLOCK_N, BLOCK_M] where a row's 64-bit id equals a column's; candidates past num_ids have
+    none.
 
     Having an id is a predicate of its own: no sentinel value could be told from a user's id.
     """
     query_ids = tl.load(query_ids_ptr + offs_n, mask=offs_n < num_queries, other=0)
     has_id = offs_m < num_ids
-    column_ids = tl.load(column_ids_ptr + offs_m, mask=has_id, other=0)
-    return (query_ids[:, None] == column_ids[None, :]) & has_id[None, :]
+    candidate_ids = tl.load(candidate_ids_ptr + offs_m, mask=has_id, other=0)
+    return (query_ids[:, None] == candidate_ids[None, :]) & has_id[None, :]

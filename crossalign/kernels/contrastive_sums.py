@@ -1,4 +1,4 @@
-"""What one tile of logits adds to the partial sums of its rows and of its columns.
+"""What one tile of logits adds to the partial sums of its rows and of its candidates.
 
 A row's partial sum lives in registers while its program walks along the row; it starts anew with
 the next row block, and is stored after every tile, the last store being the whole. A column's lives
@@ -49,7 +49,7 @@ def add_exponentials(
     SYMMETRIC: tl.constexpr,
     IS_BOUNDED: tl.constexpr,
 ):
-    """The row sums with this tile's exponentials; adds the columns' to their line."""
+    """The row sums with this tile's exponentials; adds the candidates' to their line."""
     if IS_BOUNDED:
         exponentials = tl.exp2(logits)
         # Columns first: in the other order Triton 3.6 spills 77 registers on sm_90, not 7.
@@ -77,7 +77,7 @@ def add_positives(
     is_begun,  # [BLOCK_M] keys whose lines have been begun
     SYMMETRIC: tl.constexpr,
 ):
-    """The rows' sums and counts of further positives, in natural units; adds the columns'."""
+    """The rows' sums and counts of further positives, in natural units; adds the candidates'."""
     counts = is_positive.to(logits.dtype)
     sums = tl.where(is_positive, logits * LN_2, 0.0)
     if SYMMETRIC:

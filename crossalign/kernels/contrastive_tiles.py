@@ -141,44 +141,44 @@ def plan_programs(row_blocks: int, column_blocks: int, slots: int) -> ProgramPla
 
 @dataclass(frozen=True)
 class TileOperands:
-    """Queries and columns as the kernels read them, with their inverse norms."""
+    """Queries and candidates as the kernels read them, with their inverse norms."""
 
     query: Tensor
-    columns: Tensor
+    candidates: Tensor
     problem: ContrastiveProblem
     query_inverse_norm: Tensor
-    column_inverse_norm: Tensor
+    candidate_inverse_norm: Tensor
 
     @classmethod
     def make(
         cls,
         query: Tensor,
-        columns: Tensor,
+        candidates: Tensor,
         problem: ContrastiveProblem,
         norms: tuple[Tensor, Tensor] | None = None,
     ) -> TileOperands:
         """norms: the inverse norms, if a pass before has them."""
-        query, columns = _readable(query), _readable(columns)
+        query, candidates = _readable(query), _readable(candidates)
         if norms is None and problem.normalize:
-            norms = inverse_norms(query, columns)
+            norms = inverse_norms(query, candidates)
         if norms is None:
             none = torch.empty(0, dtype=accumulator(query.dtype), device=query.device)
             norms = none, none.clone()
-        return cls(query, columns, problem, *norms)
+        return cls(query, candidates, problem, *norms)
 
     def tile_arguments(self, tiles: Tiles) -> dict[str, Any]:
         """What similarity_tile and scaled_tile take."""
         normalize = self.problem.normalize
         return {
             "query": self._operand(self.query, tiles.block_n, tiles.block_d),
-            "columns": self._operand(self.columns, tiles.block_m, tiles.block_d),
+            "candidates": self._operand(self.candidates, tiles.block_m, tiles.block_d),
             "scale_ptr": self.problem.scale,
             "query_inverse_norm_ptr": self.query_inverse_norm if normalize else None,
-            "column_inverse_norm_ptr": self.column_inverse_norm if normalize else None,
+            "candidate_inverse_norm_ptr": self.candidate_inverse_norm if normalize else None,
             "stride_qn": self.query.stride(0),
-            "stride_cm": self.columns.stride(0),
+            "stride_cm": self.candidates.stride(0),
             "num_queries": self.query.shape[0],
-            "num_columns": self.columns.shape[0],
+            "num_candidates": self.candidates.shape[0],
             "num_keys": self.problem.num_keys,
             "num_features": self.query.shape[1],
             "label_offset": self.problem.label_offset,
@@ -210,12 +210,12 @@ class TileOperands:
     def rule_arguments(self) -> dict[str, Any]:
         """What shapes the logits beyond their product: ids, owners, a bound."""
         problem = self.problem
-        has_ids = problem.query_ids is not None and problem.column_ids is not None
+        has_ids = problem.query_ids is not None and problem.candidate_ids is not None
         return {
             "query_ids_ptr": _contiguous(problem.query_ids),
-            "column_ids_ptr": _contiguous(problem.column_ids),
+            "candidate_ids_ptr": _contiguous(problem.candidate_ids),
             "negative_owner_ptr": _contiguous(problem.negative_owner),
-            "num_ids": 0 if problem.column_ids is None else problem.column_ids.shape[0],
+            "num_ids": 0 if problem.candidate_ids is None else problem.candidate_ids.shape[0],
             "hard_negative_weight": problem.hard_negative_weight,
             "SYMMETRIC": problem.symmetric,
             "IS_BOUNDED": problem.bound is not None,

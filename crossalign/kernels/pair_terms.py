@@ -1,7 +1,7 @@
 """From the sums of a pass to the loss of every pair, and back: one launch each way.
 
     term(rest) = softplus(rest - own) - (positive_sum - count own) / (1 + count)
-    l = term(row_rest), or (term(row_rest) + term(column_rest)) / 2
+    l = term(row_negative_lse), or (term(row_negative_lse) + term(column_negative_lse)) / 2
 
 contrastive_terms.pair_terms has the same in PyTorch: some ten launches forward and fifteen
 backward, which with a thousand pairs take longer than the products. Reads and writes O(N) numbers.
@@ -33,23 +33,29 @@ def _softplus(x):
 
 @triton.jit
 def _term(
-    own, rest, positive_sum_ptr, positive_count_ptr, offs, in_range, MULTI_POSITIVE: tl.constexpr
+    positive_logit,
+    rest,
+    positive_sum_ptr,
+    positive_count_ptr,
+    offs,
+    in_range,
+    MULTI_POSITIVE: tl.constexpr,
 ):
-    term = _softplus(rest - own)
+    term = _softplus(rest - positive_logit)
     if MULTI_POSITIVE:
         positive_sum = tl.load(positive_sum_ptr + offs, mask=in_range, other=0.0)
         count = tl.load(positive_count_ptr + offs, mask=in_range, other=0.0)
-        term -= (positive_sum - count * own) / (1 + count)
+        term -= (positive_sum - count * positive_logit) / (1 + count)
     return term
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
 def _pair_terms_fwd_kernel(
-    own_ptr,  # (N,)
-    row_rest_ptr,  # (N,)
+    positive_logit_ptr,  # (N,)
+    row_negative_lse_ptr,  # (N,)
     row_positive_sum_ptr,  # (N,)
     row_positive_count_ptr,  # (N,)
-    column_rest_ptr,  # (N,)
+    column_negative_lse_ptr,  # (N,)
     column_positive_sum_ptr,  # (N,)
     column_positive_count_ptr,  # (N,)
     terms_ptr,  # (N,) out
@@ -58,32 +64,39 @@ def _pair_terms_fwd_kernel(
 ):  # fmt: skip
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     in_range = offs < num_pairs
-    own = tl.load(own_ptr + offs, mask=in_range, other=0.0)
-    rest = tl.load(row_rest_ptr + offs, mask=in_range, other=0.0)
+    positive_logit = tl.load(positive_logit_ptr + offs, mask=in_range, other=0.0)
+    rest = tl.load(row_negative_lse_ptr + offs, mask=in_range, other=0.0)
     term = _term(
-        own, rest, row_positive_sum_ptr, row_positive_count_ptr, offs, in_range, MULTI_POSITIVE
+        positive_logit,
+        rest,
+        row_positive_sum_ptr,
+        row_positive_count_ptr,
+        offs,
+        in_range,
+        MULTI_POSITIVE,
     )
     if SYMMETRIC:
-        rest = tl.load(column_rest_ptr + offs, mask=in_range, other=0.0)
+        rest = tl.load(column_negative_lse_ptr + offs, mask=in_range, other=0.0)
         column_term = _term(
-            own, rest, column_positive_sum_ptr, column_positive_count_ptr, offs, in_range,
+            positive_logit, rest, column_positive_sum_ptr, column_positive_count_ptr, offs,
+            in_range,
             MULTI_POSITIVE,
         )  # fmt: skip
         term = (term + column_term) / 2
     # 0 * own is NaN for an infinite own logit, which alone would make the softplus 0.
-    tl.store(terms_ptr + offs, term + 0 * own, mask=in_range)
+    tl.store(terms_ptr + offs, term + 0 * positive_logit, mask=in_range)
 
 
 def pair_terms_fwd(sums: ContrastiveSums) -> Tensor:
     """(N,) the loss of every pair."""
-    terms = sums.own.new_empty(sums.own.shape)
+    terms = sums.positive_logit.new_empty(sums.positive_logit.shape)
     if terms.shape[0]:
         with device_guard(terms):
             _pair_terms_fwd_kernel[(triton.cdiv(terms.shape[0], BLOCK),)](
                 **{f"{name}_ptr": getattr(sums, name) for name in _READ},
                 terms_ptr=terms,
                 num_pairs=terms.shape[0],
-                SYMMETRIC=sums.column_rest.shape[0] > 0,
+                SYMMETRIC=sums.column_negative_lse.shape[0] > 0,
                 MULTI_POSITIVE=sums.row_positive_sum.shape[0] > 0,
                 BLOCK=BLOCK,
             )
@@ -91,42 +104,43 @@ def pair_terms_fwd(sums: ContrastiveSums) -> Tensor:
 
 
 _READ = (
-    *("own", "row_rest", "row_positive_sum", "row_positive_count"),
-    *("column_rest", "column_positive_sum", "column_positive_count"),
+    *("positive_logit", "row_negative_lse", "row_positive_sum", "row_positive_count"),
+    *("column_negative_lse", "column_positive_sum", "column_positive_count"),
 )
 
 
 @triton.jit
 def _term_grad(
-    grad, own, rest, positive_count_ptr, grad_rest_ptr, grad_positive_sum_ptr, offs, in_range,
+    grad, positive_logit, rest, positive_count_ptr, grad_rest_ptr, grad_positive_sum_ptr, offs,
+    in_range,
     MULTI_POSITIVE: tl.constexpr,
 ):  # fmt: skip
     """Stores the gradients by rest and positive_sum; the gradient by own."""
-    x = rest - own
+    x = rest - positive_logit
     small = tl.exp(-tl.abs(x))
-    by_rest = grad * (tl.where(x > 0, 1.0, small) / (1.0 + small))  # the sigmoid of x
-    tl.store(grad_rest_ptr + offs, by_rest, mask=in_range)
-    by_own = -by_rest
+    by_negative_lse = grad * (tl.where(x > 0, 1.0, small) / (1.0 + small))  # the sigmoid of x
+    tl.store(grad_rest_ptr + offs, by_negative_lse, mask=in_range)
+    by_positive_logit = -by_negative_lse
     if MULTI_POSITIVE:
         count = tl.load(positive_count_ptr + offs, mask=in_range, other=0.0)
         by_sum = -grad / (1 + count)
         tl.store(grad_positive_sum_ptr + offs, by_sum, mask=in_range)
-        by_own -= count * by_sum
-    return by_own
+        by_positive_logit -= count * by_sum
+    return by_positive_logit
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
 def _pair_terms_bwd_kernel(
     grad_terms_ptr,  # (N,), of stride_g
-    own_ptr,  # (N,)
-    row_rest_ptr,  # (N,)
+    positive_logit_ptr,  # (N,)
+    row_negative_lse_ptr,  # (N,)
     row_positive_count_ptr,  # (N,)
-    column_rest_ptr,  # (N,)
+    column_negative_lse_ptr,  # (N,)
     column_positive_count_ptr,  # (N,)
-    grad_own_ptr,  # (N,) out
-    grad_row_rest_ptr,  # (N,) out
+    grad_positive_logit_ptr,  # (N,) out
+    grad_row_negative_lse_ptr,  # (N,) out
     grad_row_positive_sum_ptr,  # (N,) out
-    grad_column_rest_ptr,  # (N,) out
+    grad_column_negative_lse_ptr,  # (N,) out
     grad_column_positive_sum_ptr,  # (N,) out
     num_pairs, stride_g,
     SYMMETRIC: tl.constexpr, MULTI_POSITIVE: tl.constexpr, BLOCK: tl.constexpr,
@@ -134,21 +148,22 @@ def _pair_terms_bwd_kernel(
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     in_range = offs < num_pairs
     grad = tl.load(grad_terms_ptr + offs.to(tl.int64) * stride_g, mask=in_range, other=0.0)
-    own = tl.load(own_ptr + offs, mask=in_range, other=0.0)
+    positive_logit = tl.load(positive_logit_ptr + offs, mask=in_range, other=0.0)
     if SYMMETRIC:
         grad *= 0.5
-    rest = tl.load(row_rest_ptr + offs, mask=in_range, other=0.0)
-    by_own = _term_grad(
-        grad, own, rest, row_positive_count_ptr, grad_row_rest_ptr, grad_row_positive_sum_ptr,
+    rest = tl.load(row_negative_lse_ptr + offs, mask=in_range, other=0.0)
+    by_positive_logit = _term_grad(
+        grad, positive_logit, rest, row_positive_count_ptr, grad_row_negative_lse_ptr,
+        grad_row_positive_sum_ptr,
         offs, in_range, MULTI_POSITIVE,
     )  # fmt: skip
     if SYMMETRIC:
-        rest = tl.load(column_rest_ptr + offs, mask=in_range, other=0.0)
-        by_own += _term_grad(
-            grad, own, rest, column_positive_count_ptr, grad_column_rest_ptr,
+        rest = tl.load(column_negative_lse_ptr + offs, mask=in_range, other=0.0)
+        by_positive_logit += _term_grad(
+            grad, positive_logit, rest, column_positive_count_ptr, grad_column_negative_lse_ptr,
             grad_column_positive_sum_ptr, offs, in_range, MULTI_POSITIVE,
         )  # fmt: skip
-    tl.store(grad_own_ptr + offs, by_own, mask=in_range)
+    tl.store(grad_positive_logit_ptr + offs, by_positive_logit, mask=in_range)
 
 
 def pair_terms_bwd(grad_terms: Tensor, sums: ContrastiveSums) -> ContrastiveGrads:
@@ -167,7 +182,7 @@ def pair_terms_bwd(grad_terms: Tensor, sums: ContrastiveSums) -> ContrastiveGrad
                 **{f"grad_{name}_ptr": grad for name, grad in grads._asdict().items()},
                 num_pairs=grad_terms.shape[0],
                 stride_g=grad_terms.stride(0),
-                SYMMETRIC=sums.column_rest.shape[0] > 0,
+                SYMMETRIC=sums.column_negative_lse.shape[0] > 0,
                 MULTI_POSITIVE=sums.row_positive_sum.shape[0] > 0,
                 BLOCK=BLOCK,
             )
@@ -175,7 +190,8 @@ def pair_terms_bwd(grad_terms: Tensor, sums: ContrastiveSums) -> ContrastiveGrad
 
 
 _READ_AGAIN = (
-    "own", "row_rest", "row_positive_count", "column_rest", "column_positive_count",
+    "positive_logit", "row_negative_lse", "row_positive_count", "column_negative_lse",
+    "column_positive_count",
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def _inverse_norm_kernel(
     query_ptr,  # (N, D)
     columns_ptr,  # (M, D)
     query_inverse_norm_ptr,  # (N,) out
-    column_inverse_norm_ptr,  # (M,) out
+    candidate_inverse_norm_ptr,  # (M,) out
     stride_qn,
     stride_cm,
     num_queries,
@@ -41,7 +41,7 @@ def _inverse_norm_kernel(
         inverse_norm_ptr = query_inverse_norm_ptr + row
     else:
         x_ptr = columns_ptr + (row - num_queries) * stride_cm
-        inverse_norm_ptr = column_inverse_norm_ptr + (row - num_queries)
+        inverse_norm_ptr = candidate_inverse_norm_ptr + (row - num_queries)
     squares = tl.zeros((BLOCK_D,), ACC_DTYPE)
     for first_feature in range(0, num_features, BLOCK_D):
         offs_d = first_feature + tl.arange(0, BLOCK_D)
@@ -56,29 +56,29 @@ def _inverse_norm_kernel(
     tl.store(inverse_norm_ptr, inverse_norm)
 
 
-def inverse_norms(query: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_norms(query: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """(N, D), (M, D), unit stride along D -> (N,), (M,) in the accumulator dtype."""
-    num_queries, num_rows = query.shape[0], query.shape[0] + columns.shape[0]
+    num_queries, num_rows = query.shape[0], query.shape[0] + candidates.shape[0]
     dtype = accumulator(query.dtype)
-    results = (query.new_empty(x.shape[0], dtype=dtype) for x in (query, columns))
-    query_inverse_norm, column_inverse_norm = results
+    results = (query.new_empty(x.shape[0], dtype=dtype) for x in (query, candidates))
+    query_inverse_norm, candidate_inverse_norm = results
     if num_rows:
         block_d, num_warps = _launch_shape(query.shape[1])
         with device_guard(query):
             _inverse_norm_kernel[(num_rows,)](
                 query,
-                columns,
+                candidates,
                 query_inverse_norm,
-                column_inverse_norm,
+                candidate_inverse_norm,
                 stride_qn=query.stride(0),
-                stride_cm=columns.stride(0),
+                stride_cm=candidates.stride(0),
                 num_queries=num_queries,
                 num_features=query.shape[1],
                 BLOCK_D=block_d,
                 ACC_DTYPE=accumulator_dtype(query.dtype),
                 num_warps=num_warps,
             )
-    return query_inverse_norm, column_inverse_norm
+    return query_inverse_norm, candidate_inverse_norm
 
 
 @triton.jit

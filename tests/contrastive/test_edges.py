@@ -150,8 +150,8 @@ def test_negatives_without_ids_are_masked_for_nobody(backend: str) -> None:
     loss = fused_contrastive_loss(query, key, negatives, ids=ids, backend=backend)
     unit = [torch.nn.functional.normalize(x, dim=1) for x in (query, key, negatives)]
     rest = (unit[0] @ unit[2].T / 0.05).logsumexp(1)
-    own = (unit[0] * unit[1]).sum(1) / 0.05
-    torch.testing.assert_close(loss, torch.nn.functional.softplus(rest - own).mean())
+    positive_logit = (unit[0] * unit[1]).sum(1) / 0.05
+    torch.testing.assert_close(loss, torch.nn.functional.softplus(rest - positive_logit).mean())
 
 
 @EACH_BACKEND
@@ -168,11 +168,13 @@ def test_one_id_for_all_pairs_leaves_their_own_hard_negatives(backend: str) -> N
         backend=backend,
     )
     unit = [torch.nn.functional.normalize(x, dim=1) for x in (query, key, negatives)]
-    own = (unit[0] * unit[1]).sum(1) / 0.05
+    positive_logit = (unit[0] * unit[1]).sum(1) / 0.05
     logits = (unit[0] @ unit[2].T / 0.05).masked_fill(
         owner[None, :] != torch.arange(4)[:, None], -torch.inf
     )
-    torch.testing.assert_close(loss, torch.nn.functional.softplus(logits.logsumexp(1) - own))
+    torch.testing.assert_close(
+        loss, torch.nn.functional.softplus(logits.logsumexp(1) - positive_logit)
+    )
     assert loss[2] == 0
 
 

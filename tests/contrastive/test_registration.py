@@ -34,7 +34,7 @@ def make_problem(options: dict[str, Any], num_negatives: int, scale: Tensor) -> 
     return ContrastiveProblem(
         scale=scale,
         query_ids=ids,
-        column_ids=None if ids is None else torch.cat([ids, torch.tensor([2, 9, 7])]),
+        candidate_ids=None if ids is None else torch.cat([ids, torch.tensor([2, 9, 7])]),
         negative_owner=owner,
         num_keys=5,
         label_offset=0,
@@ -51,9 +51,9 @@ def make_problem(options: dict[str, Any], num_negatives: int, scale: Tensor) -> 
 
 
 def make_leaves() -> tuple[Tensor, Tensor, Tensor]:
-    query, columns = (torch.randn(n, 4, dtype=torch.float64) for n in (5, 8))
+    query, candidates = (torch.randn(n, 4, dtype=torch.float64) for n in (5, 8))
     scale = torch.tensor(3.0, dtype=torch.float64)
-    return query.requires_grad_(), columns.requires_grad_(), scale.requires_grad_()
+    return query.requires_grad_(), candidates.requires_grad_(), scale.requires_grad_()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -63,11 +63,11 @@ def test_gradcheck_of_the_forward_op(name: str, needs: tuple[int, ...], backend:
     leaves = make_leaves()
 
     def sums(*given: Tensor) -> tuple[Tensor, ...]:
-        query, columns, scale = (
+        query, candidates, scale = (
             given[needs.index(i)] if i in needs else leaf.detach() for i, leaf in enumerate(leaves)
         )
         problem = make_problem(OPTIONS[name], 3, scale)
-        result = contrastive_sums(query, columns, problem, use_triton=backend == "triton")
+        result = contrastive_sums(query, candidates, problem, use_triton=backend == "triton")
         return tuple(getattr(result, field) for field in ContrastiveGrads._fields)
 
     # The interpreter takes seconds for every element's own difference quotient.
@@ -80,15 +80,17 @@ def test_gradcheck_of_the_forward_op(name: str, needs: tuple[int, ...], backend:
 @pytest.mark.parametrize("transposed", [False, True], ids=["rows", "transposed"])
 @pytest.mark.parametrize("name", ["symmetric", "positives", "raw_masked"])
 def test_opcheck(name: str, transposed: bool, backend: str) -> None:
-    query, columns, scale = make_leaves()
+    query, candidates, scale = make_leaves()
     if transposed:
-        query, columns = (x.detach().T.contiguous().T.requires_grad_() for x in (query, columns))
+        query, candidates = (
+            x.detach().T.contiguous().T.requires_grad_() for x in (query, candidates)
+        )
     problem, use_triton = make_problem(OPTIONS[name], 3, scale), backend == "triton"
     forward = torch.ops.crossalign.contrastive_fwd.default
-    torch.library.opcheck(forward, (query, columns, *problem, None, True, use_triton))
+    torch.library.opcheck(forward, (query, candidates, *problem, None, True, use_triton))
     with torch.no_grad():
-        sums = ContrastiveSums(*forward(query, columns, *problem, None, False, use_triton))
-        plain = [leaf.detach() for leaf in (query, columns, scale)]
+        sums = ContrastiveSums(*forward(query, candidates, *problem, None, False, use_triton))
+        plain = [leaf.detach() for leaf in (query, candidates, scale)]
         detached = problem._replace(scale=plain[2])
     grads = [torch.randn_like(getattr(sums, field)) for field in ContrastiveGrads._fields]
     arguments = (*plain[:2], *detached, *sums, *grads, True, use_triton)
@@ -103,9 +105,9 @@ ROW_LOSSES = [name for name in OPTIONS if not OPTIONS[name].get("symmetric")]
 def test_gradcheck_of_the_row_loss(name: str, reduction: str) -> None:
     options, weights = {**OPTIONS[name], "symmetric": False}, torch.tensor([1.0, 0.5, 0.0, 2.0, 3])
 
-    def loss(query: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
+    def loss(query: Tensor, candidates: Tensor, scale: Tensor) -> Tensor:
         problem = make_problem(options, 3, scale)
-        return row_loss(query, columns, problem, weights, reduction, with_stats=False)[0]
+        return row_loss(query, candidates, problem, weights, reduction, with_stats=False)[0]
 
     assert torch.autograd.gradcheck(loss, make_leaves())
 
@@ -114,13 +116,15 @@ def test_gradcheck_of_the_row_loss(name: str, reduction: str) -> None:
 @pytest.mark.parametrize("transposed", [False, True], ids=["rows", "transposed"])
 @pytest.mark.parametrize("name", ROW_LOSSES)
 def test_opcheck_of_the_row_loss(name: str, transposed: bool) -> None:
-    query, columns, scale = make_leaves()
+    query, candidates, scale = make_leaves()
     if transposed:
-        query, columns = (x.detach().T.contiguous().T.requires_grad_() for x in (query, columns))
+        query, candidates = (
+            x.detach().T.contiguous().T.requires_grad_() for x in (query, candidates)
+        )
     arguments = (*make_problem(OPTIONS[name], 3, scale), torch.rand(5), "mean", True)
     forward = torch.ops.crossalign.row_loss_fwd.default
-    torch.library.opcheck(forward, (query, columns, *arguments))
-    plain = [leaf.detach() for leaf in (query, columns, scale)]
+    torch.library.opcheck(forward, (query, candidates, *arguments))
+    plain = [leaf.detach() for leaf in (query, candidates, scale)]
     gradients = [torch.randn_like(leaf) for leaf in plain]
     upstream = torch.tensor(0.3, dtype=torch.float64)
     backward = torch.ops.crossalign.row_loss_bwd.default

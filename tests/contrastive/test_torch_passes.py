@@ -10,7 +10,7 @@ from crossalign import fused_contrastive_loss
 from crossalign.contrastive import torch_logits, torch_passes
 from crossalign.contrastive.problem import ContrastiveGrads, label_range
 from crossalign.contrastive.row_loss import row_loss
-from crossalign.contrastive.torch_logits import inverse_norms, normalize_backward, own_view
+from crossalign.contrastive.torch_logits import inverse_norms, label_view, normalize_backward
 from tests.support.allocations import LargestAllocation
 from tests.support.contrastive_cases import (
     LOSS_CASES,
@@ -39,7 +39,7 @@ def test_size_of_the_chunks_does_not_matter(name: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bound", [None, 8.0])
 def test_no_tensor_of_queries_times_columns(bound: float | None, symmetric: bool) -> None:
-    query, columns = torch.randn(4096, 8), torch.randn(4096 + 1024, 8)
+    query, candidates = torch.randn(4096, 8), torch.randn(4096 + 1024, 8)
     ids = torch.arange(4096) // 2
     problem = make_problem(
         4096,
@@ -47,17 +47,17 @@ def test_no_tensor_of_queries_times_columns(bound: float | None, symmetric: bool
         bound=bound,
         symmetric=symmetric,
         query_ids=ids,
-        column_ids=ids,
+        candidate_ids=ids,
         multi_positive=True,
         negative_owner=torch.arange(1024),
         hard_negative_weight=0.5,
     )
     with LargestAllocation() as largest:
-        sums = torch_passes.contrastive_fwd(query, columns, problem, None, True)
+        sums = torch_passes.contrastive_fwd(query, candidates, problem, None, True)
         grads = [torch.ones_like(getattr(sums, name)) for name in ContrastiveGrads._fields]
-        torch_passes.contrastive_bwd(query, columns, problem, sums, ContrastiveGrads(*grads))
+        torch_passes.contrastive_bwd(query, candidates, problem, sums, ContrastiveGrads(*grads))
         if not symmetric:
-            row_loss(query, columns, problem, None, "mean", with_stats=True)
+            row_loss(query, candidates, problem, None, "mean", with_stats=True)
     assert 0 < largest.elements <= torch_logits.CPU_CHUNK_LOGITS < 4096 * 5120 / 4
 
 
@@ -109,7 +109,7 @@ def test_own_columns_of_a_chunk(rows: slice, label_offset: int) -> None:
     """Every (row, own column) of the chunk, and no other, is in the view."""
     problem = make_problem(7, torch.float32, label_offset=label_offset)
     tile = torch.zeros(rows.stop - rows.start, 10)
-    own_view(tile, problem, rows).fill_(1)
+    label_view(tile, problem, rows).fill_(1)
     expected = {
         (row - rows.start, row + label_offset)
         for row in range(rows.start, rows.stop)

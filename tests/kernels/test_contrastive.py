@@ -75,12 +75,12 @@ def test_no_tensor_of_queries_times_columns(backend: str) -> None:
     from crossalign.kernels.contrastive_backward import CHUNK, contrastive_bwd
     from crossalign.kernels.contrastive_forward import contrastive_fwd
 
-    query, columns = torch.randn(100, 4), torch.randn(150, 4)
+    query, candidates = torch.randn(100, 4), torch.randn(150, 4)
     problem = make_problem(100, query.dtype)
     with LargestAllocation() as largest:
-        sums = contrastive_fwd(query, columns, problem, None, True)
+        sums = contrastive_fwd(query, candidates, problem, None, True)
         grads = [torch.ones_like(getattr(sums, name)) for name in ContrastiveGrads._fields]
-        contrastive_bwd(query, columns, problem, sums, ContrastiveGrads(*grads), True)
+        contrastive_bwd(query, candidates, problem, sums, ContrastiveGrads(*grads), True)
     assert 0 < largest.elements <= CHUNK * CHUNK < 100 * 150
 
 
@@ -90,18 +90,20 @@ def test_tie_bounds_are_the_last_logits_that_round_to_the_own_one(
     backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a rank knows of an own logit is in natural units, and the kernel compares in log2's."""
-    from crossalign.kernels import own_logits
+    from crossalign.kernels import positive_logits
 
-    monkeypatch.setattr(own_logits, "tie_slack", lambda *_: torch.zeros(()))
-    ln_2 = own_logits.LN_2.value
+    monkeypatch.setattr(positive_logits, "tie_slack", lambda *_: torch.zeros(()))
+    ln_2 = positive_logits.LN_2.value
     formed = torch.cat([torch.randn(10_000, dtype=dtype) * 30, torch.zeros(1, dtype=dtype)])
-    own = formed * ln_2
-    lower, upper = own_logits.tie_bounds(formed, formed, make_problem(1, dtype), own, None)
+    positive_logit = formed * ln_2
+    lower, upper = positive_logits.tie_bounds(
+        formed, formed, make_problem(1, dtype), positive_logit, None
+    )
     assert ((lower <= formed) & (formed <= upper)).all() and (lower < upper).any()
-    assert torch.equal(lower * ln_2, own) and torch.equal(upper * ln_2, own)
+    assert torch.equal(lower * ln_2, positive_logit) and torch.equal(upper * ln_2, positive_logit)
     infinity = torch.tensor(torch.inf, dtype=dtype)
-    assert (torch.nextafter(lower, -infinity) * ln_2 < own).all()
-    assert (torch.nextafter(upper, infinity) * ln_2 > own).all()
+    assert (torch.nextafter(lower, -infinity) * ln_2 < positive_logit).all()
+    assert (torch.nextafter(upper, infinity) * ln_2 > positive_logit).all()
 
 
 # On a GPU
@@ -147,11 +149,11 @@ def test_both_backends_agree_on_a_gpu(options: dict[str, Any]) -> None:
 @pytest.mark.cuda
 def test_offsets_beyond_2_31_elements() -> None:
     """Rows whose element offsets need 64 bits, and more logits than 32 bits count."""
-    num_columns, width = 2**20 + 77, 2048
+    num_candidates, width = 2**20 + 77, 2048
     if torch.cuda.mem_get_info()[0] < 32 * 2**30:
         pytest.skip("needs 32 GiB of free GPU memory")
     query, key = cuda_rows(4096, 4096, width=width)
-    negatives = torch.zeros(num_columns, width, device="cuda", dtype=torch.bfloat16)
+    negatives = torch.zeros(num_candidates, width, device="cuda", dtype=torch.bfloat16)
     negatives[-5:] = query.detach()[:5]
     terms = fused_contrastive_loss(
         query, key, negatives, normalize=False, temperature=width / 8.0, reduction="none"
@@ -159,7 +161,7 @@ def test_offsets_beyond_2_31_elements() -> None:
     (grad,) = torch.autograd.grad(terms[:5].sum(), query)
     rows, far = query.detach()[:5].double(), negatives[-5:].double()
     near = torch.cat([key.detach().double(), far])
-    logits = torch.cat([rows @ near.T * 8 / width, rows.new_zeros(5, num_columns - 5)], 1)
+    logits = torch.cat([rows @ near.T * 8 / width, rows.new_zeros(5, num_candidates - 5)], 1)
     expected = logits.logsumexp(1) - logits.diagonal()
     torch.testing.assert_close(terms[:5].double(), expected, rtol=1e-5, atol=1e-5)
     weights = logits.softmax(1)[:, : len(near)]
@@ -173,10 +175,10 @@ def test_offsets_beyond_2_31_elements() -> None:
 def test_another_batch_size_compiles_nothing() -> None:
     from crossalign.kernels.contrastive_forward import _contrastive_fwd_kernel
     from crossalign.kernels.contrastive_gradient import _contrastive_bwd_kernel
-    from crossalign.kernels.own_logits import _own_logits_kernel
+    from crossalign.kernels.positive_logits import _positive_logits_kernel
 
     def compiled() -> int:
-        kernels = (_contrastive_fwd_kernel, _contrastive_bwd_kernel, _own_logits_kernel)
+        kernels = (_contrastive_fwd_kernel, _contrastive_bwd_kernel, _positive_logits_kernel)
         return sum(len(kernel.device_caches[0][0]) for kernel in kernels)
 
     step(cuda_rows(64, 64, 64))

@@ -40,8 +40,8 @@ def test_lines_of_partial_sums_are_joined(num_lines: int, is_bounded: bool, back
     with device_guard(values):
         join(partials, sums, is_bounded)
     expected = torch.logsumexp(values * LN_2, 1)
-    torch.testing.assert_close(sums.row_rest, expected[0])
-    torch.testing.assert_close(sums.column_rest, expected[1])
+    torch.testing.assert_close(sums.row_negative_lse, expected[0])
+    torch.testing.assert_close(sums.column_negative_lse, expected[1])
     for name, total in (
         ("row_positive_sum", values[0]),
         ("row_positive_count", values[1]),
@@ -56,12 +56,18 @@ def test_lines_of_partial_sums_are_joined(num_lines: int, is_bounded: bool, back
 def filled_sums(symmetric: bool, multi_positive: bool, dtype: torch.dtype) -> ContrastiveSums:
     generator = torch.Generator().manual_seed(1)
     sums = unfilled_sums(symmetric, multi_positive, dtype)
-    for name in ("own", "row_rest", "column_rest", "row_positive_sum", "column_positive_sum"):
+    for name in (
+        "positive_logit",
+        "row_negative_lse",
+        "column_negative_lse",
+        "row_positive_sum",
+        "column_positive_sum",
+    ):
         getattr(sums, name).normal_(generator=generator).mul_(10)
     for name in ("row_positive_count", "column_positive_count"):
         getattr(sums, name).random_(0, 4, generator=generator)
-    sums.own[:4] = torch.tensor([300.0, -300.0, 0.0, 12.0])
-    sums.row_rest[:4] = torch.tensor([-300.0, 300.0, -torch.inf, 12.0])
+    sums.positive_logit[:4] = torch.tensor([300.0, -300.0, 0.0, 12.0])
+    sums.row_negative_lse[:4] = torch.tensor([-300.0, 300.0, -torch.inf, 12.0])
     return sums
 
 
@@ -69,7 +75,7 @@ def terms_and_gradients(sums: ContrastiveSums, upstream: Tensor, use_triton: boo
     leaves = sums._replace(
         **{name: getattr(sums, name).detach().requires_grad_() for name in ContrastiveGrads._fields}
     )
-    terms = pair_losses(leaves, sums.column_rest.numel() > 0, use_triton=use_triton)
+    terms = pair_losses(leaves, sums.column_negative_lse.numel() > 0, use_triton=use_triton)
     wanted = [getattr(leaves, name) for name in ContrastiveGrads._fields]
     grads = torch.autograd.grad(terms, wanted, upstream, materialize_grads=True)
     return [terms.detach(), *grads]
@@ -96,18 +102,18 @@ def test_terms_of_the_pairs_equal_pytorch(
 def test_small_terms_keep_their_digits(backend: str) -> None:
     """A term near 0 is e^(rest - own): forming 1 + e first would leave nothing of it."""
     sums = filled_sums(False, False, torch.float32)
-    sums.own.fill_(0)
-    sums.row_rest.copy_(torch.linspace(-80, 5, NUM_PAIRS))
+    sums.positive_logit.fill_(0)
+    sums.row_negative_lse.copy_(torch.linspace(-80, 5, NUM_PAIRS))
     terms = pair_losses(sums, False, use_triton=True)
-    expected = torch.nn.functional.softplus(sums.row_rest.double(), threshold=50.0)
+    expected = torch.nn.functional.softplus(sums.row_negative_lse.double(), threshold=50.0)
     torch.testing.assert_close(terms.double(), expected, rtol=1e-6, atol=0.0)
 
 
 @INTERPRETED
-@pytest.mark.parametrize("own", [torch.inf, -torch.inf, torch.nan])
-def test_own_logit_that_is_not_finite_is_not_hidden(own: float, backend: str) -> None:
+@pytest.mark.parametrize("positive_logit", [torch.inf, -torch.inf, torch.nan])
+def test_own_logit_that_is_not_finite_is_not_hidden(positive_logit: float, backend: str) -> None:
     sums = filled_sums(True, False, torch.float32)
-    sums.own[7] = own
+    sums.positive_logit[7] = positive_logit
     terms = pair_losses(sums, True, use_triton=True)
     assert not terms[7].isfinite() and terms[8:].isfinite().all()
     assert pair_terms(sums, True)[7].isnan() == terms[7].isnan()

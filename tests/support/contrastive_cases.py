@@ -193,7 +193,7 @@ def make_problem(num_keys: int, dtype: torch.dtype, **options: Any) -> Contrasti
     defaults: dict[str, Any] = {
         "scale": torch.tensor(7.0, dtype=accumulator(dtype)),
         "query_ids": None,
-        "column_ids": None,
+        "candidate_ids": None,
         "negative_owner": None,
         "num_keys": num_keys,
         "label_offset": 0,

@@ -109,7 +109,7 @@ def pretend_gpu(arch: int) -> RecordingDriver:
 
 def contrastive(
     num_queries: int,
-    num_columns: int,
+    num_candidates: int,
     dtype: torch.dtype = torch.bfloat16,
     width: int = 1024,
     with_stats: bool = False,
@@ -119,16 +119,18 @@ def contrastive(
     **options: Any,
 ) -> None:
     """The forward and the backward pass."""
-    query, columns = (torch.randn(size, width).to(dtype) for size in (num_queries, num_columns))
+    query, candidates = (
+        torch.randn(size, width).to(dtype) for size in (num_queries, num_candidates)
+    )
     if with_ids:
         options["query_ids"] = torch.arange(num_queries)
-        options["column_ids"] = torch.arange(num_columns)
+        options["candidate_ids"] = torch.arange(num_candidates)
     if with_owners:
-        options["negative_owner"] = torch.zeros(num_columns - num_queries, dtype=torch.int64)
+        options["negative_owner"] = torch.zeros(num_candidates - num_queries, dtype=torch.int64)
     problem = make_problem(num_queries, dtype, **options)
-    sums = contrastive_fwd(query, columns, problem, None, with_stats)
+    sums = contrastive_fwd(query, candidates, problem, None, with_stats)
     grads = pair_terms_bwd(torch.ones_like(pair_terms_fwd(sums)), sums)
-    contrastive_bwd(query, columns, problem, sums, grads, need_scale_grad)
+    contrastive_bwd(query, candidates, problem, sums, grads, need_scale_grad)
 
 
 def padded(

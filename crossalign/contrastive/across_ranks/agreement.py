@@ -140,10 +140,10 @@ def spread_batch(arguments: LossArguments, records: list[dict[str, Any]]) -> Spr
 def choose_schedule(arguments: LossArguments, records: list[dict[str, Any]]) -> str:
     if arguments.gather != "auto":
         return arguments.gather
-    num_columns = sum(record["rows"] + record["negatives"] for record in records)
+    num_candidates = sum(record["rows"] + record["negatives"] for record in records)
     num_features, dtype = arguments.query.shape[1], arguments.query.dtype
     gathered = gathered_bytes(
-        num_columns, num_features, dtype.itemsize, accumulator(dtype).itemsize
+        num_candidates, num_features, dtype.itemsize, accumulator(dtype).itemsize
     )
     memory = min(record["memory"] for record in records)
     return "all_gather" if gathered <= GATHERED_SHARE * memory else "ring"

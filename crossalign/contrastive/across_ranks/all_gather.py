@@ -1,9 +1,9 @@
-"""The sums of a spread batch, with every rank's columns gathered once and queries never.
+"""The sums of a spread batch, with every rank's candidates gathered once and queries never.
 
-A rank's queries meet all columns, so its row terms are whole; of the column terms it has a part,
+A rank's queries meet all candidates, so its row terms are whole; of the column terms it has a part,
 which goes to the rank that owns the key: one log-sum-exp per key and rank instead of a second
 product. Backward hands each key's coefficients to all ranks, forms the gradient of this rank's
-queries against all columns, and sums the columns' gradients at their owners.
+queries against all candidates, and sums the candidates' gradients at their owners.
 
 Shapes: N_r pairs and H_r further negatives of rank r, N, H and M = N + H of all, D features.
 """
@@ -28,22 +28,23 @@ from crossalign.distributed.gather import exchange_rows, gather_rows, reduce_row
 
 
 def gathered_problem(problem: ContrastiveProblem, batch: SpreadBatch) -> ContrastiveProblem:
-    """This rank's problem -> its queries against the columns of all ranks. Collective for ids."""
-    num_pairs, column_ids = batch.keys.rows[batch.rank], problem.column_ids
-    if column_ids is not None:
-        of_keys, of_negatives = column_ids[:num_pairs], column_ids[num_pairs:]
-        column_ids = gather_rows(of_keys[:, None], batch.keys)
+    """This rank's problem -> its queries against the candidates of all ranks. Collective for
+    ids."""
+    num_pairs, candidate_ids = batch.keys.rows[batch.rank], problem.candidate_ids
+    if candidate_ids is not None:
+        of_keys, of_negatives = candidate_ids[:num_pairs], candidate_ids[num_pairs:]
+        candidate_ids = gather_rows(of_keys[:, None], batch.keys)
         if batch.negatives_have_ids:
             further = gather_rows(of_negatives[:, None], batch.negatives)
-            column_ids = torch.cat([column_ids, further])
-        column_ids = column_ids[:, 0].contiguous()
+            candidate_ids = torch.cat([candidate_ids, further])
+        candidate_ids = candidate_ids[:, 0].contiguous()
     owner = problem.negative_owner
     if owner is not None:
         before, after = batch.negatives.rows[: batch.rank], batch.negatives.rows[batch.rank + 1 :]
         # -1: owned by a query of another rank.
         owner = F.pad(owner, (sum(before), sum(after)), value=-1)
     return problem._replace(
-        column_ids=column_ids,
+        candidate_ids=candidate_ids,
         negative_owner=owner,
         num_keys=sum(batch.keys.rows),
         label_offset=batch.first_row(batch.rank),
@@ -53,22 +54,22 @@ def gathered_problem(problem: ContrastiveProblem, batch: SpreadBatch) -> Contras
 def gathered_sums(
     query: Tensor, key: Tensor, negatives: Tensor, problem: ContrastiveProblem, batch: SpreadBatch
 ) -> tuple[ContrastiveSums, Tensor]:
-    """(the sums of this rank's pairs, the gathered columns (M, D) that backward needs)."""
-    columns = gather_rows(key, batch.keys)
+    """(the sums of this rank's pairs, the gathered candidates (M, D) that backward needs)."""
+    candidates = gather_rows(key, batch.keys)
     if sum(batch.negatives.rows):
-        columns = torch.cat([columns, gather_rows(negatives, batch.negatives)])
-    sums = block_sums(query, columns, problem, batch)
+        candidates = torch.cat([candidates, gather_rows(negatives, batch.negatives)])
+    sums = block_sums(query, candidates, problem, batch)
     parts = column_parts(sums, problem)
     if problem.symmetric:
         of_ranks = exchange_rows(parts, batch.keys)
         rest = torch.logsumexp(of_ranks[:, :, :1], 0)
         parts = torch.cat([rest, of_ranks[:, :, 1:].sum(0)], 1)
-    return with_column_parts(sums, parts, problem), columns
+    return with_column_parts(sums, parts, problem), candidates
 
 
 def gathered_gradients(
     query: Tensor,
-    columns: Tensor,
+    candidates: Tensor,
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
@@ -80,13 +81,13 @@ def gathered_gradients(
     if problem.symmetric:
         coefficients = gather_rows(coefficients, batch.keys)
     sums, grads = with_column_coefficients(sums, grads, coefficients, problem)
-    grad_query, grad_columns, grad_scale = block_gradients(
-        query, columns, problem, sums, grads, batch, need_scale_grad
+    grad_query, grad_candidates, grad_scale = block_gradients(
+        query, candidates, problem, sums, grads, batch, need_scale_grad
     )
     grad_key = grad_negatives = None
     if batch.keys_need_grad:
-        grad_key = reduce_rows(grad_columns[: problem.num_keys], batch.keys, columns.dtype)
+        grad_key = reduce_rows(grad_candidates[: problem.num_keys], batch.keys, candidates.dtype)
     if batch.negatives_need_grad:
-        further = grad_columns[problem.num_keys :]
-        grad_negatives = reduce_rows(further, batch.negatives, columns.dtype)
+        further = grad_candidates[problem.num_keys :]
+        grad_negatives = reduce_rows(further, batch.negatives, candidates.dtype)
     return grad_query, grad_key, grad_negatives, grad_scale

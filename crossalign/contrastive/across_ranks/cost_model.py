@@ -75,26 +75,28 @@ def rank_cost(
     return count[schedule](batch, symmetric, machine or Machine())
 
 
-def gathered_bytes(num_columns: int, num_features: int, itemsize: int, wide_itemsize: int) -> int:
-    """The columns of all ranks, their gradient, and the sum it is rounded from."""
-    return num_columns * num_features * (2 * itemsize + wide_itemsize)
+def gathered_bytes(
+    num_candidates: int, num_features: int, itemsize: int, wide_itemsize: int
+) -> int:
+    """The candidates of all ranks, their gradient, and the sum it is rounded from."""
+    return num_candidates * num_features * (2 * itemsize + wide_itemsize)
 
 
 class _Batch(NamedTuple):
     ranks: int
     pairs: int
-    columns: int
+    candidates: int
     features: int
     itemsize: int
 
     @property
     def product(self) -> float:
-        """Operations of this rank's queries against all columns."""
-        return 2 * self.pairs / self.ranks * self.columns * self.features
+        """Operations of this rank's queries against all candidates."""
+        return 2 * self.pairs / self.ranks * self.candidates * self.features
 
     @property
     def shard_elements(self) -> float:
-        return self.columns / self.ranks * self.features
+        return self.candidates / self.ranks * self.features
 
     @property
     def shard_bytes(self) -> float:
@@ -113,7 +115,7 @@ def _all_gather(batch: _Batch, symmetric: bool, machine: Machine) -> RankCost:
     # Of the keys of others: one partial log-sum-exp. Of its own, to others: two coefficients.
     wire = batch.record_bytes + 2 * batch.shard_bytes * others + 3 * numbers
     transfers = (5 if symmetric else 3) * math.ceil(math.log2(batch.ranks))
-    memory = gathered_bytes(batch.columns, batch.features, batch.itemsize, _WIDE)
+    memory = gathered_bytes(batch.candidates, batch.features, batch.itemsize, _WIDE)
     operations = 4 * batch.product
     seconds = _seconds(operations, machine) + _on_the_wire(wire, transfers, machine)
     return RankCost(operations, wire, memory, seconds)
@@ -125,12 +127,13 @@ def _ring(batch: _Batch, symmetric: bool, machine: Machine) -> RankCost:
     rounds = batch.ranks if others else 0  # what follows the shard also comes home
     parts = pairs * _WIDE if symmetric else 0.0
     forward_shard = batch.shard_bytes
-    # Inverse norms travel with the columns, and two coefficients with the keys.
+    # Inverse norms travel with the candidates, and two coefficients with the keys.
     backward_shard = batch.shard_bytes + batch.shard_elements / batch.features * _WIDE + 2 * parts
     gradient = batch.shard_elements * _WIDE
     wire = batch.record_bytes + others * (forward_shard + backward_shard)
     wire += rounds * (parts + gradient)
-    # Two shards of columns; of one shard of gradients the product's sum and its rounding, and the
+    # Two shards of candidates; of one shard of gradients the product's sum and its rounding, and
+    # the
     # sums that come and go; of the queries' gradient the sum and a part.
     memory = batch.shard_elements * (3 * batch.itemsize + 3 * _WIDE)
     memory += pairs * batch.features * (batch.itemsize + _WIDE)
@@ -152,17 +155,17 @@ def _steps(block: float, shard: float, following: float, ranks: int, machine: Ma
 
 
 def _open_clip(batch: _Batch, symmetric: bool, machine: Machine) -> RankCost:
-    """Each direction gathers its own columns and keeps its logits: three products apiece.
+    """Each direction gathers its positives and keeps its logits: three products apiece.
 
     Source: mlfoundations/open_clip: src/open_clip/loss.py (local_loss and gather_with_grad).
     """
     directions, others = 2 if symmetric else 1, batch.ranks - 1
     operations = directions * 3 * batch.product
     wire = directions * 2 * batch.shard_bytes * others
-    logits = batch.pairs / batch.ranks * batch.columns
+    logits = batch.pairs / batch.ranks * batch.candidates
     # Features of all ranks and their gradient; the logits and their float32 log-probabilities.
     memory = directions * (
-        2 * batch.columns * batch.features * batch.itemsize + logits * (batch.itemsize + _WIDE)
+        2 * batch.candidates * batch.features * batch.itemsize + logits * (batch.itemsize + _WIDE)
     )
     transfers = directions * 2 * math.ceil(math.log2(batch.ranks))
     seconds = _seconds(operations, machine) + _on_the_wire(wire, transfers, machine)

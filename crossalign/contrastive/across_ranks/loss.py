@@ -52,7 +52,8 @@ _NAME = "fused_contrastive_loss"
 
 
 class _Schedule(NamedTuple):
-    """How queries meet the columns of other ranks; the functions are described where they are."""
+    """How queries meet the candidates of other ranks; the functions are described where they
+    are."""
 
     problem: Callable[[ContrastiveProblem, SpreadBatch], ContrastiveProblem]
     sums: Callable[..., tuple[ContrastiveSums, Tensor]]
@@ -69,9 +70,10 @@ def loss_across_ranks(arguments: LossArguments) -> Any:
     """fused_contrastive_loss where arguments.group is given; arguments as yet unchecked.
 
     Cost beside the arithmetic, which is 1 / W of the whole on each rank: an exchange of records
-    that the host waits for; then, with "all_gather", one gather of the columns, one exchange of up
+    that the host waits for; then, with "all_gather", one gather of the candidates, one exchange of
+    up
     to three numbers per key, and in backward one gather of as many and one reduce-scatter of the
-    columns' gradients. With "ring" W - 1 (backward W) transfers between neighbours.
+    candidates' gradients. With "ring" W - 1 (backward W) transfers between neighbours.
     """
     return untraced(_loss_across_ranks)(arguments)
 
@@ -113,10 +115,10 @@ class _SumsAcrossRanks(torch.autograd.Function):
         schedule: _Schedule,
     ) -> tuple[Tensor, ...]:
         problem = problem._replace(scale=scale)
-        sums, columns = schedule.sums(query, key, negatives, problem, batch)
+        sums, candidates = schedule.sums(query, key, negatives, problem, batch)
         ctx.problem = problem._replace(scale=None)  # type: ignore[arg-type]
         ctx.batch, ctx.schedule = batch, schedule
-        ctx.save_for_backward(query, columns, scale, *sums)
+        ctx.save_for_backward(query, candidates, scale, *sums)
         ctx.mark_non_differentiable(*(getattr(sums, name) for name in NON_DIFFERENTIABLE_SUMS))
         ctx.set_materialize_grads(False)
         return tuple(sums)
@@ -124,11 +126,11 @@ class _SumsAcrossRanks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        query, columns, scale, *saved = ctx.saved_tensors
+        query, candidates, scale, *saved = ctx.saved_tensors
         sums = ContrastiveSums(*saved)
         grad_query, grad_key, grad_negatives, grad_scale = ctx.schedule.gradients(
             query,
-            columns,
+            candidates,
             ctx.problem._replace(scale=scale),
             sums,
             upstream_gradients(upstream, sums),
@@ -182,8 +184,8 @@ def _totals(
     Added in rank order, so that every rank has the same bits.
     """
     rows = [
-        torch.ones_like(sums.own) if weights is None else weights,
-        sums.row_rest.detach() != -torch.inf,
+        torch.ones_like(sums.positive_logit) if weights is None else weights,
+        sums.row_negative_lse.detach() != -torch.inf,
     ]
     if batch.with_stats:
         rows.extend(stat_rows(sums, problem.scale))

@@ -1,12 +1,13 @@
-"""The sums of a spread batch with no rank ever holding more columns than a few shards.
+"""The sums of a spread batch with no rank ever holding more candidates than a few shards.
 
-The shards of columns go round: in step t rank r meets the columns of rank r - t while those of
+The shards of candidates go round: in step t rank r meets the candidates of rank r - t while those
+of
 rank r - t - 1 are on their way to it. What the queries met so far contribute to a shard's column
 terms, and in backward to its gradient, follows one step behind the shard, is added to what this
 rank contributes, and after the last step comes home. Every sum has a fixed order: a query's over
 the ranks r, r - 1, ..., a column's over the ranks r, r + 1, ...
 
-Shapes: N_r pairs and H_r further negatives of rank r, M_r = N_r + H_r columns, D features.
+Shapes: N_r pairs and H_r further negatives of rank r, M_r = N_r + H_r candidates, D features.
 """
 
 from __future__ import annotations
@@ -46,26 +47,26 @@ class _Travelling(NamedTuple):
 def ring_sums(
     query: Tensor, key: Tensor, negatives: Tensor, problem: ContrastiveProblem, batch: SpreadBatch
 ) -> tuple[ContrastiveSums, Tensor]:
-    """(the sums of this rank's pairs, its own columns (M_r, D))."""
-    columns = torch.cat([key, negatives]) if len(negatives) else key.contiguous()
+    """(the sums of this rank's pairs, its positives (M_r, D))."""
+    candidates = torch.cat([key, negatives]) if len(negatives) else key.contiguous()
     totals: list[ContrastiveSums] = []
 
     def visit(source: int, shard: list[Tensor]) -> Tensor:
         block = _block_problem(problem, batch, source, *shard[1:])
-        known_own = totals[-1].own if totals else None
-        sums = block_sums(query, shard[0], block, batch, known_own)
+        known_positive_logit = totals[-1].positive_logit if totals else None
+        sums = block_sums(query, shard[0], block, batch, known_positive_logit)
         totals[:] = [_add_rows(totals[0], sums) if totals else sums]
         return column_parts(sums, block)
 
     parts = _circulate(
-        _shard(columns, problem, batch), batch, visit, _combine_parts, batch.keys.rows
+        _shard(candidates, problem, batch), batch, visit, _combine_parts, batch.keys.rows
     )
-    return with_column_parts(totals[0], parts, problem), columns
+    return with_column_parts(totals[0], parts, problem), candidates
 
 
 def ring_gradients(
     query: Tensor,
-    columns: Tensor,
+    candidates: Tensor,
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
@@ -77,20 +78,20 @@ def ring_gradients(
     grad_query = torch.zeros_like(query, dtype=wide)
     grad_scale = torch.zeros_like(problem.scale)
     is_wanted = batch.keys_need_grad or batch.negatives_need_grad
-    num_columns = _rows_of_columns(batch)
+    num_candidates = _rows_of_columns(batch)
     coefficients = column_coefficients(sums, grads, problem)
-    shard = _shard(columns, problem, batch)
+    shard = _shard(candidates, problem, batch)
     shard.append(_Travelling(coefficients, batch.keys.rows))
     if problem.normalize:
-        shard.append(_Travelling(sums.column_inverse_norm, num_columns))
+        shard.append(_Travelling(sums.candidate_inverse_norm, num_candidates))
 
     def visit(source: int, arrived: list[Tensor]) -> Tensor:
-        ids = arrived[1:2] if problem.column_ids is not None else []
+        ids = arrived[1:2] if problem.candidate_ids is not None else []
         block = _block_problem(problem, batch, source, *ids)
         coefficients, *inverse_norm = arrived[1 + len(ids) :]
         block_sums, block_grads = with_column_coefficients(sums, grads, coefficients, block)
         if inverse_norm:
-            block_sums = block_sums._replace(column_inverse_norm=inverse_norm[0])
+            block_sums = block_sums._replace(candidate_inverse_norm=inverse_norm[0])
         of_query, of_columns, of_scale = block_gradients(
             query, arrived[0], block, block_sums, block_grads, batch, need_scale_grad
         )
@@ -98,12 +99,12 @@ def ring_gradients(
         grad_scale.add_(of_scale)
         return of_columns.to(wide) if is_wanted else of_columns.new_empty((len(of_columns), 0))
 
-    grad_columns = _circulate(shard, batch, visit, torch.add, num_columns)
+    grad_candidates = _circulate(shard, batch, visit, torch.add, num_candidates)
     grad_key = grad_negatives = None
     if is_wanted:
-        grad_columns = grad_columns.to(columns.dtype)
+        grad_candidates = grad_candidates.to(candidates.dtype)
         num_keys = batch.keys.rows[batch.rank]
-        grad_key, grad_negatives = grad_columns[:num_keys], grad_columns[num_keys:]
+        grad_key, grad_negatives = grad_candidates[:num_keys], grad_candidates[num_keys:]
     return grad_query.to(query.dtype), grad_key, grad_negatives, grad_scale
 
 
@@ -112,24 +113,29 @@ def _rows_of_columns(batch: SpreadBatch) -> list[int]:
     return [keys + negatives for keys, negatives in pairs]
 
 
-def _shard(columns: Tensor, problem: ContrastiveProblem, batch: SpreadBatch) -> list[_Travelling]:
+def _shard(
+    candidates: Tensor, problem: ContrastiveProblem, batch: SpreadBatch
+) -> list[_Travelling]:
     rows = _rows_of_columns(batch)
-    shard = [_Travelling(columns, rows)]
-    if problem.column_ids is not None:
+    shard = [_Travelling(candidates, rows)]
+    if problem.candidate_ids is not None:
         with_id = rows if batch.negatives_have_ids else batch.keys.rows
-        shard.append(_Travelling(problem.column_ids, with_id))
+        shard.append(_Travelling(problem.candidate_ids, with_id))
     return shard
 
 
 def _block_problem(
-    problem: ContrastiveProblem, batch: SpreadBatch, source: int, column_ids: Tensor | None = None
+    problem: ContrastiveProblem,
+    batch: SpreadBatch,
+    source: int,
+    candidate_ids: Tensor | None = None,
 ) -> ContrastiveProblem:
-    """This rank's queries against the columns of rank `source`."""
+    """This rank's queries against the candidates of rank `source`."""
     owner = problem.negative_owner
     if owner is not None and source != batch.rank:
         owner = owner.new_full((batch.negatives.rows[source],), -1)  # none of them is owned here
     return problem._replace(
-        column_ids=column_ids,
+        candidate_ids=candidate_ids,
         negative_owner=owner,
         num_keys=batch.keys.rows[source],
         label_offset=batch.first_row(batch.rank) - batch.first_row(source),
@@ -137,9 +143,9 @@ def _block_problem(
 
 
 def _add_rows(total: ContrastiveSums, sums: ContrastiveSums) -> ContrastiveSums:
-    """The first block's sums, with what further columns add to those of the rows."""
+    """The first block's sums, with what further candidates add to those of the rows."""
     return total._replace(
-        row_rest=torch.logaddexp(total.row_rest, sums.row_rest),
+        row_negative_lse=torch.logaddexp(total.row_negative_lse, sums.row_negative_lse),
         row_positive_sum=total.row_positive_sum + sums.row_positive_sum,
         row_positive_count=total.row_positive_count + sums.row_positive_count,
         num_above=total.num_above + sums.num_above,

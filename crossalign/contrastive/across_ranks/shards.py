@@ -1,6 +1,6 @@
-"""What a rank knows of a batch that lies on several, and the passes over one block of columns.
+"""What a rank knows of a batch that lies on several, and the passes over one block of candidates.
 
-Shapes: N_r pairs and H_r further negatives of rank r, M_r = N_r + H_r columns, D features.
+Shapes: N_r pairs and H_r further negatives of rank r, M_r = N_r + H_r candidates, D features.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class SpreadBatch(NamedTuple):
 
 def block_sums(
     query: Tensor,
-    columns: Tensor,
+    candidates: Tensor,
     problem: ContrastiveProblem,
     batch: SpreadBatch,
-    known_own: Tensor | None = None,
+    known_positive_logit: Tensor | None = None,
 ) -> ContrastiveSums:
-    """This rank's queries (N_r, D) against any columns; see contrastive_sums."""
+    """This rank's queries (N_r, D) against any candidates; see contrastive_sums."""
     return contrastive_sums(
         query,
-        columns,
+        candidates,
         problem,
-        known_own=known_own,
+        known_positive_logit=known_positive_logit,
         with_stats=batch.with_stats,
         use_triton=batch.use_triton,
     )
@@ -55,24 +55,24 @@ def block_sums(
 
 def block_gradients(
     query: Tensor,
-    columns: Tensor,
+    candidates: Tensor,
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
     batch: SpreadBatch,
     need_scale_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of query, columns and scale; sums and grads are those of the whole batch."""
+    """Of query, candidates and scale; sums and grads are those of the whole batch."""
     return contrastive_gradients(
-        query, columns, problem, sums, grads, need_scale_grad, use_triton=batch.use_triton
+        query, candidates, problem, sums, grads, need_scale_grad, use_triton=batch.use_triton
     )
 
 
 def column_parts(sums: ContrastiveSums, problem: ContrastiveProblem) -> Tensor:
-    """(num_keys, 0, 1 or 3): what one rank's queries contribute to the terms of the columns."""
+    """(num_keys, 0, 1 or 3): what one rank's queries contribute to the terms of the candidates."""
     if not problem.symmetric:
-        return sums.own.new_empty((problem.num_keys, 0))
-    parts = [sums.column_rest]
+        return sums.positive_logit.new_empty((problem.num_keys, 0))
+    parts = [sums.column_negative_lse]
     if problem.multi_positive:
         parts += [sums.column_positive_sum, sums.column_positive_count]
     return torch.stack(parts, 1)
@@ -83,7 +83,7 @@ def with_column_parts(
 ) -> ContrastiveSums:
     """The sums with the parts of this rank's own keys, from the queries of all ranks."""
     if problem.symmetric:
-        sums = sums._replace(column_rest=parts[:, 0].contiguous())
+        sums = sums._replace(column_negative_lse=parts[:, 0].contiguous())
     if problem.symmetric and problem.multi_positive:
         sums = sums._replace(
             column_positive_sum=parts[:, 1].contiguous(),
@@ -97,8 +97,8 @@ def column_coefficients(
 ) -> Tensor:
     """(N_r, 0, 2 or 3): what every rank's backward must know of this rank's keys."""
     if not problem.symmetric:
-        return sums.own.new_empty((sums.own.shape[0], 0))
-    coefficients = [sums.column_rest, grads.column_rest]
+        return sums.positive_logit.new_empty((sums.positive_logit.shape[0], 0))
+    coefficients = [sums.column_negative_lse, grads.column_negative_lse]
     if problem.multi_positive:
         coefficients.append(grads.column_positive_sum)
     return torch.stack(coefficients, 1)
@@ -114,6 +114,6 @@ def with_column_coefficients(
     if not problem.symmetric:
         return sums, grads
     rest, grad_rest, *positive = (column.contiguous() for column in coefficients.unbind(1))
-    sums = sums._replace(column_rest=rest)
-    grads = grads._replace(column_rest=grad_rest)
+    sums = sums._replace(column_negative_lse=rest)
+    grads = grads._replace(column_negative_lse=grad_rest)
     return sums, grads._replace(column_positive_sum=positive[0]) if positive else grads

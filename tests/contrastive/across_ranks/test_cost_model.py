@@ -114,8 +114,8 @@ def test_counts_are_those_of_real_processes(world_size: int) -> None:
                 symmetric=symmetric,
                 itemsize=4,
             )
-            columns = NUM_PAIRS + num_negatives
-            assert ours.operations == 8 * NUM_PAIRS * columns * WIDTH / world_size
+            candidates = NUM_PAIRS + num_negatives
+            assert ours.operations == 8 * NUM_PAIRS * candidates * WIDTH / world_size
             assert expected.operations == ours.operations
             totals = TOTALS_BYTES * (world_size - 1)
             assert ours.wire_bytes == expected.wire_bytes + totals, (gather, symmetric)
@@ -140,13 +140,13 @@ def test_ring_holds_a_few_shards_whatever_the_number_of_ranks() -> None:
 def test_open_clip_multiplies_as_often_as_its_loss_does() -> None:
     """Each direction against the gathered columns of the other side, logits kept for backward."""
     rows, ranks = NUM_PAIRS // 4, 4
-    own = [torch.randn(rows, WIDTH).requires_grad_() for _ in range(2)]
+    positive_logit = [torch.randn(rows, WIDTH).requires_grad_() for _ in range(2)]
     whole = [torch.randn(NUM_PAIRS, WIDTH).requires_grad_() for _ in range(2)]
 
     def step() -> None:
         labels = torch.arange(rows)
-        loss = F.cross_entropy(own[0] @ whole[1].T, labels)
-        (loss + F.cross_entropy(own[1] @ whole[0].T, labels)).backward()
+        loss = F.cross_entropy(positive_logit[0] @ whole[1].T, labels)
+        (loss + F.cross_entropy(positive_logit[1] @ whole[0].T, labels)).backward()
 
     operations, _, _ = count(step)
     assert operations == rank_cost("open_clip", ranks, NUM_PAIRS, WIDTH).operations

@@ -1,4 +1,4 @@
-"""The logit of every query and its own key, before the pass over all columns.
+"""The logit of every query and its own key, before the pass over all candidates.
 
     own[i] = scale * <q_i, k_own(i)> * rq_i * rk_own(i)
 
@@ -21,7 +21,7 @@ from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     LN_2,
     LOG2_E,
-    own_mask,
+    label_mask,
     scaled_tile,
     similarity_tile,
 )
@@ -30,18 +30,18 @@ from crossalign.kernels.launch import CompileCase
 
 
 @triton.jit(do_not_specialize=BATCH_SIZES)
-def _own_logits_kernel(
+def _positive_logits_kernel(
     query,  # (N, D) descriptor, or pointer
-    columns,  # (M, D) descriptor, or pointer
+    candidates,  # (M, D) descriptor, or pointer
     scale_ptr,  # ()
     query_inverse_norm_ptr,  # (N,)
-    column_inverse_norm_ptr,  # (M,)
-    own_ptr,  # (N,) out, in natural units
-    own_log2_ptr,  # (N,) out, as the pass over all columns compares it
+    candidate_inverse_norm_ptr,  # (M,)
+    positive_logit_ptr,  # (N,) out, in natural units
+    positive_log2_ptr,  # (N,) out, as the pass over all candidates compares it
     stride_qn,
     stride_cm,
     num_queries,
-    num_columns,
+    num_candidates,
     num_keys,
     num_features,
     label_offset,
@@ -55,54 +55,57 @@ def _own_logits_kernel(
 ):
     first_row = tl.program_id(0) * BLOCK_N
     offs_n = first_row + tl.arange(0, BLOCK_N)
-    own = tl.zeros((BLOCK_N,), ACC_DTYPE)
+    positive_logit = tl.zeros((BLOCK_N,), ACC_DTYPE)
     for first_local_column in range(0, BLOCK_N, BLOCK_M):
         first_column = first_row + label_offset + first_local_column
         similarity = similarity_tile(
-            query, columns, stride_qn, stride_cm, num_queries, num_columns, first_row,
+            query, candidates, stride_qn, stride_cm, num_queries, num_candidates, first_row,
             first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION,
             USE_DESCRIPTORS,
         )  # fmt: skip
         offs_m = first_column + tl.arange(0, BLOCK_M)
         logits = scaled_tile(
-            similarity, scale_ptr, query_inverse_norm_ptr, column_inverse_norm_ptr, offs_n,
-            offs_m, num_queries, num_columns, NORMALIZE,
+            similarity, scale_ptr, query_inverse_norm_ptr, candidate_inverse_norm_ptr, offs_n,
+            offs_m, num_queries, num_candidates, NORMALIZE,
         )  # fmt: skip
-        is_own = own_mask(offs_n, offs_m, label_offset, num_keys)
-        own += tl.sum(tl.where(is_own, logits, 0.0), 1)
-    tl.store(own_log2_ptr + offs_n, own, mask=offs_n < num_queries)
-    tl.store(own_ptr + offs_n, own * LN_2, mask=offs_n < num_queries)
+        is_label = label_mask(offs_n, offs_m, label_offset, num_keys)
+        positive_logit += tl.sum(tl.where(is_label, logits, 0.0), 1)
+    tl.store(positive_log2_ptr + offs_n, positive_logit, mask=offs_n < num_queries)
+    tl.store(positive_logit_ptr + offs_n, positive_logit * LN_2, mask=offs_n < num_queries)
 
 
-def own_logits(operands: TileOperands, tile_arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """(N,) in natural and in log2 units; 0 where the own key is not among the columns.
+def positive_logits(
+    operands: TileOperands, tile_arguments: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """(N,) in natural and in log2 units; 0 where the own key is not among the candidates.
 
-    tile_arguments: of operands, those of the pass over all columns.
+    tile_arguments: of operands, those of the pass over all candidates.
     """
     num_queries, scale = operands.query.shape[0], operands.problem.scale
-    own, own_log2 = scale.new_empty(num_queries), scale.new_empty(num_queries)
-    _own_logits_kernel[(triton.cdiv(num_queries, tile_arguments["BLOCK_N"]),)](
-        **tile_arguments, own_ptr=own, own_log2_ptr=own_log2
+    positive_logit, positive_log2 = scale.new_empty(num_queries), scale.new_empty(num_queries)
+    _positive_logits_kernel[(triton.cdiv(num_queries, tile_arguments["BLOCK_N"]),)](
+        **tile_arguments, positive_logit_ptr=positive_logit, positive_log2_ptr=positive_log2
     )
-    return own, own_log2
+    return positive_logit, positive_log2
 
 
 def tie_bounds(
     query: Tensor,
-    columns: Tensor,
+    candidates: Tensor,
     problem: ContrastiveProblem,
-    own: Tensor,
-    own_log2: Tensor | None,
+    positive_logit: Tensor,
+    positive_log2: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """(N,), (N,) in log2 units: the least and the largest logit that tie with each own one.
 
-    own_log2: the own logits in those units, if they were formed here. Others are known in natural
+    positive_log2: the positive logits in those units, if they were formed here. Others are known
+    in natural
     units alone, which several neighbours round to: all of them tie.
     """
-    if own_log2 is not None and query.is_cuda:
-        return own_log2, own_log2
-    slack = tie_slack(query, columns, problem, own)
-    lower, upper = own - slack, own + slack
+    if positive_log2 is not None and query.is_cuda:
+        return positive_log2, positive_log2
+    slack = tie_slack(query, candidates, problem, positive_logit)
+    lower, upper = positive_logit - slack, positive_logit + slack
     least, largest = _neighbours(lower), _neighbours(upper)
     is_within = least * LN_2.value >= lower[:, None], largest * LN_2.value <= upper[:, None]
     least = torch.where(is_within[0], least, torch.inf).amin(1)
@@ -121,5 +124,5 @@ def _neighbours(logits: Tensor) -> Tensor:
 def compile_cases() -> list[CompileCase]:
     options: dict[str, dict[str, object]] = {"symmetric": {}}
     return compile_cases_of(
-        _own_logits_kernel, "own_logits", options, lambda table, options: table.forward
+        _positive_logits_kernel, "positive_logits", options, lambda table, options: table.forward
     )
