@@ -10,6 +10,7 @@ import torch
 
 from crossalign.argument_checks import OLDEST_CAPABILITY, is_too_old
 from crossalign.distributed.gather import extension_status, load_extension
+from crossalign.version import __version__
 
 
 def extension_available() -> bool:
@@ -30,8 +31,6 @@ def build_info() -> dict[str, Any]:
         backends: what `backend=` may be here, "auto" apart.
         notes: a sentence on each backend and on the extension.
     """
-    from crossalign import __version__
-
     triton = _triton_version()
     triton_runs, triton_note = _triton_status(triton)
     extension = load_extension()

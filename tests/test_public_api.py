@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,6 +157,32 @@ def test_fields_of_results(name: str) -> None:
 
 def test_all_lists_exactly_the_public_names() -> None:
     assert set(crossalign.__all__) == {*CONTRACTS, *RESULTS}
+
+
+def test_type_checkers_see_the_names_where_they_are_found_at_run_time() -> None:
+    """The package loads a name's module on first use; the imports for type checkers must agree."""
+    tree = ast.parse(Path(crossalign.__file__).read_text())
+    shown = {
+        alias.name: node.module
+        for branch in tree.body
+        if isinstance(branch, ast.If)
+        for node in branch.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert shown == {name: f"crossalign.{home}" for name, home in crossalign._HOMES.items()}
+    assert set(shown) == set(crossalign.__all__) <= set(dir(crossalign))
+    with pytest.raises(AttributeError, match="'crossalign' has no attribute 'fused_loss'"):
+        _ = crossalign.fused_loss
+
+
+def test_importing_the_package_does_not_load_torch() -> None:
+    code = (
+        "import sys, crossalign; assert 'torch' not in sys.modules; "
+        "from crossalign import *; assert 'torch' in sys.modules; "
+        "assert {name for name in crossalign.__all__} <= set(globals())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", CONTRACTS)

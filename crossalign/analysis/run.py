@@ -13,13 +13,13 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from crossalign import __version__
 from crossalign.alignment.model_setup import check_model_name, load_config
 from crossalign.alignment.train import choose_device
 from crossalign.analysis.measurement import AnalysisOptions, LayerMeasurement, measure_model
 from crossalign.analysis.parallel_text import read_parallel_text
 from crossalign.analysis.results import write_results
 from crossalign.files.output import check_output, written_whole
+from crossalign.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

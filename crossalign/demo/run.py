@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from crossalign import __version__
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.train import align, choose_device
 from crossalign.data.builders import TrainingItem, build_items
@@ -26,6 +25,7 @@ from crossalign.demo.measurement import Measurement, accuracy_table, measure
 from crossalign.demo.report import write_report
 from crossalign.evaluation.vectors.retrieval import write_retrieval_csv
 from crossalign.files.output import check_output, written_whole
+from crossalign.version import __version__
 
 ENTRIES = ("report.html", "retrieval.csv", "projection.csv", "demo.json", "model")
 
