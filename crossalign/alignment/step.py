@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.alignment.batches import Inputs, StepBatch
-from crossalign.alignment.engines.engine import Engine
+from crossalign.alignment.engines.one_process import Engine
 from crossalign.alignment.model import AlignmentModel, AlignmentOutput, no_text
 from crossalign.alignment.padding import LENGTHS
 from crossalign.contrastive.gradient_cache import GradientCache
@@ -60,7 +60,7 @@ def _contrastive_backward(
 ) -> tuple[Tensor, ContrastiveStats]:
     owner = alignment.negative_owner(batch.source, batch.target, batch.negatives)
     rows = batch.num_pairs
-    most = engine.most(rows)
+    longest = engine.max_over_ranks(rows)
     results: list[tuple[Tensor, ContrastiveStats]] = []
 
     def loss(query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
@@ -74,9 +74,9 @@ def _contrastive_backward(
         return embedded
 
     sides = (batch.source, batch.target, batch.negatives)
-    cache = GradientCache(embed, loss, chunk_size or max(most, 1))
+    cache = GradientCache(embed, loss, chunk_size or max(longest, 1))
     with engine.autocast():
-        cache.backward(*(side and _lengthened(side, most) for side in sides))  # type: ignore[arg-type]
+        cache.backward(*(side and _lengthened(side, longest) for side in sides))  # type: ignore[arg-type]
     contrastive_loss, stats = results[0]
     return contrastive_loss.detach(), stats
 
@@ -100,10 +100,10 @@ def _chunks(lm: Inputs, engine: Engine, size: int | None) -> Iterator[Inputs]:
     rows = len(lm["input_ids"])
     size = size or max(rows, 1)
     own = -(-rows // size)
-    most = engine.most(own)
+    longest = engine.max_over_ranks(own)
     for start in range(0, rows, size):
         yield {name: tensor[start : start + size] for name, tensor in lm.items()}
-    for _ in range(own, most):
+    for _ in range(own, longest):
         yield no_text(engine.device)
 
 

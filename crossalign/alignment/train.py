@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from crossalign.alignment.batches import Batches, StepBatch
 from crossalign.alignment.config import TrainingConfig
-from crossalign.alignment.engines.engine import choose_device as choose_device
-from crossalign.alignment.engines.engine import choose_engine
+from crossalign.alignment.engines.choice import choose_engine
+from crossalign.alignment.engines.one_process import choose_device as choose_device
 from crossalign.alignment.model import AlignmentModel, no_text
 from crossalign.alignment.model_setup import set_up_model
 from crossalign.alignment.progress import Progress
@@ -174,7 +174,7 @@ class AlignmentRun:
             "optimizer": self.engine.optimizer_state(self.alignment, self.optimizer),
             "scaler": self.engine.scaler.state_dict(),
             "logit_scale": None if scale is None else scale.detach(),
-            "generators": self.engine.by_rank(generators),
+            "generators": self.engine.all_gather_object(generators),
         }
         return {**state, "model": self.language_model.state_dict()} if with_weights else state
 

@@ -72,7 +72,8 @@ def add_arguments(align: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, argv: list[str]) -> None:
     """Checks everything that can be checked before the model is loaded, then trains."""
-    from crossalign.alignment.engines.engine import choose_device, is_main_process
+    from crossalign.alignment.engines.launch import is_main_process
+    from crossalign.alignment.engines.one_process import choose_device
     from crossalign.alignment.run_directory import check_output, check_unchanged
 
     args, stored = _with_settings(args, argv)

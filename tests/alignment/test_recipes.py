@@ -94,7 +94,7 @@ def test_launcher_file_asks_for_its_strategy(tmp_path: Path, name: str) -> None:
     script = tmp_path / "show.py"
     script.write_text(
         "from crossalign.alignment.engines.deepspeed_settings import deepspeed_settings\n"
-        "from crossalign.alignment.engines.engine import launched_strategy\n"
+        "from crossalign.alignment.engines.launch import launched_strategy\n"
         "from crossalign.alignment.config import TrainingConfig\n"
         "shown = ['none']\n"
         "if launched_strategy() == 'deepspeed':\n"

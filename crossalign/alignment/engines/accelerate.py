@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.combinations import Strategy, check_combination
-from crossalign.alignment.engines.engine import Engine, Passes, choose_device
+from crossalign.alignment.engines.one_process import Engine, ModelCalls, choose_device
 from crossalign.alignment.model import AlignmentModel
 from crossalign.models.encode import find_blocks
 
@@ -50,7 +50,7 @@ class AccelerateEngine(Engine):
         self.group = dist.group.WORLD
 
     def prepare(self, alignment: AlignmentModel) -> nn.Module:
-        passes = Passes(alignment)
+        passes = ModelCalls(alignment)
         if self.strategy == "ddp":
             wrapped: nn.Module = self.accelerator.prepare_model(passes)
             return wrapped
@@ -96,12 +96,12 @@ class AccelerateEngine(Engine):
         for wait in waits:
             wait.wait()
 
-    def most(self, count: int) -> int:
+    def max_over_ranks(self, count: int) -> int:
         if self.strategy == "ddp":
             return count
-        most = torch.tensor(count, device=self.device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        return int(most)
+        largest = torch.tensor(count, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def clip(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
         norm = super().clip(optimizer, parameters)
@@ -116,7 +116,7 @@ class AccelerateEngine(Engine):
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 
-    def by_rank(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         values = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values

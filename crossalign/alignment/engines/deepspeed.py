@@ -20,7 +20,7 @@ from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.accelerate import AccelerateEngine
 from crossalign.alignment.engines.combinations import Strategy
 from crossalign.alignment.engines.deepspeed_settings import deepspeed_settings
-from crossalign.alignment.engines.engine import Passes
+from crossalign.alignment.engines.one_process import ModelCalls
 from crossalign.alignment.engines.zero_state import (
     flat_partitions,
     gather_optimizer_state,
@@ -69,7 +69,7 @@ class DeepSpeedEngine(AccelerateEngine):
         warnings.filterwarnings("ignore", _OLDER_NAMES, FutureWarning)
         # For the CPU DeepSpeed would compile an all-reduce of its own; gloo has one.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        passes = Passes(alignment)
+        passes = ModelCalls(alignment)
         if self._shares_weights:  # one parameter at a time: the GPU never holds the whole model
             deepspeed.zero.Init(module=passes, config_dict_or_path=self.settings)
             for buffer in passes.buffers():
@@ -85,7 +85,7 @@ class DeepSpeedEngine(AccelerateEngine):
             head = model.get_output_embeddings()
             for parameter in head.parameters() if head is not None else ():
                 deepspeed.zero.register_external_parameter(engine.module, parameter)
-        return _DeepSpeedPasses(engine, self)
+        return _DeepSpeedCalls(engine, self)
 
     def optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> Any:
         return self.zero
@@ -140,8 +140,8 @@ class DeepSpeedEngine(AccelerateEngine):
         spread_optimizer_state(optimizer, self.trained, state)
 
 
-class _DeepSpeedPasses(nn.Module):
-    """Passes through DeepSpeed's engine, which would switch off an autocast it did not open."""
+class _DeepSpeedCalls(nn.Module):
+    """ModelCalls through DeepSpeed's engine, which would switch off an autocast it did not open."""
 
     def __init__(self, engine: Any, own: DeepSpeedEngine) -> None:
         from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from crossalign.alignment.config import TrainingConfig
-from crossalign.alignment.engines.engine import LARGEST_GRADIENT_NORM
+from crossalign.alignment.engines.one_process import LARGEST_GRADIENT_NORM
 
 _ZERO = "zero_optimization"
 # Of no influence on the result, whatever they say: they size messages, place data, or report.

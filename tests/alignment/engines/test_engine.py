@@ -14,7 +14,7 @@ from crossalign import reference
 from crossalign.alignment.batches import Inputs, StepBatch
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.combinations import check_combination
-from crossalign.alignment.engines.engine import launched_strategy
+from crossalign.alignment.engines.launch import launched_strategy
 from crossalign.alignment.train import AlignmentRun
 from crossalign.pooling.functions import pool
 from tests.support.tiny_models import CONFIGS, tiny_model, tiny_tokenizer

@@ -1,12 +1,12 @@
 """What a step needs of the machine: device, arithmetic, and the other ranks of the run.
 
-An Engine is one process on its own; AccelerateEngine (accelerate_engine.py) has other ranks, and
-DeepSpeedEngine (deepspeed_engine.py) shares weights and moments with them as ZeRO does.
+An Engine is one process on its own; AccelerateEngine (accelerate.py) has other ranks, and
+DeepSpeedEngine (deepspeed.py) shares weights and moments with them as ZeRO does. choice.py, above
+all three, says which of them a process gets.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,15 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from crossalign.alignment.config import TrainingConfig
-from crossalign.alignment.engines.combinations import Strategy, check_combination
+from crossalign.alignment.engines.combinations import Strategy
 from crossalign.alignment.model import AlignmentModel
 
 LARGEST_GRADIENT_NORM = 1.0
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Passes(nn.Module):
+class ModelCalls(nn.Module):
     """Every pass through the language model is a forward of this module, which is what
     DistributedDataParallel and FSDP wrap and watch."""
 
@@ -69,7 +68,7 @@ class Engine:
 
     def prepare(self, alignment: AlignmentModel) -> nn.Module:
         """The passes through the model, wrapped so that gradients are averaged over ranks."""
-        return Passes(alignment)
+        return ModelCalls(alignment)
 
     def chunk_passes(self, passes: nn.Module) -> nn.Module:
         """The same for chunks, after the last of which average_gradients must be called."""
@@ -83,7 +82,7 @@ class Engine:
         is_fused = self.device.type == "cuda"
         return torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0, fused=is_fused)
 
-    def most(self, count: int) -> int:
+    def max_over_ranks(self, count: int) -> int:
         """How many passes a rank must make whose ranks only run together; else its own count."""
         return count
 
@@ -118,7 +117,7 @@ class Engine:
         """Whether the flag is set on any rank."""
         return flag
 
-    def by_rank(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The value of every rank."""
         return [value]
 
@@ -133,44 +132,6 @@ class Engine:
 
     def load_optimizer_state(self, alignment: nn.Module, optimizer: Any, state: Any) -> None:
         optimizer.load_state_dict(state)
-
-
-def choose_engine(config: TrainingConfig) -> Engine:
-    """What the launcher of this process asks for: torchrun and accelerate say it in the
-    environment; without them one process.
-
-    Raises:
-        ValueError: a combination that does not work or is not tested, with the reason.
-    """
-    strategy = launched_strategy()
-    if strategy == "single":
-        device = choose_device(config.device)
-        check_combination(config, strategy, device.type)
-        return Engine(device, config.precision)
-    if strategy == "deepspeed":
-        from crossalign.alignment.engines.deepspeed import DeepSpeedEngine
-
-        return DeepSpeedEngine(config, strategy)
-    from crossalign.alignment.engines.accelerate import AccelerateEngine
-
-    return AccelerateEngine(config, strategy)
-
-
-def launched_strategy() -> Strategy:
-    if _is_set("ACCELERATE_USE_DEEPSPEED"):
-        return "deepspeed"
-    if _is_set("ACCELERATE_USE_FSDP"):
-        return "fsdp2" if os.environ.get("FSDP_VERSION") == "2" else "fsdp1"
-    return "ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single"
-
-
-def is_main_process() -> bool:
-    """Known before the ranks have met."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("true", "1")
 
 
 def choose_device(name: str) -> torch.device:
