@@ -58,7 +58,7 @@ def _facts(arguments: LossArguments) -> dict[str, object]:
         "rows": query.shape[0],
         "negatives": num_negatives,
         "device": str(query.device),
-        "memory": _memory_bytes(query.device),
+        "memory": memory_bytes(query.device),
         "needs gradient": " ".join(
             name
             for name, given in differentiable.items()
@@ -88,7 +88,7 @@ def _facts(arguments: LossArguments) -> dict[str, object]:
 
 
 @functools.cache
-def _memory_bytes(device: torch.device) -> int:
+def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if not hasattr(os, "sysconf"):  # Windows does not say, and gather="auto" gathers
@@ -137,13 +137,13 @@ def spread_batch(arguments: LossArguments, records: list[dict[str, Any]]) -> Spr
     )
 
 
-def choose_schedule(arguments: LossArguments, records: list[dict[str, Any]]) -> str:
-    if arguments.gather != "auto":
-        return arguments.gather
-    num_candidates = sum(record["rows"] + record["negatives"] for record in records)
-    num_features, dtype = arguments.query.shape[1], arguments.query.dtype
-    gathered = gathered_bytes(
-        num_candidates, num_features, dtype.itemsize, accumulator(dtype).itemsize
-    )
+def choose_schedule(
+    gather: str, candidates: int, query: Tensor, records: list[dict[str, Any]]
+) -> str:
+    """ "all_gather" or "ring"; candidates: of all ranks, query: this rank's."""
+    if gather != "auto":
+        return gather
+    itemsize, wide = query.element_size(), accumulator(query.dtype).itemsize
+    gathered = gathered_bytes(candidates, query.shape[1], itemsize, wide)
     memory = min(record["memory"] for record in records)
     return "all_gather" if gathered <= GATHERED_SHARE * memory else "ring"

@@ -87,7 +87,9 @@ def _loss_across_ranks(arguments: LossArguments) -> Any:
     if sum(rows) == 0:
         raise ValueError(f"{_NAME}: some rank of the group must have a row, got {len(rows)} empty")
     batch = spread_batch(arguments, records)
-    schedule = _SCHEDULES[choose_schedule(arguments, records)]
+    candidates = sum(rows) + sum(batch.negatives.rows)
+    name = choose_schedule(arguments.gather, candidates, arguments.query, records)
+    schedule = _SCHEDULES[name]
     problem = schedule.problem(build_problem(arguments), batch)
     scale = problem.scale
     if any(record["needs gradient"] for record in records):

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossalign import fused_contrastive_loss, reference
-from crossalign.contrastive.across_ranks import ring
+from crossalign.contrastive.across_ranks import ring, ring_pass
 from crossalign.distributed import symmetric_gather
 from tests.support.built_extension import extension_folder, use_extension
 from tests.support.distributed_cases import (
@@ -147,7 +147,7 @@ def test_compiled_function_breaks_its_graph_and_stays_right() -> None:
 def log_the_ring(rank: int) -> list[str]:
     """What starts and ends when, in a symmetric forward pass."""
     log: list[str] = []
-    passing, product = ring._Passing, ring.block_sums
+    passing, product = ring_pass.Passing, ring.block_sums
     start, wait = passing.__init__, passing.wait
 
     def logged(name: str, function: Any) -> Any:
