@@ -5,7 +5,6 @@ Every message reads: function: argument must be what was expected, got what came
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Sequence
@@ -16,9 +15,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-OLDEST_CAPABILITY = 8
-# Looked up once: it costs 30 us, and torch.compile of PyTorch 2.11 cannot trace the look.
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -123,49 +119,3 @@ def check_in_range(function: str, name: str, index: Tensor, size: int, what: str
             f"{function}: {name} must index {what} (0 to {size - 1}), got values from {low} to "
             f"{high}"
         )
-
-
-def choose_backend(function: str, backend: str, tensor: Tensor) -> str:
-    """ "auto" -> "triton" on a GPU that runs it (but for float64), else "torch"; a name must fit.
-
-    Raises:
-        ValueError: backend is unknown, or is "triton" where Triton cannot run this tensor.
-    """
-    check_option(function, "backend", backend, ("auto", "triton", "torch"))
-    if backend == "torch":
-        return "torch"
-    if backend == "auto":
-        on_gpu = tensor.device.type == "cuda" and tensor.dtype != torch.float64
-        return "triton" if on_gpu and not _why_triton_cannot_run(tensor) else "torch"
-    if reason := _why_triton_cannot_run(tensor):
-        raise ValueError(f'{function}: backend="triton" cannot run here: {reason}')
-    return "triton"
-
-
-def is_too_old(device: torch.device | int) -> bool:
-    """Whether a GPU lacks the compute capability that the kernels, and Triton, are made for."""
-    return bool(torch.cuda.get_device_properties(device).major < OLDEST_CAPABILITY)
-
-
-def _why_triton_cannot_run(tensor: Tensor) -> str:
-    if not HAS_TRITON:
-        return (
-            'the triton package is not installed; use backend="torch" or install crossalign[triton]'
-        )
-    if tensor.device.type == "cuda" and is_too_old(tensor.device):
-        return (
-            f"the GPU's compute capability is below {OLDEST_CAPABILITY}.0, which the kernels need; "
-            'use backend="torch"'
-        )
-    if tensor.device.type == "cuda":
-        return ""
-    if tensor.device.type != "cpu":
-        return f'device {tensor.device} is not supported; use backend="torch"'
-    from crossalign.kernels.launch import INTERPRETED
-
-    if INTERPRETED:
-        return ""
-    return (
-        'the tensors are on the CPU; use backend="torch", or set TRITON_INTERPRET=1 before the '
-        "first call to run the kernels in Triton's interpreter (slow, for tests)"
-    )

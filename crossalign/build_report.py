@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from crossalign.argument_checks import OLDEST_CAPABILITY, is_too_old
+from crossalign.backends import OLDEST_CAPABILITY, is_too_old
 from crossalign.distributed.gather import extension_status, load_extension
 from crossalign.version import __version__
 

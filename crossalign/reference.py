@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-NORM_EPS = 1e-12
+from crossalign.precision import NORM_FLOOR
 
 
 def masked_mean_pool(
@@ -56,7 +56,7 @@ def mean_pool_varlen(
 def unit_length(vectors: Tensor) -> Tensor:
     """x / max(||x||, 1e-12) along the last dimension; zero vectors stay zero, without gradient."""
     norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return torch.where(norm == 0, 0, vectors / norm.clamp_min(NORM_EPS))
+    return torch.where(norm == 0, 0, vectors / norm.clamp_min(NORM_FLOOR))
 
 
 def contrastive_loss(
@@ -88,8 +88,8 @@ def contrastive_loss(
     query, key = query.to(compute_dtype), key.to(compute_dtype)
     columns = key if negatives is None else torch.cat([key, negatives.to(compute_dtype)])
     if normalize:
-        query = query / query.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        columns = columns / columns.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        query = query / query.norm(dim=1, keepdim=True).clamp_min(NORM_FLOOR)
+        columns = columns / columns.norm(dim=1, keepdim=True).clamp_min(NORM_FLOOR)
     similarity_NM = query @ columns.T
     logits_NM = similarity_NM / temperature
     num_pairs, num_columns = logits_NM.shape

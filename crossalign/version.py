@@ -1,3 +1,3 @@
-"""The version of crossalign, which pyproject.toml repeats."""
+"""The version of crossalign, which pyproject.toml reads here."""
 
 __version__ = "0.1.0"

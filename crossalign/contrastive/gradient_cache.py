@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from crossalign.precision import without_autocast
+
 Inputs = Tensor | Mapping[str, Tensor]
 
 
@@ -252,8 +254,7 @@ def _check_loss(loss: Any) -> None:
 
 
 def _backward(output: Tensor, gradient: Tensor | None = None) -> None:
-    """As outside of any autocast: it would change the dtype of the backward's own products."""
-    with torch.autocast(output.device.type, enabled=False):
+    with without_autocast(output.device.type):
         torch.autograd.backward(output, gradient)
 
 

@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossalign.argument_checks import (
-    check_positive_finite,
-    choose_backend,
-    values_may_be_read,
-)
+from crossalign.argument_checks import check_positive_finite, values_may_be_read
+from crossalign.backends import choose_backend
 from crossalign.contrastive.across_ranks.loss import loss_across_ranks
 from crossalign.contrastive.arguments import check_arguments, check_options
 from crossalign.contrastive.ops import contrastive_sums, pair_losses

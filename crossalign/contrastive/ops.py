@@ -11,7 +11,6 @@ the dispatcher, which costs the host more than all their launches.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -29,6 +28,7 @@ from crossalign.contrastive.problem import (
     empty_sums,
 )
 from crossalign.contrastive.terms import pair_terms
+from crossalign.precision import without_autocast
 
 PROBLEM_SCHEMA = (
     "Tensor scale, Tensor? query_ids, Tensor? candidate_ids, Tensor? negative_owner, "
@@ -120,17 +120,10 @@ def _may_launch(query: Tensor, candidates: Tensor) -> bool:
     return query.shape[0] > 0 and candidates.shape[0] > 0
 
 
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
-    """Autocast reaches into composite ops and would turn float32 products into bfloat16 ones."""
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
-
-
 def _contrastive_fwd(query: Tensor, candidates: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     known_positive_logit, with_stats, use_triton = arguments[_NUM_PROBLEM:]
-    with _without_autocast(query.device.type):
+    with without_autocast(query.device.type):
         if use_triton and _may_launch(query, candidates):
             from crossalign.kernels.contrastive_forward import contrastive_fwd
 
@@ -147,7 +140,7 @@ def _contrastive_bwd(
     sums = ContrastiveSums(*arguments[_NUM_PROBLEM : _NUM_PROBLEM + _NUM_SUMS])
     grads = ContrastiveGrads(*arguments[_NUM_PROBLEM + _NUM_SUMS : -2])
     need_scale_grad, use_triton = arguments[-2:]
-    with _without_autocast(query.device.type):
+    with without_autocast(query.device.type):
         if use_triton and _may_launch(query, candidates):
             from crossalign.kernels.contrastive_backward import contrastive_bwd
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-NORM_FLOOR = 1e-12  # x / max(||x||, NORM_FLOOR), as torch.nn.functional.normalize does
+from crossalign.precision import accumulator
 
 
 class LossArguments(NamedTuple):
@@ -130,11 +130,6 @@ class ContrastiveGrads(NamedTuple):
     column_negative_lse: Tensor
     row_positive_sum: Tensor
     column_positive_sum: Tensor
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums and losses: float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def label_range(problem: ContrastiveProblem, first_row: int, last_row: int) -> tuple[int, int, int]:

@@ -16,15 +16,11 @@ import torch
 from torch import Tensor
 
 from crossalign.contrastive.ops import PROBLEM_SCHEMA, refuse_second_derivative
-from crossalign.contrastive.problem import (
-    ContrastiveProblem,
-    ContrastiveSums,
-    accumulator,
-    tie_slack,
-)
+from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, tie_slack
 from crossalign.contrastive.terms import pair_terms, reduce_terms, term_gradients
 from crossalign.contrastive.torch_logits import GradientSums, LogitChunks, label_view
 from crossalign.contrastive.torch_passes import start_sums, take_labels
+from crossalign.precision import accumulator, without_autocast
 
 
 class RowLoss(NamedTuple):
@@ -82,8 +78,7 @@ def row_loss(
 def _row_loss_fwd(query: Tensor, candidates: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     weights, reduction, with_stats = arguments[_NUM_PROBLEM:]
-    # Autocast reaches into composite ops and would turn float32 products into bfloat16 ones.
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device.type):
         chunks = LogitChunks(query, candidates, problem)
         coefficients = _coefficients(chunks, weights, reduction)
         sums, gradients = _sums_and_gradients(chunks, coefficients, with_stats)

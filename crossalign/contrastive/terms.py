@@ -10,12 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossalign.contrastive.problem import (
-    ContrastiveProblem,
-    ContrastiveSums,
-    LossArguments,
-    accumulator,
-)
+from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, LossArguments
+from crossalign.precision import accumulator
 
 # Within it exp(z), and its sum over 2^20 candidates, is a normal float32 number: no maximum need be
 # subtracted first.

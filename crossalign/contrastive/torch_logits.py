@@ -12,12 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.problem import (
-    NORM_FLOOR,
-    ContrastiveProblem,
-    accumulator,
-    label_range,
-)
+from crossalign.contrastive.problem import ContrastiveProblem, label_range
+from crossalign.precision import NORM_FLOOR, accumulator
 
 # Logits per chunk. On a CPU 2^22 float32 (16 MiB) are many enough rows for efficient products and
 # stay near the cores between the passes over them; a GPU needs larger products to be busy. At

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crossalign.argument_checks import check_dims, check_floating, check_option, check_tensor
-from crossalign.contrastive.problem import accumulator
 from crossalign.distributed.rank_agreement import (
     agree,
     all_gather_single,
@@ -33,6 +32,7 @@ from crossalign.distributed.symmetric_gather import (
     load_extension,
     open_workspace,
 )
+from crossalign.precision import accumulator
 
 __all__ = ["extension_status", "gather_negatives", "load_extension"]
 

@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Triton decides at decoration time whether a kernel is interpreted, so this is fixed on import of
-# the kernels, like the kernels themselves.
-INTERPRETED = bool(triton.knobs.runtime.interpret)
+from crossalign.backends import triton_interprets
+from crossalign.precision import accumulator
+
+INTERPRETED = triton_interprets()
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
@@ -29,7 +30,7 @@ def dot_operand(tile):
 
 def accumulator_dtype(dtype: torch.dtype) -> tl.dtype:
     """float64 accumulates in float64, everything else in float32."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
+    return tl.float64 if accumulator(dtype) == torch.float64 else tl.float32
 
 
 def device_guard(tensor: Tensor) -> contextlib.AbstractContextManager[object]:

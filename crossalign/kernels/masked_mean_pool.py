@@ -24,7 +24,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.contrastive.problem import accumulator
 from crossalign.kernels.launch import (
     CompileCase,
     accumulator_dtype,
@@ -32,6 +31,7 @@ from crossalign.kernels.launch import (
     compute_capability,
     device_guard,
 )
+from crossalign.precision import NORM_FLOOR, accumulator
 
 
 class Tile(NamedTuple):
@@ -48,7 +48,7 @@ TOKENS_PER_PROGRAM = 512  # longer sentences are split, so that few of them fill
 MAX_SPLITS = 16  # bounds the buffer of partial sums and the walk over it
 MAX_ROW_BLOCK = 4096
 ROW_WARPS = 8
-NORM_EPS = tl.constexpr(1e-12)
+_FLOOR = tl.constexpr(NORM_FLOOR)
 
 
 @triton.jit
@@ -161,7 +161,7 @@ def _mean_pool_finish_kernel(
             squares += mean * mean
         norm = tl.sqrt(tl.sum(squares, axis=0))
         # Written so that a NaN norm stays NaN.
-        scale = tl.where(norm == 0, 0.0, scale / tl.where(norm < NORM_EPS, NORM_EPS, norm))
+        scale = tl.where(norm == 0, 0.0, scale / tl.where(norm < _FLOOR, _FLOOR, norm))
     tl.store(scale_ptr + b, scale)
 
     for c in range(0, width, BLOCK_C):
@@ -169,9 +169,9 @@ def _mean_pool_finish_kernel(
         in_range_c = offs_c < width
         pooled = _mean(sums_ptr, b, divisor, offs_c, width, num_splits, ACC_DTYPE)
         if NORMALIZE:
-            pooled = pooled / tl.where(norm < NORM_EPS, NORM_EPS, norm)
+            pooled = pooled / tl.where(norm < _FLOOR, _FLOOR, norm)
             # Below the floor the norm is a constant: nothing to project out of the gradient.
-            unit = tl.where(norm < NORM_EPS, 0.0, pooled)
+            unit = tl.where(norm < _FLOOR, 0.0, pooled)
             tl.store(unit_ptr + b * width + offs_c, unit, mask=in_range_c)
         pooled = pooled.to(pooled_ptr.dtype.element_ty)
         tl.store(pooled_ptr + b * width + offs_c, pooled, mask=in_range_c)

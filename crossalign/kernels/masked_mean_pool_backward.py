@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.contrastive.problem import accumulator
 from crossalign.kernels.launch import (
     CompileCase,
     accumulator_dtype,
@@ -31,6 +30,7 @@ from crossalign.kernels.masked_mean_pool import (
     token_range,
     token_weights,
 )
+from crossalign.precision import accumulator
 
 TOKENS_PER_PROGRAM = 128
 

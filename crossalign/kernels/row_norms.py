@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.contrastive.problem import NORM_FLOOR, accumulator
 from crossalign.kernels.launch import CompileCase, accumulator_dtype, compile_case, device_guard
+from crossalign.precision import NORM_FLOOR, accumulator
 
 _FLOOR = tl.constexpr(NORM_FLOOR)
 LARGEST_BLOCK_D = 4096

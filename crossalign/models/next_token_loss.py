@@ -31,6 +31,7 @@ from crossalign.argument_checks import (
     check_tensor,
 )
 from crossalign.models.fused_cross_entropy import can_fuse, fused_cross_entropy_sum
+from crossalign.precision import accumulator, without_autocast
 
 IGNORED_LABEL = -100
 # float32 logits held at a time: 256 MiB, and never more than an eighth of the vocabulary.
@@ -121,11 +122,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale: float,
         softcap: float | None,
     ) -> Tensor:
-        accumulator = _accumulator_dtype(hidden.dtype)
+        wide = accumulator(hidden.dtype)
         # The log-sum-exp as (max, sum): their sum would round away digits of a probability near 1.
-        row_max = hidden.new_full((hidden.shape[0],), -torch.inf, dtype=accumulator)
+        row_max = hidden.new_full((hidden.shape[0],), -torch.inf, dtype=wide)
         row_sum, own_logit = torch.zeros_like(row_max), torch.zeros_like(row_max)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device.type):
             for start, end in _vocabulary_blocks(hidden.shape[0], weight.shape[0]):
                 logits = block_logits(hidden, weight, bias, start, end, scale, softcap)
                 column, is_here = _target_columns(targets, start, end)
@@ -154,7 +155,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         factor = upstream * ctx.scale
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device.type):
             for start, end in _vocabulary_blocks(hidden.shape[0], weight.shape[0]):
                 logits = block_logits(hidden, weight, bias, start, end, ctx.scale, ctx.softcap)
                 grad = (logits - row_max[:, None]).exp_().div_(row_sum[:, None])
@@ -206,10 +207,6 @@ def product_dtype(hidden: Tensor) -> torch.dtype:
     return hidden.dtype
 
 
-def _accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _vocabulary_blocks(positions: int, vocabulary: int) -> list[tuple[int, int]]:
     """[start, end) of each block; a multiple of 8 wide, which matrix units want. None for N = 0."""
     if positions == 0:
@@ -241,10 +238,10 @@ def block_logits(
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """a @ b in the accumulator dtype; a GPU takes the operands as `dtype`, for its matrix units."""
-    accumulator = _accumulator_dtype(dtype)
-    if a.is_cuda and dtype != accumulator:
-        return torch.mm(a.to(dtype), b.to(dtype), out_dtype=accumulator)
-    return a.to(accumulator) @ b.to(accumulator)
+    wide = accumulator(dtype)
+    if a.is_cuda and dtype != wide:
+        return torch.mm(a.to(dtype), b.to(dtype), out_dtype=wide)
+    return a.to(wide) @ b.to(wide)
 
 
 def _target_columns(targets: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:

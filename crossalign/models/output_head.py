@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.models.next_token_loss import block_logits, product_dtype
+from crossalign.precision import without_autocast
 
 
 class OutputHead(NamedTuple):
@@ -58,7 +59,7 @@ def check_output_head(model: Any, input_ids: Tensor) -> None:
         )
     head = output_head(model)
     hidden = output.hidden_states[-1].flatten(0, 1).to(product_dtype(output.hidden_states[-1]))
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden.device.type):
         logits = block_logits(hidden, *head[:2], 0, head.weight.shape[0], *head[2:])
     expected = output.logits.flatten(0, 1).to(logits.dtype)
     # Wide enough for logits rounded to bfloat16; a missing multiplier or cap is far outside.

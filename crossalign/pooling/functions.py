@@ -18,11 +18,10 @@ from crossalign.argument_checks import (
     check_size,
     check_tensor,
     check_weights,
-    choose_backend,
     values_may_be_read,
 )
-from crossalign.contrastive.problem import accumulator
-from crossalign.pooling.ops import NORM_EPS
+from crossalign.backends import choose_backend
+from crossalign.precision import NORM_FLOOR, accumulator
 
 
 def masked_mean_pool(
@@ -205,4 +204,4 @@ def _finish_selected(pooled: Tensor, is_token: Tensor, normalize: bool) -> Tenso
         return pooled
     vectors = pooled.to(accumulator(pooled.dtype))
     norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    return (vectors * torch.where(norm == 0, 0, 1 / norm.clamp_min(NORM_EPS))).to(pooled.dtype)
+    return (vectors * torch.where(norm == 0, 0, 1 / norm.clamp_min(NORM_FLOOR))).to(pooled.dtype)

@@ -14,10 +14,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.problem import accumulator
 from crossalign.pooling import torch_passes
-
-NORM_EPS = 1e-12
+from crossalign.precision import NORM_FLOOR, accumulator
 
 
 def _masked_mean_pool_fwd(
@@ -78,11 +76,11 @@ def _finish(
     if not normalize:
         return mean.to(dtype), mean.new_empty(0, mean.shape[1]), scale
     norm = torch.linalg.vector_norm(mean, dim=1)
-    at_least_eps = norm.clamp_min(NORM_EPS)
+    at_least_eps = norm.clamp_min(NORM_FLOOR)
     scale = torch.where(norm == 0, 0, scale / at_least_eps)
     pooled = mean / at_least_eps[:, None]
     # Below the floor the norm is a constant: nothing to project out of the gradient.
-    unit = torch.where((norm < NORM_EPS)[:, None], 0, pooled)
+    unit = torch.where((norm < NORM_FLOOR)[:, None], 0, pooled)
     return pooled.to(dtype), unit, scale
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.problem import accumulator
+from crossalign.precision import accumulator
 
 # Elements that are converted at a time.
 CHUNK_ELEMENTS = 2**22

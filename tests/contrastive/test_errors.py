@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from crossalign import ContrastiveLoss, fused_contrastive_loss
-from crossalign.argument_checks import choose_backend
+from crossalign import ContrastiveLoss, backends, fused_contrastive_loss
+from crossalign.backends import choose_backend
 
 N, H, D = 4, 3, 5
 QUERY, KEY, NEGATIVES = torch.randn(N, D), torch.randn(N, D), torch.randn(H, D)
@@ -110,8 +110,8 @@ def test_bad_input(changes: dict[str, Any], error: type[Exception], message: str
 def test_triton_on_a_cpu_without_the_interpreter_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    launch = pytest.importorskip("crossalign.kernels.launch", reason="needs triton")
-    monkeypatch.setattr(launch, "INTERPRETED", False)
+    pytest.importorskip("triton")
+    monkeypatch.setattr(backends, "_triton_interprets", False)
     message = 'backend="triton" cannot run here: the tensors are on the CPU.*TRITON_INTERPRET=1'
     with pytest.raises(ValueError, match=message):
         fused_contrastive_loss(QUERY, KEY, backend="triton")

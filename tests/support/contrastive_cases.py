@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from crossalign import fused_contrastive_loss, reference
-from crossalign.contrastive.problem import ContrastiveProblem, accumulator
+from crossalign.contrastive.problem import ContrastiveProblem
+from crossalign.precision import accumulator
 from tests.support.pooling_cases import Run
 from tests.support.tolerances import assert_within_rule
 

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossalign.argument_checks import check_option, choose_backend, values_may_be_read
+from crossalign.argument_checks import check_option, values_may_be_read
+from crossalign.backends import choose_backend
 from crossalign.contrastive.across_ranks.cost_model import gathered_bytes
 from crossalign.contrastive.across_ranks.shards import SpreadBatch
 from crossalign.contrastive.arguments import check_arguments
-from crossalign.contrastive.problem import LossArguments, accumulator
+from crossalign.contrastive.problem import LossArguments
 from crossalign.distributed.gather import BACKENDS, ShardLayout, shard_layout
 from crossalign.distributed.rank_agreement import agree
+from crossalign.precision import accumulator
 
 _NAME = "fused_contrastive_loss"
 # gather="auto" gathers while what that holds takes at most this share of the memory of the rank

@@ -23,12 +23,8 @@ from crossalign.contrastive.across_ranks.shards import (
     with_column_coefficients,
     with_column_parts,
 )
-from crossalign.contrastive.problem import (
-    ContrastiveGrads,
-    ContrastiveProblem,
-    ContrastiveSums,
-    accumulator,
-)
+from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
+from crossalign.precision import accumulator
 
 
 def ring_sums(
