@@ -125,6 +125,8 @@ def _chunks(size: int) -> list[slice]:
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, position: int) -> None:
     """total += left @ right, float32 sums of 16-bit operands; the first product overwrites."""
+    # With another shape PyTorch would resize a view, and the sum would go nowhere.
+    assert total.shape == (left.shape[0], right.shape[1]), (total.shape, left.shape, right.shape)
     is_first = position == 0
     if left.dtype == total.dtype:
         torch.addmm(total, left, right, beta=0 if is_first else 1, out=total)

@@ -159,7 +159,7 @@ class TileOperands:
         norms: tuple[Tensor, Tensor] | None = None,
     ) -> TileOperands:
         """norms: the inverse norms, if a pass before has them."""
-        query, candidates = _readable(query), _readable(candidates)
+        query, candidates = _readable(query, candidates)
         if norms is None and problem.normalize:
             norms = inverse_norms(query, candidates)
         if norms is None:
@@ -231,19 +231,28 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _readable(x: Tensor) -> Tensor:
-    """x itself where the kernels can read it, else a contiguous copy, D padded with zeros.
+def _readable(query: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as the kernels can read them, of one width: as they are, or copies padded with zeros.
 
-    A tensor descriptor needs unit stride along D and rows of their own, 16-byte aligned.
+    A tensor descriptor needs unit stride along D and rows of their own, 16-byte aligned. The width
+    is one decision for both sides: the gradient of each is a product with the other.
     """
-    per_16_bytes = max(1, 16 // x.element_size())
-    has_rows = x.stride(1) == 1 and x.stride(0) >= x.shape[1]
-    if has_rows and x.stride(0) % per_16_bytes == 0 and x.data_ptr() % 16 == 0:
-        return x
-    padding = -x.shape[1] % per_16_bytes
+    per_16_bytes = max(1, 16 // query.element_size())
+    are_readable = [_has_aligned_rows(x, per_16_bytes) for x in (query, candidates)]
+    padding = 0 if all(are_readable) else -query.shape[1] % per_16_bytes
     if padding:
-        return torch.nn.functional.pad(x, (0, padding))
-    return x.clone(memory_format=torch.contiguous_format)
+        padded = [torch.nn.functional.pad(x, (0, padding)) for x in (query, candidates)]
+        return padded[0], padded[1]
+    kept = [
+        x if is_readable else x.clone(memory_format=torch.contiguous_format)
+        for x, is_readable in zip((query, candidates), are_readable, strict=True)
+    ]
+    return kept[0], kept[1]
+
+
+def _has_aligned_rows(x: Tensor, per_16_bytes: int) -> bool:
+    has_rows = x.stride(1) == 1 and x.stride(0) >= x.shape[1]
+    return has_rows and x.stride(0) % per_16_bytes == 0 and x.data_ptr() % 16 == 0
 
 
 def dot_precision(x: Tensor) -> str:
