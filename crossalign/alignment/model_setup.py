@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from crossalign.alignment.config import TrainingConfig
 from crossalign.models.encode import find_blocks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-
-def check_model_name(name: str, said: str = "") -> None:
-    """What can only be a path must be a directory; the hub would be asked for it otherwise.
-
-    said: where the name was given, in front of the message.
-    """
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not Path(name).is_dir():
-        raise FileNotFoundError(f"{said}{name} is no directory")
-
-
-def load_config(name: str) -> PreTrainedConfig:
-    """The configuration of a model by its name or directory; of a directory that holds adapters
-    alone, that of the model they are for."""
-    from transformers import AutoConfig
-
-    adapters = Path(name) / "adapter_config.json"
-    if adapters.is_file():
-        name = json.loads(adapters.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    config: PreTrainedConfig = AutoConfig.from_pretrained(name)
-    return config
 
 
 def set_up_model(model: Any, config: TrainingConfig, adapters: Path | None = None) -> nn.Module:

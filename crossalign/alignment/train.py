@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from crossalign.alignment.batches import Batches, StepBatch
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.choice import choose_engine
-from crossalign.alignment.engines.one_process import choose_device as choose_device
 from crossalign.alignment.model import AlignmentModel, no_text
 from crossalign.alignment.model_setup import set_up_model
 from crossalign.alignment.progress import Progress

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from crossalign.alignment.model_setup import check_model_name, load_config
-from crossalign.alignment.train import choose_device
 from crossalign.analysis.measurement import AnalysisOptions, LayerMeasurement, measure_model
 from crossalign.analysis.parallel_text import read_parallel_text
 from crossalign.analysis.results import write_results
 from crossalign.files.output import check_output, written_whole
+from crossalign.models.loading import choose_device, load_config, load_model
 from crossalign.version import __version__
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ def analyze(settings: AnalysisSettings, output: Path) -> AnalysisResult:
     around = next(path for path in output.absolute().parents if path.exists())
     models = {}
     for role, name in names.items():
-        model, tokenizer = _load(name, settings.dtype, device)
+        model, tokenizer = load_model(name, dtype=settings.dtype, device=device)
         models[role] = measure_model(
             model, tokenizer, sentences, options, spool_directory=around, description=role
         )
@@ -136,16 +134,7 @@ def _resolved_layers(settings: AnalysisSettings) -> tuple[list[int], int | None]
 
 
 def _depth(name: str) -> int:
-    check_model_name(name)
     return int(load_config(name).get_text_config(decoder=True).num_hidden_layers)
-
-
-def _load(
-    name: str, dtype: str, device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
-    model.to(device)  # type: ignore[arg-type]
-    return model, AutoTokenizer.from_pretrained(name)
 
 
 def _facts(

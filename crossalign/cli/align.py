@@ -73,8 +73,8 @@ def add_arguments(align: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, argv: list[str]) -> None:
     """Checks everything that can be checked before the model is loaded, then trains."""
     from crossalign.alignment.engines.launch import is_main_process
-    from crossalign.alignment.engines.one_process import choose_device
     from crossalign.alignment.run_directory import check_output, check_unchanged
+    from crossalign.models.loading import choose_device
 
     args, stored = _with_settings(args, argv)
     try:
@@ -222,12 +222,7 @@ def _is_no_word_on_cpus(record: logging.LogRecord) -> bool:
 
 def _load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """In float32, which is what the optimiser updates, whatever the file holds."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from crossalign.alignment.model_setup import check_model_name
+    from crossalign.models.loading import load_model
 
     quiet_transformers()
-    check_model_name(name, "--model: ")
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(name)
+    return load_model(name, flag="--model: ")

@@ -92,8 +92,8 @@ def _add_options(analyze: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, argv: list[str]) -> None:
     """Checks everything that can be checked before a model is loaded, then analyses."""
-    from crossalign.alignment.train import choose_device
     from crossalign.analysis.run import AnalysisSettings, LayerError, analyze
+    from crossalign.models.loading import choose_device
 
     parser: argparse.ArgumentParser = args.parser
     for name, least in _LEAST.items():

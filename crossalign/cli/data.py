@@ -178,9 +178,9 @@ def _tokenizer_and_limit(model: str) -> tuple[PreTrainedTokenizerBase, int | Non
     """The tokenizer of a model, and the tokens that both take."""
     from transformers import AutoTokenizer
 
-    from crossalign.alignment.model_setup import load_config
     from crossalign.cli.align import quiet_transformers
     from crossalign.models.encode import longest_input
+    from crossalign.models.loading import load_config
 
     quiet_transformers()
     tokenizer = AutoTokenizer.from_pretrained(model)

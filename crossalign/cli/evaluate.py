@@ -147,7 +147,7 @@ def _settings(
     args: argparse.Namespace,
 ) -> tuple[InContextSettings | None, TranslationSettings | None]:
     """What the flags ask for, or exit with status 2."""
-    from crossalign.alignment.train import choose_device
+    from crossalign.models.loading import choose_device
 
     parser: argparse.ArgumentParser = args.parser
     missing = [f"--{name}" for name in ("model", "languages", "output") if not getattr(args, name)]
@@ -227,15 +227,9 @@ def _evaluate(
 
 
 def _load(name: str, dtype: str, device: str) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from crossalign.models.loading import load_model
 
-    from crossalign.alignment.model_setup import check_model_name
-    from crossalign.alignment.train import choose_device
-
-    check_model_name(name)
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
-    return model.to(choose_device(device)), AutoTokenizer.from_pretrained(name)
+    return load_model(name, dtype=dtype, device=device)
 
 
 def _versions() -> dict[str, str]:

@@ -87,8 +87,8 @@ def _add_demo(commands: Any) -> None:
 
 
 def _demo(args: argparse.Namespace, argv: list[str]) -> None:
-    from crossalign.alignment.train import choose_device
     from crossalign.demo.run import run_demo
+    from crossalign.models.loading import choose_device
 
     try:
         TrainingConfig(seed=args.seed)

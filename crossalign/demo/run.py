@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crossalign.alignment.config import TrainingConfig
-from crossalign.alignment.train import align, choose_device
+from crossalign.alignment.train import align
 from crossalign.data.builders import TrainingItem, build_items
 from crossalign.data.pairs import Pair
 from crossalign.demo.corpus import make_corpus
@@ -25,6 +25,7 @@ from crossalign.demo.measurement import Measurement, accuracy_table, measure
 from crossalign.demo.report import write_report
 from crossalign.evaluation.vectors.retrieval import write_retrieval_csv
 from crossalign.files.output import check_output, written_whole
+from crossalign.models.loading import choose_device
 from crossalign.version import __version__
 
 ENTRIES = ("report.html", "retrieval.csv", "projection.csv", "demo.json", "model")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from crossalign.evaluation.tasks.files import MissingFileError, read_split
+from crossalign.evaluation.tasks.files import read_split
 from crossalign.evaluation.tasks.items import TASKS, Split
+from crossalign.evaluation.tasks.release import MissingFileError
 from crossalign.evaluation.translation import FLORES_CODES, read_flores
 from crossalign.files.text import DataError
 

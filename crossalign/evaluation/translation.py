@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossalign.evaluation.choice_scoring import ChoiceScorer, TooLongError
-from crossalign.evaluation.tasks.files import find_file, need_file
+from crossalign.evaluation.tasks.release import find_file, need_file
 from crossalign.files.text import DataError, read_lines
 
 if TYPE_CHECKING:

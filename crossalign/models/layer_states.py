@@ -5,7 +5,7 @@ Shapes: B sentences, T tokens, C hidden size, L decoder blocks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,19 +17,29 @@ from crossalign.models.encode import find_blocks, hidden_states_at
 def hidden_states_of(model: nn.Module, layers: Sequence[int], **inputs: Any) -> list[Tensor]:
     """(B, T, C) after each of the layers, as hidden_states_at gives them; no block past the last
     of them runs, and each block that does runs once."""
-    _, blocks = find_blocks(model)
-    places = [layer % (len(blocks) + 1) for layer in layers]
-    last = max(places)
+    places = [layer % (len(find_blocks(model)[1]) + 1) for layer in layers]
     states: dict[int, Tensor] = {}
+    visit_layers(model, places, states.__setitem__, **inputs)
+    return [states[place] for place in places]
 
-    def watch(place: int) -> Any:
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            states[place] = args[0] if args else kwargs["hidden_states"]
 
-        return blocks[place].register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
+def visit_layers(
+    model: nn.Module, layers: Sequence[int], visit: Callable[[int, Tensor], None], **inputs: Any
+) -> None:
+    """Calls visit(layer, hidden states (B, T, C)) when the one forward passes each of the layers.
+
+    layers: from 0 to L. Nothing is kept but what visit keeps.
+    """
+    _, blocks = find_blocks(model)
+    last = max(layers)
+
+    def hook(layer: int) -> Any:
+        def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            visit(layer, args[0] if args else kwargs["hidden_states"])
+
+        return blocks[layer].register_forward_pre_hook(catch, prepend=True, with_kwargs=True)
 
     with ExitStack() as hooks:
-        for place in set(places) - {last}:
-            hooks.enter_context(watch(place))
-        states[last] = hidden_states_at(model, last, **inputs)
-    return [states[place] for place in places]
+        for layer in set(layers) - {last}:
+            hooks.enter_context(hook(layer))
+        visit(last, hidden_states_at(model, last, **inputs))

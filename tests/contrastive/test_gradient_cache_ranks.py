@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from crossalign.contrastive.gradient_cache import GradientCache
-from tests.contrastive.test_gradient_cache import (
+from tests.support.gradient_cache_cases import (
     ROWS,
     assert_equal_gradients,
     gradients,

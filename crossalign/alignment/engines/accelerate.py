@@ -22,9 +22,10 @@ from torch.distributed.tensor import DTensor
 
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.combinations import Strategy, check_combination
-from crossalign.alignment.engines.one_process import Engine, ModelCalls, choose_device
+from crossalign.alignment.engines.one_process import Engine, ModelCalls
 from crossalign.alignment.model import AlignmentModel
 from crossalign.models.encode import find_blocks
+from crossalign.models.loading import choose_device
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.combinations import check_combination
 from crossalign.alignment.engines.launch import launched_strategy
-from crossalign.alignment.engines.one_process import Engine, choose_device
+from crossalign.alignment.engines.one_process import Engine
+from crossalign.models.loading import choose_device
 
 
 def choose_engine(config: TrainingConfig) -> Engine:

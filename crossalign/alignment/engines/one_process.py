@@ -132,19 +132,3 @@ class Engine:
 
     def load_optimizer_state(self, alignment: nn.Module, optimizer: Any, state: Any) -> None:
         optimizer.load_state_dict(state)
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" -> a GPU if there is one, else the CPU; a named device must be there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:1, ..., got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {name!r} is not there: PyTorch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices"
-        )
-    return device

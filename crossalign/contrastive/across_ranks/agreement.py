@@ -12,7 +12,6 @@ from torch import Tensor
 
 from crossalign.argument_checks import check_option, values_may_be_read
 from crossalign.backends import choose_backend
-from crossalign.contrastive.across_ranks.cost_model import gathered_bytes
 from crossalign.contrastive.across_ranks.shards import SpreadBatch
 from crossalign.contrastive.arguments import check_arguments
 from crossalign.contrastive.problem import LossArguments
@@ -149,3 +148,10 @@ def choose_schedule(
     gathered = gathered_bytes(candidates, query.shape[1], itemsize, wide)
     memory = min(record["memory"] for record in records)
     return "all_gather" if gathered <= GATHERED_SHARE * memory else "ring"
+
+
+def gathered_bytes(
+    num_candidates: int, num_features: int, itemsize: int, wide_itemsize: int
+) -> int:
+    """The candidates of all ranks, their gradient, and the sum it is rounded from."""
+    return num_candidates * num_features * (2 * itemsize + wide_itemsize)

@@ -1,18 +1,24 @@
-"""Task files in their release formats: where they may lie, and the TSV ones read.
+"""The choice tasks from a folder of their release files.
 
-A folder of data may hold the releases as they were unpacked, or each task's files in a folder of
-the task's name. Every file may be packed (.gz), and may be a part whose name says so, as
-test_2k.first1000.tsv does, of which it must then have the rows.
+XNLI, PAWS-X and XStoryCloze are read here, XCOPA and XWinograd in modules of their own.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from crossalign.evaluation.tasks.items import TASKS, Item, Split
-from crossalign.files.text import DataError, checked_text, read_lines
+from crossalign.evaluation.tasks.items import Item, Split, check_task_language
+from crossalign.evaluation.tasks.release import (
+    check_rows,
+    need_file,
+    number_of,
+    read_rows,
+    read_table,
+)
+from crossalign.evaluation.tasks.xcopa import read_xcopa
+from crossalign.evaluation.tasks.xwinograd import read_xwinograd
+from crossalign.files.text import DataError, checked_text
 
 XNLI_LABELS = ("entailment", "neutral", "contradiction")
 _XNLI_FOLDERS = ("xnli", "XNLI-1.0", "XNLI", ".")
@@ -22,81 +28,6 @@ _STORY_FIELDS = {
     **{f"sentence{number}": f"InputSentence{number}" for number in range(1, 5)},
     **{f"ending{number}": f"RandomFifthSentenceQuiz{number}" for number in (1, 2)},
 }
-
-
-class MissingFileError(DataError):
-    """A task file that is not in the folder."""
-
-
-def find_file(data: Path, folders: Sequence[str], names: Sequence[str]) -> Path | None:
-    """The first of the files that is there: whole before packed before a part of it.
-
-    Raises:
-        DataError: two parts of a file are there.
-    """
-    for folder in folders:
-        for name in names:
-            stem, dot, ending = name.rpartition(".")
-            for pattern in (name, f"{name}.gz", f"{stem}.first*{dot}{ending}"):
-                found = sorted((data / folder).glob(pattern))
-                if "*" in pattern:
-                    found += sorted((data / folder).glob(f"{pattern}.gz"))
-                if len(found) > 1:
-                    raise DataError(f"several parts of one file: {', '.join(map(str, found))}")
-                if found:
-                    return found[0]
-    return None
-
-
-def need_file(data: Path, folders: Sequence[str], names: Sequence[str]) -> Path:
-    """find_file, or an error that says where was looked."""
-    path = find_file(data, folders, names)
-    if path is None:
-        raise MissingFileError(
-            f"{data}: no file {' or '.join(names)} (or .gz) in any of its folders "
-            f"{', '.join(folders)}"
-        )
-    return path
-
-
-def check_rows(path: Path, rows: int) -> None:
-    """A part such as test.first1000.tsv has the rows that its name says."""
-    part = re.search(r"\.first(\d+)\.", path.name)
-    if part and int(part[1]) != rows:
-        raise DataError(f"{path}:{rows}: cut off: {rows} rows, the name says {part[1]}")
-
-
-def read_rows(path: Path, columns: int | None = None) -> list[tuple[str, list[str]]]:
-    """("path:line", cells) of each line; the number of cells must be that of `columns`."""
-    rows = []
-    for number, line in enumerate(read_lines(path), start=1):
-        cells = line.split("\t")
-        if columns is not None and len(cells) != columns:
-            raise DataError(f"{path}:{number}: {columns} columns expected, got {len(cells)}")
-        rows.append((f"{path}:{number}", cells))
-    return rows
-
-
-def read_table(path: Path, wanted: Sequence[str]) -> list[tuple[str, Mapping[str, str]]]:
-    """("path:line", column -> cell) of each line below the header, which must have `wanted`."""
-    (where, header), *rows = read_rows(path)
-    missing = [name for name in wanted if name not in header]
-    if missing:
-        raise DataError(f"{where}: the header lacks the column {', '.join(missing)}")
-    if not rows:
-        raise DataError(f"{path}:1: cut off: no rows below the header")
-    for where, cells in rows:
-        if len(cells) != len(header):
-            raise DataError(f"{where}: {len(header)} columns expected, got {len(cells)}")
-    check_rows(path, len(rows))
-    return [(where, dict(zip(header, cells, strict=True))) for where, cells in rows]
-
-
-def number_of(value: str, allowed: Sequence[str], name: str, where: str) -> int:
-    """The place of a label among those allowed."""
-    if value not in allowed:
-        raise DataError(f"{where}: {name} must be one of {', '.join(allowed)}, got {value!r}")
-    return allowed.index(value)
 
 
 def read_xnli(data: Path, language: str, split: str) -> Split:
@@ -205,9 +136,6 @@ def read_split(data: Path, task: str, language: str, split: str) -> Split:
         DataError: a file is missing, cut off or malformed; the message names it and the line.
         ValueError: the task has no such language.
     """
-    from crossalign.evaluation.tasks.xcopa import read_xcopa
-    from crossalign.evaluation.tasks.xwinograd import read_xwinograd
-
     readers: dict[str, Callable[[Path, str, str], Split]] = {
         "xnli": read_xnli,
         "pawsx": read_pawsx,
@@ -219,11 +147,3 @@ def read_split(data: Path, task: str, language: str, split: str) -> Split:
     if not data.is_dir():
         raise DataError(f"{data}: no such folder")
     return readers[task](data, language, split)
-
-
-def check_task_language(task: str, language: str) -> None:
-    if task not in TASKS:
-        raise ValueError(f"tasks must be of {', '.join(TASKS)}, got {task!r}")
-    if language not in TASKS[task].languages:
-        known = " ".join(TASKS[task].languages)
-        raise ValueError(f'{task} has no language "{language}"; it has {known}')

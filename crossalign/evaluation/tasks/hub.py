@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from crossalign.evaluation.tasks.files import check_task_language, pawsx_split
-from crossalign.evaluation.tasks.items import Item, Split, duplicates
+from crossalign.evaluation.tasks.files import pawsx_split
+from crossalign.evaluation.tasks.items import Item, Split, check_task_language, duplicates
 from crossalign.evaluation.tasks.xcopa import repair_questions, xcopa_item
 from crossalign.files.text import DataError, checked_text
 
@@ -22,7 +22,7 @@ _Rows = Sequence[Mapping[str, Any]]
 
 
 def read_split(task: str, language: str, split: str) -> Split:
-    """Items of one task, language and split ("test" or "demos"), as task_files.read_split.
+    """Items of one task, language and split ("test" or "demos"), as files.read_split.
 
     Raises:
         ImportError: `datasets` is not installed.

@@ -76,6 +76,14 @@ TASKS = {
 }
 
 
+def check_task_language(task: str, language: str) -> None:
+    if task not in TASKS:
+        raise ValueError(f"tasks must be of {', '.join(TASKS)}, got {task!r}")
+    if language not in TASKS[task].languages:
+        known = " ".join(TASKS[task].languages)
+        raise ValueError(f'{task} has no language "{language}"; it has {known}')
+
+
 def choose_demos(
     item: Item,
     pool: Split,

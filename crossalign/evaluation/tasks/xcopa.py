@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from crossalign.evaluation.tasks.files import check_rows, find_file, need_file, number_of
 from crossalign.evaluation.tasks.items import Item, Split
+from crossalign.evaluation.tasks.release import check_rows, find_file, need_file, number_of
 from crossalign.files.text import DataError, checked_text, read_json_objects, read_lines, text_field
 
 _FOLDERS = ("xcopa", "xcopa/data", "data", ".")

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from crossalign.evaluation.tasks.files import check_rows, need_file, read_rows
 from crossalign.evaluation.tasks.items import Item, Split, duplicates
+from crossalign.evaluation.tasks.release import check_rows, need_file, read_rows
 from crossalign.files.text import DataError, checked_text
 
 _FOLDERS = ("xwinograd", "XWinograd", "crosslingual_winograd", ".")

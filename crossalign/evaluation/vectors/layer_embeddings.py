@@ -6,8 +6,7 @@ Shapes: n sentences, C hidden size, L decoder blocks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +16,13 @@ from crossalign.evaluation.vectors.retrieval import RetrievalRow, retrieval_rows
 from crossalign.models.encode import (
     check_layer,
     eval_mode,
-    find_blocks,
     hidden_size,
-    hidden_states_at,
     input_device,
     num_layers,
     pad_right,
     tokenize,
 )
+from crossalign.models.layer_states import visit_layers
 from crossalign.pooling.functions import pool
 
 if TYPE_CHECKING:
@@ -164,28 +162,15 @@ def _batches(
 def _pooled_states(
     model: nn.Module, layers: list[int], inputs: dict[str, Tensor], pooling: str, normalize: bool
 ) -> dict[int, Tensor]:
-    """Layer -> (batch, C) float32 on the CPU. layers: ascending, from 0 to L."""
+    """Layer -> (batch, C) float32 on the CPU. layers: from 0 to L."""
     pooled: dict[int, Tensor] = {}
 
     def keep(layer: int, hidden: Tensor) -> None:
         mask = inputs["attention_mask"].to(hidden.device)
         pooled[layer] = pool(hidden.float(), mask, pooling, normalize=normalize).cpu()
 
-    _, blocks = find_blocks(model)
-    with ExitStack() as hooks:
-        for layer in layers[:-1]:
-            hooks.enter_context(_watch_input(blocks[layer], layer, keep))
-        keep(layers[-1], hidden_states_at(model, layers[-1], **inputs))
+    visit_layers(model, layers, keep, **inputs)
     return pooled
-
-
-def _watch_input(block: nn.Module, layer: int, keep: Any) -> Any:
-    """A hook handle, to be used in a with statement."""
-
-    def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(layer, args[0] if args else kwargs["hidden_states"])
-
-    return block.register_forward_pre_hook(watch, with_kwargs=True)
 
 
 def _with_bar(

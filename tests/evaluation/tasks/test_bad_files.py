@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from crossalign.evaluation.tasks.files import MissingFileError, read_split
+from crossalign.evaluation.tasks.files import read_split
+from crossalign.evaluation.tasks.release import MissingFileError
 from crossalign.files.text import DataError
 from tests.support.evaluation_cases import NLI, STORY_HEADER, write_tasks, write_tsv
 

@@ -1,8 +1,8 @@
 """Draws the cost model of the loss across ranks, and prints its table for docs/scaling.md.
 
-python -m benchmarks.plot_scaling --output docs/scaling.png
+python -m benchmarks.scaling.plot --output docs/scaling.png
 
-Nothing here is measured: crossalign/contrastive/across_ranks/cost_model.py counts, and divides by
+Nothing here is measured: benchmarks/scaling/cost_model.py counts, and divides by
 the rates of Machine.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from crossalign.contrastive.across_ranks.cost_model import SCHEDULES, Machine, rank_cost
+from benchmarks.scaling.cost_model import SCHEDULES, Machine, rank_cost
 
 NUM_PAIRS, NUM_FEATURES = 2**20, 1024
 TABLE_RANKS = (1, 8, 64, 512, 4096)

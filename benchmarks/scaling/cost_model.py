@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from crossalign.contrastive.across_ranks.agreement import gathered_bytes
 from crossalign.distributed.rank_agreement import RECORD_BYTES
 
 SCHEDULES = ("all_gather", "ring", "open_clip", "inf_cl")
@@ -73,13 +74,6 @@ def rank_cost(
     batch = _Batch(world_size, num_pairs, num_pairs + num_negatives, num_features, itemsize)
     count = {"all_gather": _all_gather, "ring": _ring, "open_clip": _open_clip, "inf_cl": _inf_cl}
     return count[schedule](batch, symmetric, machine or Machine())
-
-
-def gathered_bytes(
-    num_candidates: int, num_features: int, itemsize: int, wide_itemsize: int
-) -> int:
-    """The candidates of all ranks, their gradient, and the sum it is rounded from."""
-    return num_candidates * num_features * (2 * itemsize + wide_itemsize)
 
 
 class _Batch(NamedTuple):

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import plot_scaling
-from crossalign.contrastive.across_ranks.cost_model import SCHEDULES, Machine, rank_cost
+from benchmarks.scaling import plot
+from benchmarks.scaling.cost_model import SCHEDULES, Machine, rank_cost
 from crossalign.contrastive.loss import fused_contrastive_loss
 from tests.support.process_group import run_ranks
 
@@ -188,7 +188,7 @@ def test_bad_arguments_are_named() -> None:
 
 
 def test_figure_is_drawn_and_the_documented_table_is_the_model_s(tmp_path: Path) -> None:
-    plot_scaling.draw(tmp_path / "scaling.png")
+    plot.draw(tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
-    page = (Path(__file__).parents[3] / "docs" / "scaling.md").read_text()
-    assert "\n".join(plot_scaling.table()) in page
+    page = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
+    assert "\n".join(plot.table()) in page
