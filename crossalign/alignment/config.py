@@ -9,7 +9,8 @@ import typing
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-POOLINGS = ("mean", "last", "max")
+from crossalign.pooling.choices import CENTERS, POOL_TOKENS, POOLINGS
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")
 
@@ -53,6 +54,18 @@ class TrainingConfig:
         action=_OneOrMore,
     )
     pooling: str = setting("mean", "how token vectors become a sentence vector", choices=POOLINGS)
+    pool_tokens: str = setting(
+        "all",
+        "tokens that count in a sentence vector: all, or content = without the tokenizer's special "
+        "tokens, such as the one it puts first",
+        choices=POOL_TOKENS,
+    )
+    center: str = setting(
+        "none",
+        "mean that is subtracted from the sentence vectors before the loss: none, batch = of all "
+        "vectors of the batch, side = of the sources and of the targets apart",
+        choices=CENTERS,
+    )
     temperature: float = setting(0.05, "divides the cosine similarities (dimensionless)")
     learn_temperature: bool = setting(
         False, "train the temperature too, from this value on and down to 0.01", **_SWITCH
@@ -130,6 +143,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_types(self)
         choices = {"pooling": POOLINGS, "precision": PRECISIONS, "attention": ATTENTIONS}
+        choices |= {"pool_tokens": POOL_TOKENS, "center": CENTERS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(

@@ -26,6 +26,9 @@ from crossalign.models.encode import check_layer, hidden_states_at
 from crossalign.models.layer_states import hidden_states_of
 from crossalign.models.next_token_loss import IGNORED_LABEL, language_model_loss
 from crossalign.models.output_head import check_output_head, output_head
+from crossalign.pooling.centering import center_vectors
+from crossalign.pooling.choices import CENTERS, POOL_TOKENS, POOLINGS
+from crossalign.pooling.content_tokens import content_mask
 from crossalign.pooling.functions import pool
 
 LARGEST_LOGIT_SCALE = math.log(100.0)
@@ -53,6 +56,8 @@ class AlignmentModel(nn.Module):
         layer: block after which the sentences are pooled; 1 = the first. See hidden_states_at. With
             several the contrastive loss and its statistics are the mean over these layers.
         pooling: "mean", "last" or "max" over a sentence's tokens.
+        pool_tokens: "all", or "content": without special_token_ids (`all_special_ids`).
+        center: "none", "batch" or "side": the mean that is subtracted, see center_vectors.
         temperature: of the contrastive loss, > 0; an nn.Parameter is learned.
         learn_temperature: own the parameter `logit_scale` = log(1 / temperature), from the given
             temperature on; temperatures below 0.01 are not used.
@@ -65,8 +70,8 @@ class AlignmentModel(nn.Module):
 
     Raises:
         TypeError: layer is not an integer.
-        ValueError: layer is out of range, pooling is unknown, temperature is not above 0, or the
-            model's decoder blocks cannot be found.
+        ValueError: layer is out of range, pooling, pool_tokens or center is unknown, temperature
+            is not above 0, or the model's decoder blocks cannot be found.
 
     Source: Li et al. 2024, "Improving In-context Learning of Multilingual Generative Language
         Models with Cross-lingual Alignment" (NAACL).
@@ -78,6 +83,9 @@ class AlignmentModel(nn.Module):
         *,
         layer: int | Sequence[int] = 1,
         pooling: str = "mean",
+        pool_tokens: str = "all",
+        special_token_ids: Sequence[int] = (),
+        center: str = "none",
         temperature: float | Tensor = 0.05,
         learn_temperature: bool = False,
         contrastive_weight: float = 1.0,
@@ -91,7 +99,9 @@ class AlignmentModel(nn.Module):
             raise ValueError("AlignmentModel: layer must name one layer at least, got none")
         for each in layers:
             check_layer("AlignmentModel", model, each)
-        check_option("AlignmentModel", "pooling", pooling, ("mean", "last", "max"))
+        check_option("AlignmentModel", "pooling", pooling, POOLINGS)
+        check_option("AlignmentModel", "pool_tokens", pool_tokens, POOL_TOKENS)
+        check_option("AlignmentModel", "center", center, CENTERS)
         if learn_temperature and isinstance(temperature, Tensor):
             temperature = float(temperature.detach())
         if not isinstance(temperature, Tensor):
@@ -99,15 +109,14 @@ class AlignmentModel(nn.Module):
         super().__init__()
         self.model = model
         self.layers = layers
-        self.pooling = pooling
+        self.pooling, self.pool_tokens, self.center = pooling, pool_tokens, center
+        self.special_token_ids = torch.tensor(tuple(special_token_ids), dtype=torch.long)
         self.fixed_temperature = temperature
         self.logit_scale: nn.Parameter | None = None
         if learn_temperature:
             self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
-        self.contrastive_weight = contrastive_weight
-        self.lm_weight = lm_weight
-        self.symmetric = symmetric
-        self.hard_negative_weight = hard_negative_weight
+        self.contrastive_weight, self.lm_weight = contrastive_weight, lm_weight
+        self.symmetric, self.hard_negative_weight = symmetric, hard_negative_weight
         self.group = group
         self._head_is_checked = False
 
@@ -184,6 +193,10 @@ class AlignmentModel(nn.Module):
         states = hidden_states_of(
             self.model, self.layers, input_ids=batch["input_ids"], attention_mask=mask
         )
+        if self.pool_tokens == "content":
+            # No buffer: DistributedDataParallel would send it in every forward.
+            self.special_token_ids = self.special_token_ids.to(mask.device)
+            mask = content_mask(batch["input_ids"], mask, self.special_token_ids)
         pooled = [pool(hidden, mask.to(hidden.device), self.pooling) for hidden in states]
         vectors = torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]
         return vectors if rows > 0 else vectors[:0].clone()  # FSDP asks for no views
@@ -201,8 +214,10 @@ class AlignmentModel(nn.Module):
         """The unweighted contrastive loss of embeddings (N, L * C) twice and (H, L * C), and its
         stats: of several layers the means."""
         if negatives is None and self.group is not None and self.hard_negative_weight != 0.0:
-            # Another rank may have hard negatives, and this one then has none of them.
+            # Another rank may have some.
             negatives, owner = query.detach()[:0], query.new_empty(0, dtype=torch.int64)
+        options = {"center": self.center, "group": self.group}
+        query, key, negatives = center_vectors(query, key, negatives, **options)
         count = len(self.layers)
         results = [
             fused_contrastive_loss(
