@@ -111,7 +111,10 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def prune(directory: Path, keep: Iterable[int]) -> None:
-    """Removes the checkpoints of other steps; each is renamed first, so that no half has a name."""
+    """Removes the checkpoints of other steps.
+
+    Each is renamed before deletion, so a half-deleted checkpoint never looks complete.
+    """
     for step in set(steps_of(directory)) - set(keep):
         doomed = Path(tempfile.mkdtemp(dir=directory / FOLDER, prefix=ASIDE))
         path_of(directory, step).rename(doomed / "pruned")

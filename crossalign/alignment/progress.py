@@ -41,14 +41,15 @@ class Progress:
 
 
 def sizes_line(config: TrainingConfig, batch_size: int, lm_batch_size: int, ranks: int) -> str:
-    """The quantities of a step by their names, and what the loss is where nothing is aligned."""
-    per_rank = f", {math.ceil(batch_size / ranks)} on each of {ranks} ranks" if ranks > 1 else ""
+    """The sizes of a batch by name, and the loss of a model that has not learned anything yet."""
+    per_rank = f" ({math.ceil(batch_size / ranks)} on each of {ranks} ranks)" if ranks > 1 else ""
     chunks = _chunks("sentences", config.chunk_size)
     texts = f"{lm_batch_size} texts" if lm_batch_size else "no texts"
     lm_chunks = _chunks("texts", config.lm_chunk_size) if lm_batch_size else ""
+    plural = "s" if len(config.layers) > 1 else ""
     return (
-        f"a step: {batch_size} pairs{per_rank}{chunks}; {texts}{lm_chunks}; layer "
-        f"{', '.join(map(str, config.layers))}; without alignment its contrastive loss is near "
+        f"batch: {batch_size} pairs{per_rank}{chunks}, {texts}{lm_chunks}; aligned layer{plural}: "
+        f"{', '.join(map(str, config.layers))}; chance-level contrastive loss: "
         f"ln {batch_size} = {math.log(batch_size):.2f}"
     )
 

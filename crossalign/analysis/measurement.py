@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from crossalign.analysis.memory_mapped_vectors import spool
+from crossalign.analysis.memory_mapped_vectors import memory_mapped_vectors
 from crossalign.analysis.parallel_text import same_meaning_ids
 from crossalign.evaluation.vectors.geometry import (
     alignment,
@@ -103,7 +103,7 @@ def measure_model(
     sentences: Mapping[str, Sequence[str]],
     options: AnalysisOptions,
     *,
-    spool_directory: Path,
+    scratch_directory: Path,
     description: str,
 ) -> list[LayerMeasurement]:
     """Measures every layer asked for; each sentence passes through the model once.
@@ -112,13 +112,15 @@ def measure_model(
         model, tokenizer: on the device where to compute; measures are computed there, too.
         sentences: language -> lines; line k means the same in every language.
         options: the layers and how to pool them.
-        spool_directory: where 4 * lines * languages * layers * C bytes find room meanwhile.
+        scratch_directory: where 4 * lines * languages * layers * C bytes find room meanwhile.
         description: of the progress bars.
     """
     languages = list(sentences)
     num_lines = len(sentences[languages[0]])
     vectors = {
-        layer: spool(spool_directory, num_lines * len(languages), hidden_size(model, layer))
+        layer: memory_mapped_vectors(
+            scratch_directory, num_lines * len(languages), hidden_size(model, layer)
+        )
         for layer in options.layers
     }
     for language, lines in sentences.items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def spool(directory: Path, num_rows: int, width: int) -> Tensor:
+def memory_mapped_vectors(directory: Path, num_rows: int, width: int) -> Tensor:
     """(num_rows, width) float32 zeros on the CPU, memory-mapped from a file without a name.
 
     The file lies in the file system of `directory` and ends with the tensor or the process, even a

@@ -104,7 +104,7 @@ def _tiles(before: LayerMeasurement | None, studied: LayerMeasurement) -> list[T
         "margin_accuracy": "find it first by ratio margin, which allows for crowded neighbourhoods",
         "language_identification": "are nearest to the centre of their own language; by chance "
         f"{100 / num_languages:.3g} %",
-        "centre_distance": "lies between the centres of two languages, on the unit sphere",
+        "centre_distance": "distance between the centers of two languages, on the unit sphere",
     }
     old = before.summary() if before else {}
     new = studied.summary()

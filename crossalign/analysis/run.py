@@ -15,7 +15,7 @@ import transformers
 from crossalign.analysis.measurement import AnalysisOptions, LayerMeasurement, measure_model
 from crossalign.analysis.parallel_text import read_parallel_text
 from crossalign.analysis.results import write_results
-from crossalign.files.output import check_output, written_whole
+from crossalign.files.output import atomic_directory, check_output
 from crossalign.models.loading import choose_device, load_config, load_model
 from crossalign.version import __version__
 
@@ -90,7 +90,7 @@ def analyze(settings: AnalysisSettings, output: Path) -> AnalysisResult:
     for role, name in names.items():
         model, tokenizer = load_model(name, dtype=settings.dtype, device=device)
         models[role] = measure_model(
-            model, tokenizer, sentences, options, spool_directory=around, description=role
+            model, tokenizer, sentences, options, scratch_directory=around, description=role
         )
         del model, tokenizer
         gc.collect()  # the next model needs the room
@@ -98,7 +98,7 @@ def analyze(settings: AnalysisSettings, output: Path) -> AnalysisResult:
         studied = models["after" if "after" in models else "model"]
         shown = max(studied, key=lambda layer: layer.summary()["accuracy"]).layer
     result = AnalysisResult(sentences, models, shown)
-    with written_whole(output) as directory:
+    with atomic_directory(output) as directory:
         write_results(directory, sentences, models, shown, _facts(settings, result, device))
     return result
 

@@ -142,12 +142,11 @@ def label_range(problem: ContrastiveProblem, first_row: int, last_row: int) -> t
 def tie_slack(
     query: Tensor, candidates: Tensor, problem: ContrastiveProblem, positive_logit: Tensor
 ) -> Tensor:
-    """(N,) how far from row i's positive logit another one still ties with it.
+    """(N,) tolerance within which another logit ties with the positive's.
 
     On a CPU, matrix products sum the columns of a tail in another order, so that a copy of the own
     key can differ by the rounding of a dot product, sqrt(D) eps |q| |k|. On a GPU all candidates
-    are
-    multiplied alike, and equal means equal.
+    are multiplied alike, and equal means equal.
     """
     if query.is_cuda:
         return torch.zeros_like(positive_logit)

@@ -27,7 +27,7 @@ _LEAST_HALF_BITS = 3  # below, the networks of all keys are far from all permuta
 class Permutation:
     """A pseudo-random order of 0 to count - 1 that the key decides, in O(1) memory.
 
-    The same on every machine; any stretch of it costs only its own length.
+    The same on every machine; any slice of it costs only its own length.
     """
 
     def __init__(self, count: int, key: str) -> None:
@@ -40,7 +40,7 @@ class Permutation:
         digest = hashlib.blake2b(key.encode(), digest_size=8 * _ROUNDS).digest()
         self._round_keys = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
-    def stretch(self, start: int, end: int) -> list[int]:
+    def slice(self, start: int, end: int) -> list[int]:
         """Elements start to end (not included) of the order."""
         import numpy as np
 
@@ -55,7 +55,7 @@ class Permutation:
     def __iter__(self) -> Iterator[int]:
         """The whole order, a block at a time."""
         for start in range(0, self.count, _BLOCK):
-            yield from self.stretch(start, min(self.count, start + _BLOCK))
+            yield from self.slice(start, min(self.count, start + _BLOCK))
 
     def _network(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
         import numpy as np
@@ -89,5 +89,5 @@ class ShuffledStream:
         while len(taken) < length:
             epoch, offset = divmod(start + len(taken), self.count)
             end = min(self.count, offset + length - len(taken))
-            taken += Permutation(self.count, f"{self.seed} {epoch}").stretch(offset, end)
+            taken += Permutation(self.count, f"{self.seed} {epoch}").slice(offset, end)
         return taken

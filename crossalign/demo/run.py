@@ -24,7 +24,7 @@ from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.demo.measurement import Measurement, accuracy_table, measure
 from crossalign.demo.report import write_report
 from crossalign.evaluation.vectors.retrieval import write_retrieval_csv
-from crossalign.files.output import check_output, written_whole
+from crossalign.files.output import atomic_directory, check_output
 from crossalign.models.loading import choose_device
 from crossalign.version import __version__
 
@@ -107,7 +107,7 @@ def run_demo(
     check_output(output, ENTRIES)
     story = _tell(settings, target_device)
     print(accuracy_table(story.before, story.after, settings.alignment.layers[0]))
-    with written_whole(output, ENTRIES) as directory:
+    with atomic_directory(output, ENTRIES) as directory:
         _write(story, settings, directory)
     seconds = time.perf_counter() - started
     print(f"\n{output / 'report.html'} has the picture; {seconds:.0f} seconds in all.")

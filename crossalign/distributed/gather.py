@@ -23,8 +23,8 @@ from crossalign.distributed.rank_agreement import (
     agree,
     all_gather_single,
     check_group,
+    graph_break,
     transport_device,
-    untraced,
 )
 from crossalign.distributed.symmetric_gather import (
     SymmetricWorkspace,
@@ -89,7 +89,7 @@ def gather_negatives(
         _check_arguments(x, dtype, backend)
         return _convert(x, normalize, dtype or x.dtype)
     group = dist.group.WORLD if group is None else group
-    gathered: Tensor = untraced(_gather_across_ranks)(x, group, normalize, dtype, backend)
+    gathered: Tensor = graph_break(_gather_across_ranks)(x, group, normalize, dtype, backend)
     return gathered
 
 
@@ -165,17 +165,17 @@ def gather_rows(
     dtype = dtype or x.dtype
     if layout.workspace is not None and x.is_floating_point():
         return layout.workspace.gather(x.contiguous(), layout.rows, dtype, normalize)
-    columns, most = x.shape[1], max(layout.rows)
-    if most == 0:
+    columns, most_rows = x.shape[1], max(layout.rows)
+    if most_rows == 0:
         return x.new_empty((0, columns), dtype=dtype)
     shard = _convert(x, normalize, dtype).to(transport_device(layout.group, x.device)).contiguous()
-    if x.shape[0] < most:  # collectives want shards of one size
-        shard = torch.cat([shard, shard.new_zeros((most - x.shape[0], columns))])
-    received = shard.new_empty((len(layout.rows) * most, columns))
+    if x.shape[0] < most_rows:  # collectives want shards of one size
+        shard = torch.cat([shard, shard.new_zeros((most_rows - x.shape[0], columns))])
+    received = shard.new_empty((len(layout.rows) * most_rows, columns))
     # As bytes: no backend has to know the dtype, and nothing is changed on the way.
     all_gather_single(received.view(torch.uint8), shard.view(torch.uint8), layout.group)
-    if min(layout.rows) < most:
-        shards = received.view(-1, most, columns)
+    if min(layout.rows) < most_rows:
+        shards = received.view(-1, most_rows, columns)
         received = torch.cat([shards[r, :count] for r, count in enumerate(layout.rows)])
     return received.to(x.device)
 

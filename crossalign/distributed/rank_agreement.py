@@ -20,7 +20,7 @@ from torch import Tensor
 RECORD_BYTES = 1024  # room for the facts of one call; a fixed size needs one collective, not two
 
 
-def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+def graph_break(function: Callable[..., Any]) -> Callable[..., Any]:
     """function, which torch.compile then calls without looking into it: its graph breaks there.
 
     How many rows other ranks have is known at run time alone. Without torch.compile at work its

@@ -58,7 +58,7 @@ def extension_status() -> str:
 
 
 class SymmetricWorkspace:
-    """This rank's shared buffer, its peers' addresses, and the count of their meetings."""
+    """This rank's shared buffer, its peers' addresses, and the count of their barriers."""
 
     def __init__(self, memory: SharedMemory) -> None:
         self.memory = memory
@@ -66,7 +66,7 @@ class SymmetricWorkspace:
         self.buffer = memory.buffer
         self.data_addresses = [address + _HEADER_BYTES for address in memory.addresses]
         self.capacity = memory.num_bytes - _HEADER_BYTES
-        self.meetings = 0
+        self.barriers = 0
         # A GPU reports a missing peer through host memory, which is read without waiting for it.
         is_cuda = self.buffer.is_cuda
         self.status = torch.zeros(1, dtype=torch.int32, pin_memory=is_cuda)
@@ -77,9 +77,9 @@ class SymmetricWorkspace:
         ops = torch.ops.crossalign_ext
         gathered = x.new_empty((sum(rows), x.shape[1]), dtype=dtype)
         with self._in_stream_order():
-            self._meet()  # everybody has read what the buffers held before
+            self._barrier()  # everybody has read what the buffers held before
             ops.publish_rows(x, normalize, self._data(x.shape, dtype), self.status)
-            self._meet()  # everybody has published
+            self._barrier()  # everybody has published
             ops.pull_rows(self.data_addresses, list(rows), gathered, self.status)
         return gathered
 
@@ -89,9 +89,9 @@ class SymmetricWorkspace:
         total = grad.new_empty((rows[self.rank], grad.shape[1]), dtype=dtype)
         first = sum(rows[: self.rank])
         with self._in_stream_order():
-            self._meet()
+            self._barrier()
             ops.publish_rows(grad, False, self._data(grad.shape, grad.dtype), self.status)
-            self._meet()
+            self._barrier()
             ops.sum_rows(self.data_addresses, first, grad.dtype, total, self.status)
         return total
 
@@ -100,15 +100,15 @@ class SymmetricWorkspace:
         data = self.buffer[_HEADER_BYTES : _HEADER_BYTES + num_bytes]
         return data.view(dtype).view(shape[0], shape[1])
 
-    def _meet(self) -> None:
+    def _barrier(self) -> None:
         """Waits, on the device, until every rank has come here."""
         self._raise_if_missed()
-        self.meetings += 1
+        self.barriers += 1
         torch.ops.crossalign_ext.meet(
             self.buffer,
             self.memory.addresses,
             self.rank,
-            self.meetings,
+            self.barriers,
             SIGNAL_TIMEOUT_S,
             self.status,
         )

@@ -148,13 +148,13 @@ def _write_index(path: Path, directory: Path, check: Check) -> dict[str, Any]:
     count, offset = 0, 0
     with contextlib.ExitStack() as stack:
         starts = stack.enter_context(open(directory / "starts", "wb"))
-        spool: BinaryIO | None = None
+        copy: BinaryIO | None = None
         if path.suffix == ".gz":
-            spool = stack.enter_context(open(directory / "text", "wb"))
+            copy = stack.enter_context(open(directory / "text", "wb"))
         for block in _whole_lines(path):
             digest.update(block)
-            if spool is not None:
-                spool.write(block)
+            if copy is not None:
+                copy.write(block)
             mark = 3 if offset == 0 and block.startswith(b"\xef\xbb\xbf") else 0
             lines = _decoded_lines(path, block[mark:], count)
             _check_lines(path, lines, count, check)

@@ -33,7 +33,7 @@ def check_output(directory: Path, entries: Collection[str] = ()) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(directory: Path, entries: Collection[str] = ()) -> Iterator[Path]:
+def atomic_directory(directory: Path, entries: Collection[str] = ()) -> Iterator[Path]:
     """Gives an empty directory to write into, which at the end takes the place of `directory`.
 
     If the body fails or is interrupted, `directory` stays as it was. Raises as check_output does.

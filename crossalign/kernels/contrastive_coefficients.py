@@ -3,8 +3,8 @@
     rows (5, N): coefficient, rest, own gradient, positive coefficient, fold of the inverse norm
     candidates (4, M): coefficient, rest, positive coefficient, fold
 
-Of bounded logits the coefficient is the upstream gradient times exp(-rest). One launch instead of
-some fifteen small ones: with few pairs it is launches that cost. Reads and writes O(N + M).
+Of bounded logits the coefficient is the upstream gradient times exp(-rest). One launch
+replaces about fifteen; for small batches launch overhead dominates. Reads and writes O(N + M).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     row_negative_lse[i] = log sum over splits        column_negative_lse[j] = log sum over groups
 
-and the sums and counts of positives, and the counts for the statistics. One launch instead of some
-ten small ones: with few pairs it is launches that cost. Reads O(splits N + groups K) numbers.
+and the sums and counts of positives, and the counts for the statistics. One launch replaces
+about ten; for small batches launch overhead dominates. Reads O(splits N + groups K) numbers.
 """
 
 from __future__ import annotations

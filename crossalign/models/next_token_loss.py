@@ -125,20 +125,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = accumulator(hidden.dtype)
         # The log-sum-exp as (max, sum): their sum would round away digits of a probability near 1.
         row_max = hidden.new_full((hidden.shape[0],), -torch.inf, dtype=wide)
-        row_sum, own_logit = torch.zeros_like(row_max), torch.zeros_like(row_max)
+        row_sum, target_logit = torch.zeros_like(row_max), torch.zeros_like(row_max)
         with without_autocast(hidden.device.type):
             for start, end in _vocabulary_blocks(hidden.shape[0], weight.shape[0]):
                 logits = block_logits(hidden, weight, bias, start, end, scale, softcap)
                 column, is_here = _target_columns(targets, start, end)
                 picked = logits.gather(1, column[:, None]).squeeze(1)
-                own_logit = torch.where(is_here, picked, own_logit)
+                target_logit = torch.where(is_here, picked, target_logit)
                 higher = torch.maximum(row_max, logits.amax(dim=1))
                 block_sum = logits.sub_(higher[:, None]).exp_().sum(dim=1)
                 row_sum = row_sum * (row_max - higher).exp() + block_sum
                 row_max = higher
         ctx.save_for_backward(hidden, weight, bias, targets, row_max, row_sum)
         ctx.scale, ctx.softcap = scale, softcap
-        return (row_max - own_logit + row_sum.log()).sum()
+        return (row_max - target_logit + row_sum.log()).sum()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -37,15 +37,15 @@ def test_without_a_terminal_a_line_now_and_then(
 def test_sizes_have_one_name_each() -> None:
     config = make_config(layer=(1, 2), chunk_size=16, lm_chunk_size=4)
     assert sizes_line(config, 100, 8, 3) == (
-        "a step: 100 pairs, 34 on each of 3 ranks, 16 sentences in a pass; 8 texts, 4 texts in a "
-        "pass; layer 1, 2; without alignment its contrastive loss is near ln 100 = 4.61"
+        "batch: 100 pairs (34 on each of 3 ranks), 16 sentences in a pass, 8 texts, 4 texts in a "
+        "pass; aligned layers: 1, 2; chance-level contrastive loss: ln 100 = 4.61"
     )
-    assert "; no texts; layer 1;" in sizes_line(make_config(layer=1), 4, 0, 1)
+    assert ", no texts; aligned layer: 1;" in sizes_line(make_config(layer=1), 4, 0, 1)
 
 
 def test_command_tells_the_sizes_first(align: Run) -> None:
     status, out, error = align()
     assert (status, error) == (0, "")
     first, last = out.splitlines()
-    assert first.startswith("a step: 8 pairs; 8 texts;") and last.startswith("wrote ")
+    assert first.startswith("batch: 8 pairs, 8 texts;") and last.startswith("wrote ")
     assert "; no texts; " in align("--lm-weight", 0, output="without")[1]

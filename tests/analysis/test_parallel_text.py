@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crossalign.analysis.memory_mapped_vectors import spool
+from crossalign.analysis.memory_mapped_vectors import memory_mapped_vectors
 from crossalign.analysis.parallel_text import check_names, read_parallel_text, same_meaning_ids
 from crossalign.files.text import DataError
 
@@ -133,14 +133,16 @@ def test_lines_that_share_a_sentence_mean_the_same() -> None:
     assert first == second == fourth != third
 
 
-def test_spool_is_a_file_without_a_name_that_goes_with_its_tensor(tmp_path: Path) -> None:
+def test_vectors_are_mapped_from_a_nameless_file_that_goes_with_them(
+    tmp_path: Path,
+) -> None:
     def mapped() -> list[str]:
         maps = Path("/proc/self/maps")
         if not maps.is_file():
             pytest.skip("no /proc/self/maps to see what is mapped")
         return [line for line in maps.read_text().splitlines() if str(tmp_path) in line]
 
-    tensor = spool(tmp_path, 300, 64)
+    tensor = memory_mapped_vectors(tmp_path, 300, 64)
     assert list(tmp_path.iterdir()) == []
     assert tensor.shape == (300, 64) and tensor.dtype == torch.float32
     assert tensor.abs().max() == 0
@@ -162,5 +164,5 @@ def test_a_full_disk_is_an_error_that_says_what_is_needed(
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(OSError, match=r"no room for 4\.0 GB of sentence vectors; name an --output"):
-        spool(tmp_path, 10_000_000, 100)
+        memory_mapped_vectors(tmp_path, 10_000_000, 100)
     assert list(tmp_path.iterdir()) == []

@@ -40,17 +40,17 @@ def test_neighbours_are_unrelated() -> None:
         assert abs(covariance / (20_000**2 / 12)) < 5 / math.sqrt(20_000)
 
 
-def test_a_stretch_is_a_part_of_the_whole() -> None:
+def test_a_slice_is_a_part_of_the_whole() -> None:
     order = list(Permutation(10_000, "key"))  # more than one block
-    assert Permutation(10_000, "key").stretch(4000, 4200) == order[4000:4200]
-    assert Permutation(10_000, "key").stretch(7, 7) == []
+    assert Permutation(10_000, "key").slice(4000, 4200) == order[4000:4200]
+    assert Permutation(10_000, "key").slice(7, 7) == []
 
 
 def test_the_key_decides() -> None:
     assert list(Permutation(50, "a")) == list(Permutation(50, "a"))
     assert list(Permutation(50, "a")) != list(Permutation(50, "b"))
     # Runs that are resumed on another machine or release must find the same order.
-    assert Permutation(1000, "pairs 0 0").stretch(0, 5) == PINNED
+    assert Permutation(1000, "pairs 0 0").slice(0, 5) == PINNED
 
 
 PINNED = [335, 744, 408, 145, 867]
@@ -58,9 +58,9 @@ PINNED = [335, 744, 408, 145, 867]
 
 def test_memory_does_not_grow_with_the_size() -> None:
     permutation = Permutation(2**40, "key")
-    permutation.stretch(0, 8)
+    permutation.slice(0, 8)
     tracemalloc.start()
-    elements = permutation.stretch(2**39, 2**39 + 1000)
+    elements = permutation.slice(2**39, 2**39 + 1000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(set(elements)) == 1000 and max(elements) < 2**40

@@ -25,7 +25,7 @@ from crossalign.demo.language_model import new_model, perplexity, pretrain, trai
 from crossalign.demo.measurement import Measurement
 from crossalign.demo.report import write_report
 from crossalign.evaluation.vectors.retrieval import retrieval_rows
-from crossalign.files.output import check_output, written_whole
+from crossalign.files.output import atomic_directory, check_output
 from crossalign.models.encode import encode
 
 LAYER = 1
@@ -214,7 +214,7 @@ def test_failed_write_leaves_output_as_it_was(tmp_path, had_results):
     if had_results:
         output.mkdir()
         (output / "report.html").write_text("earlier")
-    with pytest.raises(KeyboardInterrupt), written_whole(output, run.ENTRIES) as directory:
+    with pytest.raises(KeyboardInterrupt), atomic_directory(output, run.ENTRIES) as directory:
         (directory / "report.html").write_text("half")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == (["demo"] if had_results else [])

@@ -14,7 +14,7 @@ from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.one_process import LARGEST_GRADIENT_NORM
 
 _ZERO = "zero_optimization"
-# Of no influence on the result, whatever they say: they size messages, place data, or report.
+# These settings do not change results: they set message sizes, data placement, and reporting.
 _FREE = {"steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer"}
 _FREE_ZERO = {
     *("allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "overlap_comm"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossalign.argument_checks import check_option, values_may_be_read
 from crossalign.backends import choose_backend
-from crossalign.contrastive.across_ranks.shards import SpreadBatch
+from crossalign.contrastive.across_ranks.shards import ShardedBatch
 from crossalign.contrastive.arguments import check_arguments
 from crossalign.contrastive.problem import LossArguments
 from crossalign.distributed.gather import BACKENDS, ShardLayout, shard_layout
@@ -112,7 +112,7 @@ def fill_missing(arguments: LossArguments, records: list[dict[str, Any]]) -> Los
     return arguments._replace(**filled)
 
 
-def spread_batch(arguments: LossArguments, records: list[dict[str, Any]]) -> SpreadBatch:
+def sharded_batch(arguments: LossArguments, records: list[dict[str, Any]]) -> ShardedBatch:
     wanted = " ".join(record["needs gradient"] for record in records).split()
     wide = accumulator(arguments.query.dtype)
     # The widest row that travels is an embedding, or three numbers of the accumulator dtype.
@@ -127,7 +127,7 @@ def spread_batch(arguments: LossArguments, records: list[dict[str, Any]]) -> Spr
             backend=records[0]["CROSSALIGN_GATHER"],
         )
 
-    return SpreadBatch(
+    return ShardedBatch(
         keys=layout("rows"),
         negatives=layout("negatives"),
         negatives_have_ids=arguments.negative_ids is not None,

@@ -1,4 +1,4 @@
-"""The sums of a spread batch, with every rank's candidates gathered once and queries never.
+"""The sums of a sharded batch, with every rank's candidates gathered once and queries never.
 
 A rank's queries meet all candidates, so its row terms are whole; of the column terms it has a part,
 which goes to the rank that owns the key: one log-sum-exp per key and rank instead of a second
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossalign.contrastive.across_ranks.shards import (
-    SpreadBatch,
+    ShardedBatch,
     block_gradients,
     block_sums,
     column_coefficients,
@@ -27,7 +27,7 @@ from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem,
 from crossalign.distributed.gather import exchange_rows, gather_rows, reduce_rows
 
 
-def gathered_problem(problem: ContrastiveProblem, batch: SpreadBatch) -> ContrastiveProblem:
+def gathered_problem(problem: ContrastiveProblem, batch: ShardedBatch) -> ContrastiveProblem:
     """This rank's problem -> its queries against the candidates of all ranks. Collective for
     ids."""
     num_pairs, candidate_ids = batch.keys.rows[batch.rank], problem.candidate_ids
@@ -52,7 +52,7 @@ def gathered_problem(problem: ContrastiveProblem, batch: SpreadBatch) -> Contras
 
 
 def gathered_sums(
-    query: Tensor, key: Tensor, negatives: Tensor, problem: ContrastiveProblem, batch: SpreadBatch
+    query: Tensor, key: Tensor, negatives: Tensor, problem: ContrastiveProblem, batch: ShardedBatch
 ) -> tuple[ContrastiveSums, Tensor]:
     """(the sums of this rank's pairs, the gathered candidates (M, D) that backward needs)."""
     candidates = gather_rows(key, batch.keys)
@@ -73,7 +73,7 @@ def gathered_gradients(
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
-    batch: SpreadBatch,
+    batch: ShardedBatch,
     need_scale_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Of this rank's query, key, negatives, and of scale (this rank's part)."""

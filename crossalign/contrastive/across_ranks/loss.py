@@ -1,8 +1,8 @@
 """fused_contrastive_loss over the ranks of a process group: sums, reduction, statistics.
 
 Each rank forms the terms of its own pairs. What that needs of other ranks, forward and backward,
-is one autograd function with two schedules (distributed_gather_loss, distributed_ring_loss), so
-that the order of collectives hangs on no autograd graph. Around it is ordinary autograd on vectors.
+is one autograd function with two schedules (all_gather, ring), so that the order of collectives
+does not depend on the autograd graph. Around it is ordinary autograd on vectors.
 
 Shapes: N_r pairs and H_r further negatives of this rank, N, H and M = N + H of all, W ranks.
 """
@@ -21,7 +21,7 @@ from crossalign.contrastive.across_ranks.agreement import (
     agree_on_arguments,
     choose_schedule,
     fill_missing,
-    spread_batch,
+    sharded_batch,
 )
 from crossalign.contrastive.across_ranks.all_gather import (
     gathered_gradients,
@@ -29,7 +29,7 @@ from crossalign.contrastive.across_ranks.all_gather import (
     gathered_sums,
 )
 from crossalign.contrastive.across_ranks.ring import ring_gradients, ring_sums
-from crossalign.contrastive.across_ranks.shards import SpreadBatch
+from crossalign.contrastive.across_ranks.shards import ShardedBatch
 from crossalign.contrastive.arguments import check_owner_given
 from crossalign.contrastive.ops import pair_losses, upstream_gradients
 from crossalign.contrastive.problem import (
@@ -46,7 +46,7 @@ from crossalign.contrastive.terms import (
     warn_without_negatives,
 )
 from crossalign.distributed.gather import ShardLayout, gather_rows
-from crossalign.distributed.rank_agreement import check_group, untraced
+from crossalign.distributed.rank_agreement import check_group, graph_break
 
 _NAME = "fused_contrastive_loss"
 
@@ -55,7 +55,7 @@ class _Schedule(NamedTuple):
     """How queries meet the candidates of other ranks; the functions are described where they
     are."""
 
-    problem: Callable[[ContrastiveProblem, SpreadBatch], ContrastiveProblem]
+    problem: Callable[[ContrastiveProblem, ShardedBatch], ContrastiveProblem]
     sums: Callable[..., tuple[ContrastiveSums, Tensor]]
     gradients: Callable[..., tuple[Tensor, Tensor | None, Tensor | None, Tensor]]
 
@@ -75,7 +75,7 @@ def loss_across_ranks(arguments: LossArguments) -> Any:
     to three numbers per key, and in backward one gather of as many and one reduce-scatter of the
     candidates' gradients. With "ring" W - 1 (backward W) transfers between neighbours.
     """
-    return untraced(_loss_across_ranks)(arguments)
+    return graph_break(_loss_across_ranks)(arguments)
 
 
 def _loss_across_ranks(arguments: LossArguments) -> Any:
@@ -86,7 +86,7 @@ def _loss_across_ranks(arguments: LossArguments) -> Any:
     rows = [record["rows"] for record in records]
     if sum(rows) == 0:
         raise ValueError(f"{_NAME}: some rank of the group must have a row, got {len(rows)} empty")
-    batch = spread_batch(arguments, records)
+    batch = sharded_batch(arguments, records)
     candidates = sum(rows) + sum(batch.negatives.rows)
     name = choose_schedule(arguments.gather, candidates, arguments.query, records)
     schedule = _SCHEDULES[name]
@@ -113,7 +113,7 @@ class _SumsAcrossRanks(torch.autograd.Function):
         negatives: Tensor,
         scale: Tensor,
         problem: ContrastiveProblem,
-        batch: SpreadBatch,
+        batch: ShardedBatch,
         schedule: _Schedule,
     ) -> tuple[Tensor, ...]:
         problem = problem._replace(scale=scale)
@@ -146,7 +146,7 @@ def _reduce(
     arguments: LossArguments,
     sums: ContrastiveSums,
     problem: ContrastiveProblem,
-    batch: SpreadBatch,
+    batch: ShardedBatch,
 ) -> Any:
     """W * this rank's part of the loss, or its terms; with the statistics of the whole batch."""
     terms = pair_losses(sums, problem.symmetric, use_triton=batch.use_triton)
@@ -179,7 +179,7 @@ def _reduce(
 
 
 def _totals(
-    sums: ContrastiveSums, weights: Tensor | None, problem: ContrastiveProblem, batch: SpreadBatch
+    sums: ContrastiveSums, weights: Tensor | None, problem: ContrastiveProblem, batch: ShardedBatch
 ) -> Tensor:
     """(2 or 6,) float64, of all ranks: weights, rows that have a negative, the statistics' sums.
 

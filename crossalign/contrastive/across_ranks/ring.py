@@ -1,4 +1,4 @@
-"""The sums of a spread batch with no rank ever holding more candidates than a few shards.
+"""The sums of a sharded batch with no rank ever holding more candidates than a few shards.
 
 The shards of candidates go round (ring_pass). What the queries met so far contribute to a shard's
 column terms, and in backward to its gradient, follows one step behind the shard, is added to what
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crossalign.contrastive.across_ranks.ring_pass import Travelling, circulate
 from crossalign.contrastive.across_ranks.shards import (
-    SpreadBatch,
+    ShardedBatch,
     block_gradients,
     block_sums,
     column_coefficients,
@@ -28,7 +28,7 @@ from crossalign.precision import accumulator
 
 
 def ring_sums(
-    query: Tensor, key: Tensor, negatives: Tensor, problem: ContrastiveProblem, batch: SpreadBatch
+    query: Tensor, key: Tensor, negatives: Tensor, problem: ContrastiveProblem, batch: ShardedBatch
 ) -> tuple[ContrastiveSums, Tensor]:
     """(the sums of this rank's pairs, its positives (M_r, D))."""
     candidates = torch.cat([key, negatives]) if len(negatives) else key.contiguous()
@@ -53,7 +53,7 @@ def ring_gradients(
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
-    batch: SpreadBatch,
+    batch: ShardedBatch,
     need_scale_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Of this rank's query, key, negatives, and of scale (this rank's part)."""
@@ -91,12 +91,14 @@ def ring_gradients(
     return grad_query.to(query.dtype), grad_key, grad_negatives, grad_scale
 
 
-def _rows_of_columns(batch: SpreadBatch) -> list[int]:
+def _rows_of_columns(batch: ShardedBatch) -> list[int]:
     pairs = zip(batch.keys.rows, batch.negatives.rows, strict=True)
     return [keys + negatives for keys, negatives in pairs]
 
 
-def _shard(candidates: Tensor, problem: ContrastiveProblem, batch: SpreadBatch) -> list[Travelling]:
+def _shard(
+    candidates: Tensor, problem: ContrastiveProblem, batch: ShardedBatch
+) -> list[Travelling]:
     rows = _rows_of_columns(batch)
     shard = [Travelling(candidates, rows)]
     if problem.candidate_ids is not None:
@@ -107,7 +109,7 @@ def _shard(candidates: Tensor, problem: ContrastiveProblem, batch: SpreadBatch) 
 
 def _block_problem(
     problem: ContrastiveProblem,
-    batch: SpreadBatch,
+    batch: ShardedBatch,
     source: int,
     candidate_ids: Tensor | None = None,
 ) -> ContrastiveProblem:

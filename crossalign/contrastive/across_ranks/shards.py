@@ -15,7 +15,7 @@ from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem,
 from crossalign.distributed.gather import ShardLayout
 
 
-class SpreadBatch(NamedTuple):
+class ShardedBatch(NamedTuple):
     """Where the rows lie, and what all ranks want of them."""
 
     keys: ShardLayout  # of the keys, hence of the queries too
@@ -39,7 +39,7 @@ def block_sums(
     query: Tensor,
     candidates: Tensor,
     problem: ContrastiveProblem,
-    batch: SpreadBatch,
+    batch: ShardedBatch,
     known_positive_logit: Tensor | None = None,
 ) -> ContrastiveSums:
     """This rank's queries (N_r, D) against any candidates; see contrastive_sums."""
@@ -59,7 +59,7 @@ def block_gradients(
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
-    batch: SpreadBatch,
+    batch: ShardedBatch,
     need_scale_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of query, candidates and scale; sums and grads are those of the whole batch."""
