@@ -176,8 +176,11 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     sums = ContrastiveSums(*output)
     ctx.options = problem._replace(
-        scale=None, query_ids=None, candidate_ids=None, negative_owner=None
-    )  # type: ignore[arg-type]
+        scale=None,  # type: ignore[arg-type]
+        query_ids=None,
+        candidate_ids=None,
+        negative_owner=None,
+    )
     ctx.use_triton = arguments[-1]
     ctx.save_for_backward(query, candidates, *problem[:4], *output)
     ctx.mark_non_differentiable(*(getattr(sums, name) for name in NON_DIFFERENTIABLE_SUMS))

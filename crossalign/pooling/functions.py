@@ -21,6 +21,7 @@ from crossalign.argument_checks import (
     values_may_be_read,
 )
 from crossalign.backends import choose_backend
+from crossalign.pooling import ops as _registered_ops  # noqa: F401  torch.ops holds them then
 from crossalign.precision import NORM_FLOOR, accumulator
 
 

@@ -48,4 +48,4 @@ def test_command_tells_the_sizes_first(align: Run) -> None:
     assert (status, error) == (0, "")
     first, last = out.splitlines()
     assert first.startswith("batch: 8 pairs, 8 texts;") and last.startswith("wrote ")
-    assert "; no texts; " in align("--lm-weight", 0, output="without")[1]
+    assert ", no texts; " in align("--lm-weight", 0, output="without")[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -195,3 +197,15 @@ def test_no_gradient_flows_to_the_mask(backend: str) -> None:
     mask = torch.ones(2, 3, requires_grad=True)
     masked_mean_pool(hidden, mask, backend=backend).sum().backward()
     assert hidden.grad is not None and mask.grad is None
+
+
+@pytest.mark.parametrize("name", ["masked_mean_pool", "gather_negatives", "fused_contrastive_loss"])
+def test_each_public_function_registers_its_own_ops(name: str) -> None:
+    """Pooling ran only where something else had imported the module that registers its ops."""
+    code = (
+        "import torch, crossalign; x = torch.ones(2, 2, 3); calls = {"
+        "'masked_mean_pool': (x, x[..., 0]), 'gather_negatives': (x[0],), "
+        f"'fused_contrastive_loss': (x[0], x[1])}}; crossalign.{name}(*calls[{name!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
