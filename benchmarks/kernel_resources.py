@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from crossalign.kernels.launch import CompileCase
+    from benchmarks.kernels.compile_case import CompileCase
 
 TABLE = Path(__file__).parent / "results" / "kernel_resources.md"
 # Bytes of shared memory that one block may have (CUDA C++ programming guide).
@@ -79,8 +79,13 @@ def kernels_in_source(module: str) -> set[str]:
     }
 
 
-def compile_cases(module: str) -> list[CompileCase]:
-    return getattr(importlib.import_module(module), "compile_cases", list)()
+def compile_cases() -> list[CompileCase]:
+    """Every kernel in every shipped configuration; imported here, where the environment is set."""
+    from benchmarks.kernels.pooling_cases import pooling_cases
+    from benchmarks.kernels.tile_cases import tile_cases
+    from benchmarks.kernels.vector_cases import vector_cases
+
+    return [*tile_cases(), *vector_cases(), *pooling_cases()]
 
 
 def divisible_by_16(case: CompileCase) -> dict[tuple[int], list[list[object]]]:
@@ -95,13 +100,13 @@ def divisible_by_16(case: CompileCase) -> dict[tuple[int], list[list[object]]]:
     }
 
 
-def measure(module: str, index: int, arch: int) -> Row:
+def measure(index: int, arch: int) -> Row:
     """Compiles one case in this process, which must not have Triton's interpreter switched on."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    case = compile_cases(module)[index]
+    case = compile_cases()[index]
     source = ASTSource(
         fn=case.kernel,
         signature=case.signature,
@@ -133,9 +138,8 @@ def measure_all(jobs: int, archs: list[int]) -> list[Row]:
     """Every case on every architecture, each worker with an interpreter-free environment."""
     os.environ.pop("TRITON_INTERPRET", None)
     tasks = [
-        (module, index, arch)
-        for module in kernel_modules()
-        for index, case in enumerate(compile_cases(module))
+        (index, arch)
+        for index, case in enumerate(compile_cases())
         for arch in archs
         if arch in case.architectures
     ]

@@ -32,9 +32,10 @@ from crossalign.contrastive.problem import (
 from crossalign.kernels.contrastive_coefficients import coefficients
 from crossalign.kernels.contrastive_gradient import gradient_tiles
 from crossalign.kernels.contrastive_logits import LN_2
-from crossalign.kernels.contrastive_tiles import TileOperands, backward_tiles
 from crossalign.kernels.launch import INTERPRETED, device_guard
+from crossalign.kernels.operands import TileOperands
 from crossalign.kernels.row_norms import scale_rows
+from crossalign.kernels.tiles import backward_tiles
 
 # Rows and candidates of one chunk of H: large enough for the matrix products to run at full rate
 # and

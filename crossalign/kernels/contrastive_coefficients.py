@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
 from crossalign.kernels.contrastive_logits import BATCH_SIZES, LOG2_E
-from crossalign.kernels.launch import CompileCase, accumulator_dtype, compile_case
+from crossalign.kernels.launch import accumulator_dtype
 
 BLOCK = 128  # numbers of one program
 
@@ -133,12 +133,3 @@ def coefficients(
         ACC_DTYPE=accumulator_dtype(grads.positive_logit.dtype),
     )
     return GradientVectors(rows, candidates)
-
-
-def compile_cases() -> list[CompileCase]:
-    """With every option."""
-    constexprs: dict[str, object] = {
-        "SYMMETRIC": True, "IS_BOUNDED": True, "MULTI_POSITIVE": True, "NORMALIZE": True,
-        "HAS_FACTOR": True, "BLOCK": BLOCK, "ACC_DTYPE": tl.float32,
-    }  # fmt: skip
-    return [compile_case("coefficients", _coefficients_kernel, constexprs, {}, num_warps=4)]

@@ -22,7 +22,6 @@ import triton.language as tl
 from torch import Tensor
 
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, empty_sums
-from crossalign.kernels.contrastive_configurations import compile_cases_of
 from crossalign.kernels.contrastive_join import Partials, join
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
@@ -30,17 +29,10 @@ from crossalign.kernels.contrastive_logits import (
     negative_logits,
 )
 from crossalign.kernels.contrastive_sums import add_exponentials, add_positives, count
-from crossalign.kernels.contrastive_tiles import (
-    ProgramPlan,
-    TileOperands,
-    Tiles,
-    TileTable,
-    forward_tiles,
-    plan_programs,
-    program_slots,
-)
-from crossalign.kernels.launch import CompileCase, device_guard
+from crossalign.kernels.launch import device_guard
+from crossalign.kernels.operands import TileOperands
 from crossalign.kernels.positive_logits import positive_logits, tie_bounds
+from crossalign.kernels.tiles import ProgramPlan, forward_tiles, plan_programs, program_slots
 
 
 @triton.jit(do_not_specialize=BATCH_SIZES)
@@ -194,26 +186,3 @@ def _empty_partials(sums: ContrastiveSums, plan: ProgramPlan) -> Partials:
         column_positive=positive_logit.new_empty(2, plan.groups, sums.column_positive_sum.shape[0]),
         row_counts=counts,
     )
-
-
-OPTION_CASES: dict[str, dict[str, object]] = {
-    "symmetric": {},
-    "one_way": {"SYMMETRIC": False},
-    "online": {"IS_BOUNDED": False},
-    "ids_stats": {"HAS_IDS": True, "WITH_STATS": True},
-    "owners": {"HAS_IDS": True, "HAS_OWNERS": True, "WITH_STATS": True},
-    "private": {"HAS_OWNERS": True, "SHARE_NEGATIVES": False},
-    "positives": {"HAS_IDS": True, "MULTI_POSITIVE": True},
-    "tf32": {"PRECISION": "tf32"},
-    "everything": {
-        "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
-        "WITH_STATS": True, "IS_BOUNDED": False,
-    },
-}  # fmt: skip
-
-
-def compile_cases() -> list[CompileCase]:
-    def tiles_for(table: TileTable, options: dict[str, object]) -> Tiles:
-        return table.forward_masked if options.get("MULTI_POSITIVE") else table.forward
-
-    return compile_cases_of(_contrastive_fwd_kernel, "contrastive_fwd", OPTION_CASES, tiles_for)

@@ -15,7 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from crossalign.kernels.contrastive_coefficients import GradientVectors
-from crossalign.kernels.contrastive_configurations import compile_cases_of
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     LOG2_E,
@@ -24,15 +23,8 @@ from crossalign.kernels.contrastive_logits import (
     label_mask,
     negative_logits,
 )
-from crossalign.kernels.contrastive_tiles import (
-    SHORT_NAMES,
-    TRITON_DTYPES,
-    TileOperands,
-    Tiles,
-    TileTable,
-    program_slots,
-)
-from crossalign.kernels.launch import CompileCase
+from crossalign.kernels.operands import SHORT_NAMES, TRITON_DTYPES, TileOperands
+from crossalign.kernels.tiles import Tiles, program_slots
 
 LOWEST = tl.constexpr(-3.0e38)
 
@@ -210,26 +202,3 @@ def gradient_tiles(
         NEED_SCALE_GRAD=need_scale_grad,
         DTYPE=TRITON_DTYPES[SHORT_NAMES[gradient.dtype]],
     )
-
-
-OPTION_CASES: dict[str, dict[str, object]] = {
-    "symmetric": {},
-    "one_way": {"SYMMETRIC": False},
-    "owners": {"HAS_IDS": True, "HAS_OWNERS": True},
-    "temperature": {"NEED_SCALE_GRAD": True},
-    "online": {"IS_BOUNDED": False, "NEED_SCALE_GRAD": True},
-    "positives": {"HAS_IDS": True, "MULTI_POSITIVE": True},
-    "tf32": {"PRECISION": "tf32"},
-    "everything": {
-        "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
-        "IS_BOUNDED": False, "NEED_SCALE_GRAD": True,
-    },
-}  # fmt: skip
-
-
-def compile_cases() -> list[CompileCase]:
-    def tiles_for(table: TileTable, options: dict[str, object]) -> Tiles:
-        is_masked = options.get("MULTI_POSITIVE") or not options.get("IS_BOUNDED", True)
-        return table.backward_masked if is_masked else table.backward
-
-    return compile_cases_of(_contrastive_bwd_kernel, "contrastive_bwd", OPTION_CASES, tiles_for)

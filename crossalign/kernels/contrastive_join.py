@@ -16,7 +16,6 @@ from torch import Tensor
 
 from crossalign.contrastive.problem import ContrastiveSums
 from crossalign.kernels.contrastive_logits import BATCH_SIZES, LN_2
-from crossalign.kernels.launch import CompileCase, compile_case
 
 BLOCK = 128  # numbers of one program
 LINES = 16  # partial sums in flight
@@ -151,13 +150,3 @@ _JOINED = (
     *("row_negative_lse", "column_negative_lse", "row_positive_sum", "row_positive_count"),
     *("column_positive_sum", "column_positive_count", "num_above", "num_tied"),
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """With every option."""
-    constexprs: dict[str, object] = {
-        "SYMMETRIC": True, "IS_BOUNDED": False, "MULTI_POSITIVE": True, "WITH_STATS": True,
-        "BLOCK": BLOCK, "LINES": LINES,
-    }  # fmt: skip
-    counts = dict.fromkeys(("row_counts_ptr", "num_above_ptr", "num_tied_ptr"), "*i32")
-    return [compile_case("join", _join_kernel, constexprs, counts, num_warps=4)]

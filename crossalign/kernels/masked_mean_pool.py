@@ -25,9 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crossalign.kernels.launch import (
-    CompileCase,
     accumulator_dtype,
-    compile_case,
     compute_capability,
     device_guard,
 )
@@ -258,31 +256,3 @@ TYPE_NAMES = {
     torch.float32: ("fp32", "fp32"),
     torch.float64: ("fp64", "fp64"),
 }
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every tile, padded; packed, split, narrow and finishing launches for bfloat16."""
-    cases = [_fwd_case(dtype, 4096, is_packed=False) for dtype in TYPE_NAMES]
-    cases.append(_fwd_case(torch.bfloat16, 64, is_packed=False))
-    cases.append(_fwd_case(torch.bfloat16, 4096, is_packed=True))
-    types = dict.fromkeys(("sums_ptr", "weights_ptr", "unit_ptr", "scale_ptr"), "*fp32")
-    types["pooled_ptr"] = "*bf16"
-    constexprs = {"NORMALIZE": True, "BLOCK_C": row_block(4096), "ACC_DTYPE": tl.float32}
-    name = "mean_pool_finish_bf16_4096"
-    return [*cases, compile_case(name, _mean_pool_finish_kernel, constexprs, types, ROW_WARPS)]
-
-
-def _fwd_case(dtype: torch.dtype, width: int, *, is_packed: bool) -> CompileCase:
-    """Padded and whole, or packed and split."""
-    tile = tile_for(width, dtype, capability=80)
-    short, acc = TYPE_NAMES[dtype]
-    types = {"hidden_ptr": f"*{short}", "weights_ptr": f"*{acc}", "stride_hb": "i64"}
-    types |= {"sums_ptr": f"*{acc if is_packed else short}", "stride_mb": "i64"}
-    types |= {"cu_seqlens_ptr": "*i32"} if is_packed else {"mask_ptr": "*i64"}
-    constexprs = {
-        "mask_ptr" if is_packed else "cu_seqlens_ptr": None, "stride_hc": 1, "stride_mt": 1,
-        "HAS_MASK": not is_packed, "IS_WHOLE": not is_packed,
-        "BLOCK_T": tile.block_t, "BLOCK_C": tile.block_c, "ACC_DTYPE": accumulator_dtype(dtype),
-    }  # fmt: skip
-    name = f"mean_pool_fwd_{'packed' if is_packed else 'padded'}_{short}_{width}"
-    return compile_case(name, _mean_pool_fwd_kernel, constexprs, types, tile.num_warps)

@@ -16,15 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from crossalign.kernels.launch import (
-    CompileCase,
     accumulator_dtype,
-    compile_case,
     compute_capability,
     device_guard,
 )
 from crossalign.kernels.masked_mean_pool import (
     ROW_WARPS,
-    TYPE_NAMES,
     row_block,
     tile_for,
     token_range,
@@ -156,31 +153,3 @@ def _bwd(
             num_warps=tile.num_warps,
         )  # fmt: skip
     return grad_hidden
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every tile, padded; packed, narrow and unit-length launches for bfloat16."""
-    cases = [_bwd_case(dtype, 4096, is_packed=False) for dtype in TYPE_NAMES]
-    cases.append(_bwd_case(torch.bfloat16, 64, is_packed=False))
-    cases.append(_bwd_case(torch.bfloat16, 4096, is_packed=True))
-    types = {"grad_pooled_ptr": "*bf16", "unit_ptr": "*fp32", "rows_ptr": "*fp32"}
-    constexprs = {"BLOCK_C": row_block(4096), "ACC_DTYPE": tl.float32}
-    rows = compile_case(
-        "mean_pool_bwd_rows_bf16_4096", _mean_pool_bwd_rows_kernel, constexprs, types, ROW_WARPS
-    )
-    return [*cases, rows]
-
-
-def _bwd_case(dtype: torch.dtype, width: int, *, is_packed: bool) -> CompileCase:
-    tile = tile_for(width, dtype, capability=80)
-    short, acc = TYPE_NAMES[dtype]
-    types = {"rows_ptr": f"*{short}", "scale_ptr": f"*{acc}", "grad_hidden_ptr": f"*{short}"}
-    types |= {"stride_mb": "i64"}
-    types |= {"cu_seqlens_ptr": "*i32"} if is_packed else {"mask_ptr": "*i64"}
-    constexprs = {
-        "mask_ptr" if is_packed else "cu_seqlens_ptr": None, "stride_mt": 1,
-        "HAS_MASK": not is_packed,
-        "BLOCK_T": tile.block_t, "BLOCK_C": tile.block_c, "ACC_DTYPE": accumulator_dtype(dtype),
-    }  # fmt: skip
-    name = f"mean_pool_bwd_{'packed' if is_packed else 'padded'}_{short}_{width}"
-    return compile_case(name, _mean_pool_bwd_kernel, constexprs, types, tile.num_warps)

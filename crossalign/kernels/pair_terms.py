@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveSums
-from crossalign.kernels.launch import CompileCase, compile_case, device_guard
+from crossalign.kernels.launch import device_guard
 
 BLOCK = 128  # pairs of one program
 
@@ -193,13 +193,3 @@ _READ_AGAIN = (
     "positive_logit", "row_negative_lse", "row_positive_count", "column_negative_lse",
     "column_positive_count",
 )  # fmt: skip
-
-
-def compile_cases() -> list[CompileCase]:
-    """Both with every option."""
-    constexprs: dict[str, object] = {"SYMMETRIC": True, "MULTI_POSITIVE": True, "BLOCK": BLOCK}
-    kernels = {"fwd": _pair_terms_fwd_kernel, "bwd": _pair_terms_bwd_kernel}
-    return [
-        compile_case(f"pair_terms_{name}", kernel, constexprs, {}, num_warps=4)
-        for name, kernel in kernels.items()
-    ]

@@ -16,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from crossalign.contrastive.problem import ContrastiveProblem, tie_slack
-from crossalign.kernels.contrastive_configurations import compile_cases_of
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     LN_2,
@@ -25,8 +24,7 @@ from crossalign.kernels.contrastive_logits import (
     scaled_tile,
     similarity_tile,
 )
-from crossalign.kernels.contrastive_tiles import TileOperands
-from crossalign.kernels.launch import CompileCase
+from crossalign.kernels.operands import TileOperands
 
 
 @triton.jit(do_not_specialize=BATCH_SIZES)
@@ -119,10 +117,3 @@ def _neighbours(logits: Tensor) -> Tensor:
     steps = torch.arange(-4, 5, dtype=bits, device=logits.device)
     converted: Tensor = logits * LOG2_E.value
     return (converted.view(bits)[:, None] + steps).view(logits.dtype)
-
-
-def compile_cases() -> list[CompileCase]:
-    options: dict[str, dict[str, object]] = {"symmetric": {}}
-    return compile_cases_of(
-        _positive_logits_kernel, "positive_logits", options, lambda table, options: table.forward
-    )

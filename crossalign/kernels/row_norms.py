@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossalign.kernels.launch import CompileCase, accumulator_dtype, compile_case, device_guard
+from crossalign.kernels.launch import accumulator_dtype, device_guard
 from crossalign.precision import NORM_FLOOR, accumulator
 
 _FLOOR = tl.constexpr(NORM_FLOOR)
@@ -166,15 +166,3 @@ def _launch_shape(num_features: int) -> tuple[int, int]:
     """(BLOCK_D, num_warps): one block for a whole row where it fits."""
     block_d = min(triton.next_power_of_2(num_features), LARGEST_BLOCK_D)
     return block_d, min(8, max(1, block_d // 256))
-
-
-def compile_cases() -> list[CompileCase]:
-    """The widest block, in which a row of more features is read piece by piece."""
-    block_d, num_warps = _launch_shape(LARGEST_BLOCK_D)
-    fixed: dict[str, object] = {"BLOCK_D": block_d, "ACC_DTYPE": tl.float32}
-    flags: dict[str, object] = {"NORMALIZE": True, "HAS_ROW_DIVISOR": True}
-    types = dict.fromkeys(("query_ptr", "columns_ptr", "x_ptr", "out_ptr"), "*bf16")
-    return [
-        compile_case("inverse_norm_bf16", _inverse_norm_kernel, fixed, types, num_warps),
-        compile_case("scale_rows_bf16", _scale_rows_kernel, fixed | flags, types, num_warps),
-    ]

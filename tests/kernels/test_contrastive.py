@@ -23,7 +23,8 @@ from tests.support.contrastive_cases import (
 )
 from tests.support.pooling_cases import BACKENDS, INTERPRETED_DTYPES, Run
 
-tiles = pytest.importorskip("crossalign.kernels.contrastive_tiles", reason="needs triton")
+operands = pytest.importorskip("crossalign.kernels.operands", reason="needs triton")
+tiles = pytest.importorskip("crossalign.kernels.tiles", reason="needs triton")
 ONE = torch.tensor(1.0)
 INTERPRETED = pytest.mark.parametrize("backend", BACKENDS[1:])
 
@@ -42,7 +43,7 @@ def test_pointers_load_what_descriptors_load(
     inputs, upstream = make_inputs(case, run), upstream_of(case, run)
     results = []
     for use_descriptors in (True, False):
-        monkeypatch.setattr(tiles, "USE_DESCRIPTORS_INTERPRETED", use_descriptors)
+        monkeypatch.setattr(operands, "USE_DESCRIPTORS_INTERPRETED", use_descriptors)
         results.append(fused(inputs, backend, upstream))
     one, other = results
     assert torch.equal(one.loss, other.loss) and one.stats == other.stats

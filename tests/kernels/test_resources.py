@@ -33,15 +33,14 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 
 @pytest.mark.parametrize("module", kernel_resources.kernel_modules())
 def test_every_kernel_has_a_compile_case(module: str) -> None:
-    with_case = {case.kernel.__name__ for case in kernel_resources.compile_cases(module)}
+    with_case = {case.kernel.__name__ for case in kernel_resources.compile_cases()}
     assert kernel_resources.kernels_in_source(module) <= with_case
 
 
 def test_every_configuration_compiles_for_every_architecture(rows: list[Row]) -> None:
     names = [
         (case.name, arch)
-        for module in kernel_resources.kernel_modules()
-        for case in kernel_resources.compile_cases(module)
+        for case in kernel_resources.compile_cases()
         for arch in case.architectures
     ]
     assert len(names) == len(set(names)), "two configurations share a name"

@@ -26,7 +26,7 @@ from triton.runtime.driver import driver
 from benchmarks.kernel_resources import SHARED_LIMIT
 from crossalign.kernels import contrastive_forward as forward_kernels
 from crossalign.kernels import contrastive_gradient as gradient_kernels
-from crossalign.kernels import contrastive_tiles, masked_mean_pool, masked_mean_pool_backward
+from crossalign.kernels import masked_mean_pool, masked_mean_pool_backward, tiles
 from crossalign.kernels.contrastive_backward import contrastive_bwd
 from crossalign.kernels.contrastive_forward import contrastive_fwd
 from crossalign.kernels.masked_mean_pool import masked_mean_pool_fwd, mean_pool_varlen_fwd
@@ -98,9 +98,9 @@ class RecordingDriver(DriverBase):
 
 def pretend_gpu(arch: int) -> RecordingDriver:
     """Makes the launchers choose what they would on a GPU of this architecture."""
-    for module in (contrastive_tiles, masked_mean_pool, masked_mean_pool_backward):
+    for module in (tiles, masked_mean_pool, masked_mean_pool_backward):
         module.compute_capability = lambda tensor: arch  # type: ignore[attr-defined]
-    for module in (contrastive_tiles, gradient_kernels, forward_kernels):
+    for module in (tiles, gradient_kernels, forward_kernels):
         module.program_slots = lambda tensor: MULTIPROCESSORS  # type: ignore[attr-defined]
     recorder = RecordingDriver(arch)
     driver.set_active(recorder)

@@ -1,4 +1,4 @@
-"""The shipped configurations of the contrastive kernels, for compiling them where no GPU is."""
+"""The shipped configurations of the tile kernels: every option that changes what is compiled."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Any
 
 import triton.language as tl
 
-from crossalign.kernels.contrastive_tiles import TILES, TRITON_DTYPES, Tiles, TileTable
-from crossalign.kernels.launch import CompileCase, compile_case
+from benchmarks.kernels.compile_case import CompileCase, compile_case
+from crossalign.kernels.contrastive_forward import _contrastive_fwd_kernel
+from crossalign.kernels.contrastive_gradient import _contrastive_bwd_kernel
+from crossalign.kernels.operands import TRITON_DTYPES
+from crossalign.kernels.positive_logits import _positive_logits_kernel
+from crossalign.kernels.tiles import TILES, Tiles, TileTable
 
 # All options in bfloat16; the plainest and the heaviest in the other dtypes.
 _DTYPE_OPTIONS = {
@@ -19,9 +23,54 @@ _DTYPE_OPTIONS = {
     "fp16": ("symmetric", "everything"),
     "fp32": ("symmetric", "tf32", "everything"),
 }
+FORWARD_OPTIONS: dict[str, dict[str, object]] = {
+    "symmetric": {},
+    "one_way": {"SYMMETRIC": False},
+    "online": {"IS_BOUNDED": False},
+    "ids_stats": {"HAS_IDS": True, "WITH_STATS": True},
+    "owners": {"HAS_IDS": True, "HAS_OWNERS": True, "WITH_STATS": True},
+    "private": {"HAS_OWNERS": True, "SHARE_NEGATIVES": False},
+    "positives": {"HAS_IDS": True, "MULTI_POSITIVE": True},
+    "tf32": {"PRECISION": "tf32"},
+    "everything": {
+        "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
+        "WITH_STATS": True, "IS_BOUNDED": False,
+    },
+}  # fmt: skip
+BACKWARD_OPTIONS: dict[str, dict[str, object]] = {
+    "symmetric": {},
+    "one_way": {"SYMMETRIC": False},
+    "owners": {"HAS_IDS": True, "HAS_OWNERS": True},
+    "temperature": {"NEED_SCALE_GRAD": True},
+    "online": {"IS_BOUNDED": False, "NEED_SCALE_GRAD": True},
+    "positives": {"HAS_IDS": True, "MULTI_POSITIVE": True},
+    "tf32": {"PRECISION": "tf32"},
+    "everything": {
+        "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
+        "IS_BOUNDED": False, "NEED_SCALE_GRAD": True,
+    },
+}  # fmt: skip
 
 
-def compile_cases_of(
+def tile_cases() -> list[CompileCase]:
+    """The kernels that multiply tiles."""
+    return [
+        *_cases_of(_contrastive_fwd_kernel, "contrastive_fwd", FORWARD_OPTIONS, _forward_tiles),
+        *_cases_of(_contrastive_bwd_kernel, "contrastive_bwd", BACKWARD_OPTIONS, _backward_tiles),
+        *_cases_of(_positive_logits_kernel, "positive_logits", {"symmetric": {}}, _forward_tiles),
+    ]
+
+
+def _forward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
+    return table.forward_masked if options.get("MULTI_POSITIVE") else table.forward
+
+
+def _backward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
+    is_masked = options.get("MULTI_POSITIVE") or not options.get("IS_BOUNDED", True)
+    return table.backward_masked if is_masked else table.backward
+
+
+def _cases_of(
     kernel: Any,
     prefix: str,
     options: dict[str, dict[str, object]],

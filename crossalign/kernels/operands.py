@@ -1,143 +1,28 @@
-"""Which tile sizes run where, how tiles are dealt to programs, and the arguments kernels share.
-
-Tile sizes are keyed by architecture, dtype and the options that cost registers, never by N or M.
-"""
+"""Queries and candidates as the tile kernels read them, and the arguments these kernels share."""
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from crossalign.contrastive.problem import ContrastiveProblem
-from crossalign.kernels.launch import (
-    INTERPRETED,
-    accumulator_dtype,
-    compute_capability,
-)
+from crossalign.contrastive.problem import ContrastiveProblem, accumulator
+from crossalign.kernels.launch import INTERPRETED, accumulator_dtype
 from crossalign.kernels.row_norms import inverse_norms
-from crossalign.precision import accumulator
+from crossalign.kernels.tiles import Tiles, architecture
 
 TRITON_DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32, "fp64": tl.float64}
-
-
 SHORT_NAMES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float32: "fp32",
     torch.float64: "fp64",
 }
-
-
-class Tiles(NamedTuple):
-    """Tile sizes and launch shape of one kernel."""
-
-    block_n: int
-    block_m: int
-    block_d: int
-    num_warps: int
-    num_stages: int
-
-
-# The interpreter runs one element-wise NumPy call per operation: small tiles, so that small test
-# shapes cross tile edges in every dimension.
-INTERPRETER_TILES = Tiles(16, 32, 16, 4, 1)
 USE_DESCRIPTORS_INTERPRETED = True  # tests switch it to run both ways of loading
-
-
-class TileTable(NamedTuple):
-    """The tiles of both passes; `masked` where further positives or maxima need the registers."""
-
-    forward: Tiles
-    forward_masked: Tiles
-    backward: Tiles
-    backward_masked: Tiles
-
-
-_IEEE = Tiles(128, 64, 16, 8, 3)
-# (architecture, bytes per element). The largest that spill no more than a few registers outside of
-# the product loop, with Triton 3.6 and 3.7. Operands come from L2, of which tiles of 128 x 64 ask
-# twice the bytes that tiles of 128 x 256 do. See benchmarks/results/kernel_resources.md.
-TILES = {
-    (80, 2): TileTable(
-        forward=Tiles(128, 128, 64, 8, 3),
-        forward_masked=Tiles(128, 64, 64, 8, 3),
-        backward=Tiles(128, 128, 64, 8, 3),
-        backward_masked=Tiles(128, 64, 64, 8, 3),
-    ),
-    (90, 2): TileTable(
-        forward=Tiles(128, 256, 64, 8, 3),
-        forward_masked=Tiles(128, 64, 64, 8, 3),
-        backward=Tiles(128, 256, 64, 8, 3),
-        backward_masked=Tiles(128, 128, 64, 8, 4),
-    ),
-    (100, 2): TileTable(
-        forward=Tiles(128, 64, 64, 8, 3),
-        forward_masked=Tiles(64, 64, 64, 8, 3),
-        backward=Tiles(128, 64, 64, 8, 3),
-        backward_masked=Tiles(128, 64, 64, 8, 3),
-    ),
-    (80, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
-    (90, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
-    (100, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
-}
-
-
-def architecture(x: Tensor) -> int:
-    """The table's key for a tensor's GPU: 80 before Hopper, 90 on it, 100 after it."""
-    capability = compute_capability(x)
-    return 100 if capability >= 100 else 90 if capability >= 90 else 80
-
-
-def forward_tiles(x: Tensor, problem: ContrastiveProblem) -> Tiles:
-    if INTERPRETED:
-        return INTERPRETER_TILES
-    table = TILES[architecture(x), min(4, x.element_size())]
-    return table.forward_masked if problem.multi_positive else table.forward
-
-
-def backward_tiles(x: Tensor, problem: ContrastiveProblem) -> Tiles:
-    if INTERPRETED:
-        return INTERPRETER_TILES
-    table = TILES[architecture(x), min(4, x.element_size())]
-    is_masked = problem.multi_positive or problem.bound is None
-    return table.backward_masked if is_masked else table.backward
-
-
-def program_slots(x: Tensor) -> int:
-    """How many programs run at once: one per multiprocessor; two under the interpreter."""
-    if not x.is_cuda:
-        return 2
-    return int(torch.cuda.get_device_properties(x.device).multi_processor_count)
-
-
-class ProgramPlan(NamedTuple):
-    """A rectangle of tiles per program: groups of row blocks times splits of the columns."""
-
-    groups: int
-    splits: int
-    blocks_per_group: int
-    blocks_per_split: int
-
-
-@functools.lru_cache(maxsize=1024)
-def plan_programs(row_blocks: int, column_blocks: int, slots: int) -> ProgramPlan:
-    """The partition whose largest rectangle is smallest; of equals, the fewest splits."""
-    if not (row_blocks and column_blocks):
-        return ProgramPlan(1, 1, 0, 0)
-    plans = []
-    for splits in range(1, min(column_blocks, slots) + 1):
-        blocks_per_split = -(-column_blocks // splits)
-        blocks_per_group = -(-row_blocks // min(row_blocks, slots // splits))
-        groups = -(-row_blocks // blocks_per_group)
-        plan = ProgramPlan(groups, splits, blocks_per_group, blocks_per_split)
-        plans.append((blocks_per_group * blocks_per_split, splits, plan))
-    return min(plans)[2]
 
 
 @dataclass(frozen=True)

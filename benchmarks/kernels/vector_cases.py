@@ -1,0 +1,59 @@
+"""The shipped configurations of the kernels on vectors and single rows."""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from benchmarks.kernels.compile_case import CompileCase, compile_case
+from crossalign.kernels import contrastive_coefficients, contrastive_join, pair_terms, row_norms
+
+
+def vector_cases() -> list[CompileCase]:
+    """Each with every option."""
+    return [_coefficients(), _join(), *_pair_terms(), *_row_norms()]
+
+
+def _coefficients() -> CompileCase:
+    constexprs: dict[str, object] = {
+        "SYMMETRIC": True, "IS_BOUNDED": True, "MULTI_POSITIVE": True, "NORMALIZE": True,
+        "HAS_FACTOR": True, "BLOCK": contrastive_coefficients.BLOCK, "ACC_DTYPE": tl.float32,
+    }  # fmt: skip
+    return compile_case(
+        "coefficients", contrastive_coefficients._coefficients_kernel, constexprs, {}, num_warps=4
+    )
+
+
+def _join() -> CompileCase:
+    constexprs: dict[str, object] = {
+        "SYMMETRIC": True, "IS_BOUNDED": False, "MULTI_POSITIVE": True, "WITH_STATS": True,
+        "BLOCK": contrastive_join.BLOCK, "LINES": contrastive_join.LINES,
+    }  # fmt: skip
+    counts = dict.fromkeys(("row_counts_ptr", "num_above_ptr", "num_tied_ptr"), "*i32")
+    return compile_case("join", contrastive_join._join_kernel, constexprs, counts, num_warps=4)
+
+
+def _pair_terms() -> list[CompileCase]:
+    constexprs: dict[str, object] = {
+        "SYMMETRIC": True,
+        "MULTI_POSITIVE": True,
+        "BLOCK": pair_terms.BLOCK,
+    }
+    kernels = {"fwd": pair_terms._pair_terms_fwd_kernel, "bwd": pair_terms._pair_terms_bwd_kernel}
+    return [
+        compile_case(f"pair_terms_{name}", kernel, constexprs, {}, num_warps=4)
+        for name, kernel in kernels.items()
+    ]
+
+
+def _row_norms() -> list[CompileCase]:
+    """The widest block, in which a row of more features is read piece by piece."""
+    block_d, num_warps = row_norms._launch_shape(row_norms.LARGEST_BLOCK_D)
+    fixed: dict[str, object] = {"BLOCK_D": block_d, "ACC_DTYPE": tl.float32}
+    flags: dict[str, object] = {"NORMALIZE": True, "HAS_ROW_DIVISOR": True}
+    types = dict.fromkeys(("query_ptr", "columns_ptr", "x_ptr", "out_ptr"), "*bf16")
+    return [
+        compile_case("inverse_norm_bf16", row_norms._inverse_norm_kernel, fixed, types, num_warps),
+        compile_case(
+            "scale_rows_bf16", row_norms._scale_rows_kernel, fixed | flags, types, num_warps
+        ),
+    ]
