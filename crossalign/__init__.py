@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from crossalign.build_report import build_info, extension_available
     from crossalign.contrastive.gradient_cache import GradientCache
     from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
+    from crossalign.contrastive.sigmoid.loss import fused_sigmoid_loss
     from crossalign.contrastive.terms import ContrastiveStats
     from crossalign.data.builders import build_items
     from crossalign.distributed.gather import gather_negatives
@@ -39,6 +40,7 @@ else:
         "encode": "models.encode",
         "extension_available": "build_report",
         "fused_contrastive_loss": "contrastive.loss",
+        "fused_sigmoid_loss": "contrastive.sigmoid.loss",
         "gather_negatives": "distributed.gather",
         "hidden_states_at": "models.encode",
         "last_token_pool": "pooling.functions",
@@ -70,6 +72,7 @@ __all__ = [
     "encode",
     "extension_available",
     "fused_contrastive_loss",
+    "fused_sigmoid_loss",
     "gather_negatives",
     "hidden_states_at",
     "last_token_pool",

@@ -162,3 +162,35 @@ def _terms(logits: Tensor, positive: Tensor) -> Tensor:
     """(n, m) -> (n,) logsumexp of each row minus the mean logit of its positives."""
     positive_mean = torch.where(positive, logits, 0).sum(1) / positive.sum(1)
     return logits.logsumexp(1) - positive_mean
+
+
+def sigmoid_loss(
+    query: Tensor,
+    key: Tensor,
+    *,
+    temperature: float | Tensor,
+    bias: float | Tensor,
+    normalize: bool = True,
+    ids: Tensor | None = None,
+    weights: Tensor | None = None,
+    reduction: str = "mean",
+    compute_dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Dense pairwise sigmoid loss: l_i = sum_j -log sigmoid(y (<q^_i, k^_j> / temperature + bias)).
+
+    y = 1 for j = i and for pairs of equal id, else -1; then the weighted reduction.
+    """
+    query, key = query.to(compute_dtype), key.to(compute_dtype)
+    if normalize:
+        query, key = (x / x.norm(dim=1, keepdim=True).clamp_min(1e-12) for x in (query, key))
+    logits_NM = query @ key.T / temperature + bias
+    is_positive = torch.eye(len(query), len(key), dtype=torch.bool, device=query.device)
+    if ids is not None:
+        is_positive = is_positive | (ids[:, None] == ids[None, :])
+    signed_NM = torch.where(is_positive, logits_NM, -logits_NM)
+    terms = -torch.nn.functional.logsigmoid(signed_NM).sum(1)
+    weight = torch.ones_like(terms) if weights is None else weights.to(compute_dtype)
+    loss = weight * terms
+    if reduction == "none":
+        return loss
+    return loss.sum() / (weight.sum() if reduction == "mean" else 1)

@@ -24,7 +24,7 @@ ORDER = (
 ORDER_INSIDE = {
     "contrastive": (
         *("problem", "options", "arguments", "terms", "torch_logits", "torch_passes"),
-        *("ops", "row_loss", "sigmoid", "across_ranks", "loss"),
+        *("ops", "row_loss", "across_ranks", "sigmoid", "loss"),
         *("replayed_state", "input_chunks", "gradient_reduction", "second_pass", "gradient_cache"),
     ),
     "contrastive.across_ranks": (

@@ -50,6 +50,20 @@ CONTRACTS = {
             "weights": None,
         },
     ),
+    "fused_sigmoid_loss": Contract(
+        {"query": REQUIRED, "key": REQUIRED},
+        {
+            "temperature": REQUIRED,
+            "bias": REQUIRED,
+            "normalize": True,
+            "ids": None,
+            "weights": None,
+            "reduction": "mean",
+            "group": None,
+            "gather": "auto",
+            "backend": "auto",
+        },
+    ),
     "ContrastiveLoss": Contract(
         {"temperature": 0.05},
         LOSS_OPTIONS | {"learn_temperature": False, "max_logit_scale": 100.0},

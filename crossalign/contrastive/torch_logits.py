@@ -8,6 +8,7 @@ Shape suffixes: R rows of a chunk, N queries, M candidates, K of them keys, D fe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,28 +118,48 @@ def label_view(tile_RM: Tensor, problem: ContrastiveProblem, rows: slice) -> Ten
     return tile_RM[row : row + count, first_column : first_column + count].diagonal()
 
 
+class GradientNeeds(NamedTuple):
+    """Whose gradient a backward pass is to form."""
+
+    query: bool = True
+    candidates: bool = True
+    scale: bool = True
+
+
 class GradientSums:
     """Gradients of queries, candidates and scale, added up chunk by chunk.
 
     With G = d loss / d logits: grad_query^ = scale * G @ candidates^, grad_candidates^ = scale *
-    G.T @
-    query^, and since the product of both sides with the logits is the same,
-    grad_scale = sum_i <(G @ candidates^)_i, query^_i>.
+    G.T @ query^, and since the product of either side with its gradient is the same,
+    grad_scale = sum_i <(G @ candidates^)_i, query^_i>. A product that nobody needs is not formed.
     """
 
-    def __init__(self, chunks: LogitChunks, dtype: torch.dtype) -> None:
-        """dtype: of the gradients of the queries and of the candidates."""
-        self.chunks = chunks
-        self.grad_query_ND = chunks.query.new_empty(chunks.query.shape, dtype=dtype)
-        self.grad_candidates_MD = torch.zeros_like(chunks.candidates_MD)
+    def __init__(
+        self, chunks: LogitChunks, dtype: torch.dtype, needs: GradientNeeds | None = None
+    ) -> None:
+        """dtype: of the gradients of the queries and of the candidates; needs: default all."""
+        self.chunks, self.needs = chunks, needs or GradientNeeds()
+        num_queries, num_candidates = chunks.query.shape[0], chunks.candidates_MD.shape[0]
+        num_features = chunks.query.shape[1]
+        self.grad_query_ND = chunks.query.new_empty(
+            num_queries if self.needs.query else 0, num_features, dtype=dtype
+        )
+        self.grad_candidates_MD = chunks.candidates_MD.new_zeros(
+            num_candidates if self.needs.candidates else 0, num_features
+        )
         self.grad_scale = torch.zeros_like(chunks.problem.scale)
 
     def add(self, rows: slice, query_RD: Tensor, grad_logits_RM: Tensor) -> None:
         """query_RD: the scaled queries of these rows; grad_logits_RM: G."""
-        chunks, scale = self.chunks, self.chunks.problem.scale
+        chunks, needs, scale = self.chunks, self.needs, self.chunks.problem.scale
+        if needs.candidates:
+            self.grad_candidates_MD.addmm_(grad_logits_RM.T, query_RD)
+        if not needs.query and (needs.candidates or not needs.scale):
+            return
         grad_RD = grad_logits_RM @ chunks.candidates_MD
-        self.grad_candidates_MD.addmm_(grad_logits_RM.T, query_RD)
         self.grad_scale += (grad_RD * query_RD).sum() / scale
+        if not needs.query:
+            return
         grad_RD *= scale
         if chunks.problem.normalize:
             inverse_norm = chunks.query_inverse_norm[rows]
@@ -146,12 +167,16 @@ class GradientSums:
         self.grad_query_ND[rows] = grad_RD
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of (query (N, D), candidates (M, D), scale ())."""
+        """Gradients of (query (N, D), candidates (M, D), scale ()); unneeded ones have no rows."""
         chunks, grad_candidates_MD = self.chunks, self.grad_candidates_MD
-        if chunks.problem.normalize:
-            inverse_norm = chunks.candidate_inverse_norm
-            grad_candidates_MD = normalize_backward(
-                grad_candidates_MD, chunks.candidates, inverse_norm
-            )
+        if self.needs.candidates:
+            if self.needs.scale and not self.needs.query:
+                total = (grad_candidates_MD * chunks.candidates_MD).sum()
+                self.grad_scale = total / chunks.problem.scale
+            if chunks.problem.normalize:
+                inverse_norm = chunks.candidate_inverse_norm
+                grad_candidates_MD = normalize_backward(
+                    grad_candidates_MD, chunks.candidates, inverse_norm
+                )
         grad_candidates_MD = grad_candidates_MD.to(self.grad_query_ND.dtype)
         return self.grad_query_ND, grad_candidates_MD, self.grad_scale

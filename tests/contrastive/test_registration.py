@@ -132,6 +132,7 @@ def test_opcheck_of_the_row_loss(name: str, transposed: bool) -> None:
 
 
 def test_every_op_of_the_namespace_has_been_checked() -> None:
+    import crossalign.contrastive.sigmoid.ops
     import crossalign.pooling.ops  # noqa: F401
 
     registered = {
@@ -139,11 +140,13 @@ def test_every_op_of_the_namespace_has_been_checked() -> None:
         for schema in torch._C._jit_get_all_schemas()
         if schema.name.startswith("crossalign::")
     }
-    # The pooling ops have their opcheck cases in test_pooling_ops.
+    # The pooling ops have their opcheck cases in pooling/test_ops.py, the sigmoid loss in sigmoid/.
     pooling = {
         f"{op}_{way}" for op in ("masked_mean_pool", "mean_pool_varlen") for way in ("fwd", "bwd")
     }
-    passes = {f"{op}_{way}" for op in ("contrastive", "row_loss") for way in ("fwd", "bwd")}
+    passes = {
+        f"{op}_{way}" for op in ("contrastive", "row_loss", "sigmoid") for way in ("fwd", "bwd")
+    }
     assert registered == pooling | passes
 
 

@@ -1,0 +1,101 @@
+"""The checks of fused_sigmoid_loss: every one is made before any pass runs."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from crossalign.argument_checks import (
+    check_dims,
+    check_floating,
+    check_integer,
+    check_option,
+    check_positive_finite,
+    check_same_device,
+    check_same_dtype,
+    check_size,
+    check_tensor,
+    check_weights,
+    values_may_be_read,
+)
+from crossalign.contrastive.sigmoid.problem import SigmoidArguments
+
+NAME = "fused_sigmoid_loss"
+
+
+def check_arguments(arguments: SigmoidArguments) -> None:
+    """Of this rank only, which may have no rows where it is one of a group."""
+    query = arguments.query
+    check_option(NAME, "reduction", arguments.reduction, ("mean", "sum", "none"))
+    check_option(NAME, "gather", arguments.gather, ("auto", "all_gather", "ring"))
+    check_option(NAME, "backend", arguments.backend, ("auto", "triton", "torch"))
+    if arguments.gather == "ring" and arguments.group is None:
+        raise ValueError(
+            f'{NAME}: gather="ring" needs group, got group=None; pass the process group, or leave '
+            "gather out"
+        )
+    normalize: object = arguments.normalize
+    if not isinstance(normalize, bool):
+        kind = type(normalize).__name__
+        raise TypeError(f"{NAME}: normalize must be True or False, got {kind}")
+    _check_embeddings(query, arguments.key, allow_empty=arguments.group is not None)
+    _check_scalar("temperature", arguments.temperature)
+    _check_scalar("bias", arguments.bias)
+    if arguments.ids is not None:
+        check_tensor(NAME, "ids", arguments.ids)
+        check_integer(NAME, "ids", arguments.ids)
+        check_dims(NAME, "ids", arguments.ids, "(N,)")
+        check_size(NAME, "ids", arguments.ids, 0, query.shape[0], "one per pair")
+        check_same_device(NAME, "ids", arguments.ids, "query", query)
+    if arguments.weights is not None:
+        _check_pair_weights(arguments, arguments.weights)
+
+
+def _check_embeddings(query: Tensor, key: Tensor, allow_empty: bool) -> None:
+    check_tensor(NAME, "query", query)
+    check_tensor(NAME, "key", key)
+    check_dims(NAME, "query", query, "(N, D)")
+    check_dims(NAME, "key", key, "(N, D)")
+    check_floating(NAME, "query", query)
+    check_size(NAME, "key", key, 0, query.shape[0], "the rows of query")
+    check_size(NAME, "key", key, 1, query.shape[1], "the features of query")
+    check_same_dtype(NAME, "key", key, "query", query)
+    check_same_device(NAME, "key", key, "query", query)
+    if query.shape[0] == 0 and not allow_empty:
+        raise ValueError(f"{NAME}: query must have at least one row, got {tuple(query.shape)}")
+    if query.shape[1] == 0:
+        raise ValueError(f"{NAME}: query must have at least one feature, got {tuple(query.shape)}")
+
+
+def _check_scalar(name: str, value: object) -> None:
+    """A number, or a 0-d tensor: a temperature finite and above 0, a bias finite."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0:
+            raise ValueError(
+                f"{NAME}: {name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}"
+            )
+        check_floating(NAME, name, value)
+        if not values_may_be_read(value):
+            return
+        value = float(value.detach())
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(
+            f"{NAME}: {name} must be a number or a 0-d tensor, got {type(value).__name__}"
+        )
+    if name == "temperature":
+        check_positive_finite(NAME, name, value)
+    elif not math.isfinite(value):
+        raise ValueError(f"{NAME}: {name} must be finite, got {value}")
+
+
+def _check_pair_weights(arguments: SigmoidArguments, weights: Tensor) -> None:
+    check_tensor(NAME, "weights", weights)
+    check_dims(NAME, "weights", weights, "(N,)")
+    check_size(NAME, "weights", weights, 0, arguments.query.shape[0], "one per pair")
+    check_same_device(NAME, "weights", weights, "query", arguments.query)
+    check_weights(NAME, "weights", weights)
+    # Of a group, another rank may have the weight; alone, the mean would be 0 / 0.
+    is_own_mean = arguments.group is None and arguments.reduction == "mean"
+    if is_own_mean and values_may_be_read(weights) and not bool((weights != 0).any()):
+        raise ValueError(f'{NAME}: weights must not all be 0 with reduction="mean"')
