@@ -33,25 +33,6 @@ CHANGEABLE = (
 )
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The mapping of a YAML file, its keys with "_" for "-".
-
-    Raises:
-        DataError: the file cannot be read or is no mapping.
-    """
-    import yaml
-
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise DataError(f"{path}: must map settings to values, got {type(settings).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in settings.items()}
-
-
 def check_output(directory: Path, *, resume: bool) -> None:
     """A new run needs a directory that is absent or empty, a resumed one what a run wrote.
 

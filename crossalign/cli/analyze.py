@@ -3,133 +3,128 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from crossalign.analysis.parallel_text import check_names
-from crossalign.cli.align import quiet_transformers
+from crossalign.cli.parser import Parser
+from crossalign.settings import (
+    SettingError,
+    add_flags,
+    check_settings,
+    from_arguments,
+    names_of,
+    required,
+    setting,
+)
 
-_LEAST = {"batch_size": 1, "max_length": 1, "limit": 3, "seed": 0}
+SUMMARY = "Shows how near a model's languages are, layer by layer, before and after."
+_DATA, _MODEL = "models, data and output", "how the models run"
 
 
-def add_arguments(analyze: argparse.ArgumentParser) -> None:
-    """The flags of the command."""
-    analyze.add_argument(
-        "--model",
-        required=True,
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeSettings:
+    """The flags of `crossalign analyze`."""
+
+    model: str = required(
+        'the causal language model to study ("after" where there is a --compare)',
+        group=_DATA,
         metavar="NAME_OR_DIR",
-        help='the causal language model to study ("after" where there is a --compare)',
     )
-    analyze.add_argument(
-        "--compare",
+    compare: str | None = setting(
+        None,
+        'a baseline that --model is compared with ("before"), such as the model it was aligned '
+        "from",
+        group=_DATA,
         metavar="NAME_OR_DIR",
-        help='a baseline that --model is compared with ("before"), such as the model it was '
-        "aligned from",
     )
-    analyze.add_argument(
-        "--pairs",
-        nargs="+",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="one TSV or JSON-lines file, or parallel text files, one for each of two languages or "
+    pairs: tuple[Path, ...] = required(
+        "one TSV or JSON-lines file, or parallel text files, one for each of two languages or "
         "more; .gz of each",
+        group=_DATA,
+        metavar="FILE",
     )
-    analyze.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="new directory for tables, pictures and report.html",
+    output: Path = required(
+        "new directory for tables, pictures and report.html", group=_DATA, metavar="DIR"
     )
-    analyze.add_argument(
-        "--languages",
-        nargs="+",
+    languages: tuple[str, ...] = setting(
+        (),
+        "names of the languages, such as en de, in the order of the files; more than two files "
+        "need them; without: as a JSON-lines file says, or source and target",
+        group=_DATA,
         metavar="CODE",
-        help="names of the languages, such as en de, in the order of the files; more than two "
-        "files need them; None = as a JSON-lines file says, or source and target",
     )
-    _add_options(analyze)
-
-
-def _add_options(analyze: argparse.ArgumentParser) -> None:
-    """The flags that are seldom needed."""
-    analyze.add_argument(
-        "--layers",
-        nargs="+",
-        type=_layer,
-        default="all",
+    limit: int | None = setting(
+        None, "draw N lines at random; None = all lines", group=_DATA, lowest=3
+    )
+    layers: tuple[str, ...] = setting(
+        ("all",),
+        "layers: 0 = token embedding, k = after block k, -1 = after the final norm; or all",
         metavar="K",
-        help="layers: 0 = token embedding, k = after block k, -1 = after the final norm; or all",
     )
-    analyze.add_argument(
-        "--show-layer",
-        type=int,
+    show_layer: int | None = setting(
+        None,
+        "layer of the large pictures; None = where --model finds most translations",
         metavar="K",
-        help="layer of the large pictures; None = where --model finds most translations",
     )
-    analyze.add_argument(
-        "--pooling",
-        choices=("mean", "last", "max"),
-        default="mean",
-        help="how tokens become a vector",
-    )
-    analyze.add_argument("--batch-size", type=int, default=64, help="sentences run at once")
-    analyze.add_argument(
-        "--max-length", type=int, metavar="N", help="tokens kept; None = what the model takes"
-    )
-    analyze.add_argument(
-        "--limit", type=int, metavar="N", help="draw N lines at random; None = all lines"
-    )
-    analyze.add_argument("--seed", type=int, default=0, help="seed of all that is drawn")
-    analyze.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    analyze.add_argument(
-        "--dtype",
+    pooling: str = setting("mean", "how tokens become a vector", choices=("mean", "last", "max"))
+    max_length: int | None = setting(None, "tokens kept; None = what the model takes", lowest=1)
+    seed: int = setting(0, "seed of all that is drawn", lowest=0)
+    batch_size: int = setting(64, "sentences run at once", group=_MODEL, lowest=1)
+    device: str = setting("auto", "auto, cpu, cuda, ...", group=_MODEL, metavar="DEVICE")
+    dtype: str = setting(
+        "float32",
+        "in which both models run, whatever their files hold",
+        group=_MODEL,
         choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="in which both models run, whatever their files hold",
     )
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check_names(len(self.pairs), self.languages)
+        _ = self.layer_numbers
 
-def run(args: argparse.Namespace, argv: list[str]) -> None:
-    """Checks everything that can be checked before a model is loaded, then analyses."""
+    @property
+    def layer_numbers(self) -> list[int] | None:
+        """The layers asked for; None: all of them."""
+        if self.layers == ("all",):
+            return None
+        if "all" in self.layers:
+            raise SettingError("layers must be either all or numbers", "layers")
+        numbers = []
+        for text in self.layers:
+            try:
+                numbers.append(int(text))
+            except ValueError:
+                message = f"layers must be integers or all, got {text!r}"
+                raise SettingError(message, "layers") from None
+        return numbers
+
+
+def add_arguments(parser: Parser) -> None:
+    add_flags(parser, AnalyzeSettings)
+
+
+def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
+    """Checks everything that can be checked before a model is loaded, then analyzes."""
+    with parser.argument_errors():
+        settings = from_arguments(AnalyzeSettings, args)
     from crossalign.analysis.run import AnalysisSettings, LayerError, analyze
+    from crossalign.cli.quiet import quiet_transformers
     from crossalign.models.loading import choose_device
 
-    parser: argparse.ArgumentParser = args.parser
-    for name, least in _LEAST.items():
-        value = getattr(args, name)
-        if value is not None and value < least:
-            flag = name.replace("_", "-")
-            parser.error(f"argument --{flag}: at least {least}, got {value}")
-    is_all = args.layers in ("all", ["all"])
-    if "all" in args.layers and not is_all:
-        parser.error("argument --layers: all stands alone")
-    languages = args.languages or ()
-    try:
-        check_names(len(args.pairs), languages)
-        choose_device(args.device)
-    except ValueError as error:
-        parser.error(str(error))
+    with parser.argument_errors():
+        choose_device(settings.device)
     quiet_transformers()
-    given = vars(args) | {"languages": languages, "layers": None if is_all else args.layers}
-    settings = AnalysisSettings(
-        **{name: given[name] for name in AnalysisSettings.__dataclass_fields__}
-    )
+    given = {name: getattr(settings, name) for name in names_of(AnalyzeSettings)}
+    del given["output"]
+    given["layers"] = settings.layer_numbers
     try:
-        result = analyze(settings, args.output)
+        result = analyze(AnalysisSettings(**given), settings.output)
     except LayerError as error:
         parser.error(str(error))
     num_lines = len(next(iter(result.sentences.values())))
     print(
-        f"wrote {args.output / 'report.html'}: {num_lines} lines in {len(result.sentences)} "
+        f"wrote {settings.output / 'report.html'}: {num_lines} lines in {len(result.sentences)} "
         f"languages, {len(next(iter(result.models.values())))} layers"
     )
-
-
-def _layer(text: str) -> int | str:
-    if text == "all":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be integers or all, got {text!r}") from None

@@ -109,9 +109,9 @@ def test_data_sets_by_name_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("mode", "inputs", "status", "message"),
     [
         ("translation", ["hub:"], 2, "must be hub:NAME[:CONFIG][:SPLIT], got 'hub:'"),
-        ("translation", ["a", "b", "c"], 2, "--input: at most 2 for this, got 3"),
-        ("translation", ["hub:a", "b"], 2, "--input: at most 1 for this, got 2"),
-        ("bilingual", ["a", "b"], 2, "--input: at most 1 for this, got 2"),
+        ("translation", ["a", "b", "c"], 2, "--input must be at most 2 for this, got 3"),
+        ("translation", ["hub:a", "b"], 2, "--input must be at most 1 for this, got 2"),
+        ("bilingual", ["a", "b"], 2, "--input must be at most 1 for this, got 2"),
         ("translation", ["none.tsv"], 1, "none.tsv: cannot be read: No such file"),
         ("bilingual", ["none"], 1, "none: must hold one of en.json"),
     ],

@@ -175,21 +175,24 @@ def test_check_data_names_bad_files_after_the_list(run, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--shots", -1), "shots must not be negative, got -1"),
-        (("--limit", 0), "limit must be at least 1, got 0"),
-        (("--batch-size", 0), "argument --batch-size: at least 1, got 0"),
+        (("--shots", -1), "--shots must be at least 0, got -1"),
+        (("--limit", 0), "--limit must be at least 1, got 0"),
+        (("--batch-size", 0), "--batch-size must be at least 1, got 0"),
         (("--tasks", "copa"), "argument --tasks: invalid choice: 'copa'"),
-        (("--languages", "en", "xx"), "argument --languages: no task has xx"),
+        (("--languages", "en", "xx"), "--languages must be those of a task, but none has xx"),
         (("--prompt-language", "xx"), 'no words for the xcopa prompt in "xx"'),
-        (("--seeds", 1, 1), "seeds must be a list without repeats"),
+        (("--seeds", 1, 1), "--seeds must name each value once, got 1 1"),
         (("--device", "gpu"), "device must be auto, cpu, cuda"),
         (("--output", "no/folder.json"), "argument --output: no/folder.json must be a file in an"),
         (
             ("--tasks", "flores", "--translation-pairs", "ende"),
-            "--translation-pairs: such as en-de",
+            "--translation-pairs must be such as en-de",
         ),
         (("--tasks", "flores", "--languages", "en"), "directions must name at least one pair"),
-        (("--tasks", "flores", "--data", "hub"), "flores is read from files alone"),
+        (
+            ("--tasks", "flores", "--data", "hub"),
+            "--data must be a folder: flores is read from files",
+        ),
     ],
 )
 def test_wrong_arguments_exit_with_2(evaluate, tmp_path, flags, message):
@@ -204,7 +207,7 @@ def test_missing_arguments_are_named(run, folder, models):
     assert (status, "missing: --model, --languages, --output" in err) == (2, True)
     both = ["--model", models / "one", "--compare", models / "one"]
     status, _, err = run("--data", folder, *both, "--languages", "en", "--output", "x.json")
-    assert (status, "argument --compare: the same as --model" in err) == (2, True)
+    assert (status, "--compare must differ from --model" in err) == (2, True)
 
 
 def test_failures_are_one_line_and_leave_nothing(evaluate, tmp_path, models, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,29 +12,86 @@ from pathlib import Path
 import pytest
 import torch
 
+import crossalign
 from tests.support.command_cases import Run, assert_one_line
 
+WITHOUT_TORCH = {
+    "--help": 0,
+    "": 0,
+    "--version": 0,
+    "align --help": 0,
+    "data build --help": 0,
+    "analyze --help": 0,
+    "evaluate --help": 0,
+    "align": 2,
+    "align --model m --pairs a b c --output o": 2,
+    "align --model m --pairs a --output o --batch-size 1": 2,
+    "align --model m --pairs a --output o --evaluate-every 5": 2,
+    "analyze --model m --pairs a b --output o --layers first": 2,
+    "evaluate --model m --data d --languages en --output o --seeds 1 1": 2,
+    "data build --mode bilingual --languages en --input i --output o": 2,
+    "data check --pairs a --max-ratio 0": 2,
+    "demo --output o --seed -1": 2,
+}
 
-def test_help_loads_only_torch() -> None:
-    """`crossalign --help` answers soon: importing Transformers alone takes seconds."""
+
+def test_help_and_wrong_arguments_do_not_load_torch() -> None:
+    """They answer at once: importing PyTorch and Transformers takes seconds."""
     code = (
-        "import sys; from crossalign.cli.main import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit as stop: assert stop.code == 0, stop.code\n"
-        "heavy = {'transformers', 'tokenizers', 'matplotlib', 'yaml'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import contextlib, sys\n"
+        "from crossalign.cli.main import main\n"
+        f"for line, expected in {WITHOUT_TORCH!r}.items():\n"
+        "    try: status = main(line.split())\n"
+        "    except SystemExit as stop: status = stop.code\n"
+        "    assert status == expected, (line, status)\n"
+        "    heavy = {'torch', 'transformers', 'numpy', 'matplotlib', 'yaml'} & set(sys.modules)\n"
+        "    assert not heavy, (line, heavy)"
     )
-    for arguments in ["--help"], ["align", "--help"], ["data", "build", "--help"]:
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 0, done.stderr
-        assert "usage: crossalign" in done.stdout
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage: crossalign" in done.stdout
+    assert f"crossalign {crossalign.__version__}" in done.stdout
+
+
+def test_the_command_without_arguments_shows_its_help(run: Run) -> None:
+    bare, helped = run(), run("--help")
+    assert bare == helped
+    assert bare[0] == 0 and "analyze" in bare[1]
+
+
+COMMANDS = ["align", "analyze", "data build", "data check", "demo", "evaluate", "info"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_speaks_of_no_default_that_says_nothing(run: Run, command: str) -> None:
+    status, out, _ = run(*command.split(), "--help")
+    assert status == 0
+    assert "(default: ())" not in out and "==SUPPRESS==" not in out
+    for paragraph in re.split(r"\n(?=  -)", out):
+        if "(default: None)" in " ".join(paragraph.split()):
+            assert "None =" in " ".join(paragraph.split()), paragraph
+        assert not ("(required)" in paragraph and "(default" in paragraph), paragraph
+
+
+def test_help_has_headings(run: Run) -> None:
+    out = run("align", "--help")[1]
+    headings = [line for line in out.splitlines() if re.fullmatch(r"\w.*:", line)]
+    assert headings == [
+        "options:",
+        "model, data and output:",
+        "the loss:",
+        "batches and lengths:",
+        "updates:",
+        "how the model runs:",
+        "checkpoints and reports:",
+        "evaluation on the way:",
+    ]
 
 
 def test_a_command_says_nothing_of_deepspeed_that_is_merely_installed() -> None:
     """Saving a model imports it, and its warning that there is no GPU went to standard output."""
-    from crossalign.cli.align import quiet_transformers
+    from crossalign.cli.quiet import quiet_transformers
 
     quiet_transformers()
     logger = logging.getLogger("DeepSpeed")
@@ -45,7 +103,7 @@ def test_a_command_says_nothing_of_deepspeed_that_is_merely_installed() -> None:
         assert bool(logger.filter(record)) is is_shown
 
 
-@pytest.mark.parametrize("command", ["align", "demo", "info", "data build"])
+@pytest.mark.parametrize("command", ["align", "demo", "evaluate", "data build"])
 def test_help_shows_defaults(run: Run, command: str) -> None:
     status, out, _ = run(*command.split(), "--help")
     assert status == 0
@@ -95,7 +153,7 @@ def test_data_build_errors(run: Run, tmp_path: Path, pairs_file: Path) -> None:
         "translation", "--languages", "en", "de", "--input", pairs_file, "--repeats", 0
     )
     assert status == 2
-    assert_one_line(error, "argument --repeats: at least 1, got 0")
+    assert_one_line(error, "--repeats must be at least 1, got 0")
     status, _, error = build("bilingual", "--languages", "en", "de", "--input", tmp_path)
     assert status == 1
     assert_one_line(error, "must hold one of en.json")

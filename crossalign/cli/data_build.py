@@ -1,0 +1,144 @@
+"""`crossalign data build`: makes training items of instruction data or translation pairs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossalign.cli.parser import Parser
+from crossalign.data import hub
+from crossalign.data.builders import (
+    MODES,
+    TrainingItem,
+    TranslationItems,
+    build_items,
+    check_mode_languages,
+)
+from crossalign.data.instruction_files import Records, keep_common_ids, read_records
+from crossalign.data.pairs import Pair
+from crossalign.files.text import DataError, write_json_lines
+from crossalign.settings import (
+    SettingError,
+    add_flags,
+    check_settings,
+    from_arguments,
+    required,
+    setting,
+)
+
+SUMMARY = "Builds training items from instruction data or translation pairs."
+_INPUT_HELP = (
+    "bilingual, crosslingual: a directory with one file per language, CODE.json or NAME.CODE.json "
+    "(also .jsonl, and .gz of each): Bactrian-X (a list or lines of objects with id, instruction, "
+    "input, output), seed tasks (id, instruction, instances) or SQuAD (XQuAD). translation: a TSV "
+    "or JSON-lines file of pairs, or two parallel text files; .gz of each. All modes: "
+    "hub:NAME[:CONFIG][:SPLIT], a data set of the Hugging Face Hub or a folder of that form; "
+    "CONFIG may hold {language}, which it is if not given for instructions; SPLIT is train"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """The flags of `crossalign data build`."""
+
+    mode: str = required("which builder", choices=MODES)
+    languages: tuple[str, ...] = required(
+        "codes such as en de; the first is the pivot of crosslingual and the source of pairs",
+        metavar="CODE",
+    )
+    input: tuple[str, ...] = required(_INPUT_HELP, metavar="PATH")
+    output: Path = required("result", metavar="FILE.jsonl")
+    repeats: int = setting(3, "uses of each record or pair", lowest=1)
+    seed: int = setting(0, "seed of all random choices")
+    ids: str = setting(
+        "common",
+        "records whose id is not in every language: common leaves them out and says how many, "
+        "same is an error",
+        choices=("common", "same"),
+    )
+    cache: Path | None = setting(
+        None,
+        "where the index of a text file is kept for the next time; None = for this run only, "
+        "where temporary files live",
+        metavar="DIR",
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check_mode_languages(self.mode, self.languages)
+        most = 2 if self.mode == "translation" and self.hub_source is None else 1
+        if len(self.input) > most:
+            message = f"input must be at most {most} for this, got {len(self.input)}"
+            raise SettingError(message, "input")
+
+    @property
+    def hub_source(self) -> hub.HubSource | None:
+        """The data set of the Hub that --input names; None: files."""
+        is_hub = self.input[0].startswith(hub.PREFIX)
+        return hub.parse_source(self.input[0]) if is_hub else None
+
+
+def add_arguments(parser: Parser) -> None:
+    add_flags(parser, BuildSettings)
+
+
+def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
+    with parser.argument_errors():
+        settings = from_arguments(BuildSettings, args)
+    if settings.output.is_dir() or not settings.output.parent.is_dir():
+        raise DataError(f"{settings.output}: must be a file in an existing folder")
+    if settings.mode == "translation":
+        _build_from_pairs(settings)
+    else:
+        _build_from_records(settings)
+
+
+def _build_from_records(settings: BuildSettings) -> None:
+    source, languages = settings.hub_source, settings.languages
+    if source is not None:
+        records = hub.hub_records(source, languages)
+    else:
+        records = read_records(Path(settings.input[0]), languages)
+    if settings.ids == "common":
+        records = _with_common_ids(records)
+    choices = {"repeats": settings.repeats, "seed": settings.seed}
+    items = build_items(settings.mode, records, languages, **choices)
+    _write(settings.output, items, len(items))
+
+
+def _build_from_pairs(settings: BuildSettings) -> None:
+    source, languages = settings.hub_source, settings.languages
+    with tempfile.TemporaryDirectory(prefix="crossalign-") as temporary:
+        pairs: Sequence[Pair]
+        if source is not None:
+            pairs = hub.HubPairs(source, languages)
+        else:
+            from crossalign.data.indexed_data import open_pairs
+
+            paths = [Path(path) for path in settings.input]
+            pairs = open_pairs(paths, languages, settings.cache or Path(temporary))
+        choices = {"repeats": settings.repeats, "seed": settings.seed}
+        made = TranslationItems(pairs, languages, **choices)
+        _write(settings.output, made.shuffled(), len(made))
+
+
+def _with_common_ids(records: Records) -> Records:
+    kept, left_out = keep_common_ids(records)
+    for language, count in left_out.items():
+        if count:
+            total = len(records[language])
+            print(
+                f"left out {count} of {total} records of {language}: their ids do not stand in "
+                "every language",
+                file=sys.stderr,
+            )
+    return kept
+
+
+def _write(path: Path, items: Iterable[TrainingItem], count: int) -> None:
+    write_json_lines(path, items)
+    print(f"wrote {path}: {count} items")

@@ -1,0 +1,120 @@
+"""`crossalign data check`: shows what is in data before it is trained on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from crossalign.cli.parser import Parser
+from crossalign.files.text import DataError
+from crossalign.settings import (
+    SettingError,
+    add_flags,
+    check_settings,
+    from_arguments,
+    setting,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+SUMMARY = "Shows what is in training data, and which lines are doubtful or cannot be used."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings:
+    """The flags of `crossalign data check`."""
+
+    pairs: tuple[Path, ...] = setting(
+        (),
+        "one TSV or JSON-lines file, or two parallel text files; .gz of each",
+        metavar="FILE",
+    )
+    lm_data: Path | None = setting(
+        None, "items of `crossalign data build`; .gz too", metavar="FILE"
+    )
+    model: str | None = setting(
+        None,
+        "whose tokenizer gives lengths in tokens; None = none are given",
+        metavar="NAME_OR_DIR",
+    )
+    max_ratio: float = setting(
+        5.0, "of the UTF-8 bytes of the sides of a pair, above which it is doubtful", lowest=1
+    )
+    json: bool = setting(False, "as JSON", switch=True)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if len(self.pairs) > 2:
+            raise SettingError(f"pairs must be one file or two, got {len(self.pairs)}", "pairs")
+
+
+def add_arguments(parser: Parser) -> None:
+    add_flags(parser, CheckSettings, exclusive=("pairs", "lm_data"))
+
+
+def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
+    with parser.argument_errors():
+        settings = from_arguments(CheckSettings, args)
+    from crossalign.data.check import check_items, check_pairs
+
+    by_model: dict[str, Any] = {}
+    if settings.model is not None:
+        by_model = dict(
+            zip(("tokenizer", "limit"), _tokenizer_and_limit(settings.model), strict=True)
+        )
+    if settings.lm_data is None:
+        report = check_pairs(settings.pairs, max_ratio=settings.max_ratio, **by_model)
+    else:
+        report = check_items(settings.lm_data, **by_model)
+    if settings.json:
+        print(json.dumps(report, ensure_ascii=False, indent=2))
+    else:
+        print("\n".join(_as_text(report)))
+    if report["unusable"]:
+        raise DataError(
+            f"{report['unusable']} of {report['unusable'] + report['usable']} lines cannot be "
+            f"used, the first: {report['first_unusable'][0]}"
+        )
+
+
+def _tokenizer_and_limit(model: str) -> tuple[PreTrainedTokenizerBase, int | None]:
+    """The tokenizer of a model, and the tokens that both take."""
+    from transformers import AutoTokenizer
+
+    from crossalign.cli.quiet import quiet_transformers
+    from crossalign.models.encode import longest_input
+    from crossalign.models.loading import load_config
+
+    quiet_transformers()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return tokenizer, longest_input(_Configured(load_config(model)), tokenizer)
+
+
+class _Configured(NamedTuple):
+    """What longest_input reads of a model."""
+
+    config: PreTrainedConfig
+
+
+def _as_text(report: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Nested values as indented lines; a mapping of numbers as one line."""
+    for name, value in report.items():
+        if isinstance(value, Mapping) and not any(isinstance(v, Mapping) for v in value.values()):
+            shown = ", ".join(f"{key} {_shown(each)}" for key, each in value.items())
+            yield f"{indent}{name}: {shown or 'none'}"
+        elif isinstance(value, Mapping):
+            yield f"{indent}{name}:"
+            yield from _as_text(value, indent + "  ")
+        else:
+            yield f"{indent}{name}: {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " | ".join(map(str, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,44 @@
+"""`crossalign demo`: its flags, and the demonstration that they describe."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossalign.cli.parser import Parser
+from crossalign.settings import add_flags, check_settings, from_arguments, required, setting
+
+SUMMARY = "Aligns a tiny model on built-in text and shows what changed."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """The flags of `crossalign demo`."""
+
+    output: Path = required("new directory for the results", metavar="DIR")
+    device: str = setting("cpu", "cpu, cuda, ...", metavar="DEVICE")
+    seed: int = setting(0, "seed of text, model and training", lowest=0)
+    smoke: bool = setting(False, "a few steps, to see that it runs", switch=True)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def add_arguments(parser: Parser) -> None:
+    add_flags(parser, DemoOptions)
+
+
+def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
+    with parser.argument_errors():
+        options = from_arguments(DemoOptions, args)
+    from crossalign.alignment.config import TrainingConfig
+    from crossalign.cli.quiet import quiet_transformers
+    from crossalign.demo.run import run_demo
+    from crossalign.models.loading import choose_device
+
+    with parser.argument_errors():
+        TrainingConfig(seed=options.seed)
+        choose_device(options.device)
+    quiet_transformers()
+    run_demo(options.output, device=options.device, seed=options.seed, smoke=options.smoke)

@@ -1,0 +1,128 @@
+"""The flags of `crossalign evaluate`, and what follows from them without a model or a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossalign.evaluation.tasks.items import TASKS
+from crossalign.settings import SettingError, check_settings, names_of, required, setting
+
+TRANSLATION = "flores"
+_DATA, _ITEMS, _MODEL = "models, data and output", "items and prompts", "how the models run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """The flags of `crossalign evaluate`."""
+
+    model: str | None = setting(
+        None, "the causal language model, a directory or a name", group=_DATA, metavar="DIR"
+    )
+    compare: str | None = setting(
+        None, "a second model, for a paired test on the same items", group=_DATA, metavar="DIR2"
+    )
+    tasks: tuple[str, ...] = setting(
+        tuple(TASKS),
+        f"of {' '.join(TASKS)}; {TRANSLATION} is translation",
+        group=_DATA,
+        choices=(*TASKS, TRANSLATION),
+        metavar="TASK",
+    )
+    languages: tuple[str, ...] = setting(
+        (), "such as en zh; a task without one says so", group=_DATA, metavar="CODE"
+    )
+    data: str = required(
+        'folder of the task files in their release formats, or "hub" for the Hugging Face hub',
+        group=_DATA,
+        metavar="DIR",
+    )
+    output: Path | None = setting(
+        None, "result; FILE.json.items.jsonl logs each item", group=_DATA, metavar="FILE.json"
+    )
+    check_data: bool = setting(
+        False,
+        "list the files in --data with their numbers of items, and do nothing else",
+        group=_DATA,
+        switch=True,
+    )
+    shots: tuple[int, ...] = setting(
+        (0,), "demonstrations per item", group=_ITEMS, metavar="K", lowest=0
+    )
+    seeds: tuple[int, ...] = setting((0,), "which demonstrations", group=_ITEMS)
+    limit: int | None = setting(
+        None, "the first N items of each task; None = all", group=_ITEMS, lowest=1
+    )
+    prompts: str = setting(
+        "paper",
+        "paper: each choice in a text, the whole of which is scored; lm-eval: its own prompts",
+        group=_ITEMS,
+        choices=("paper", "lm-eval"),
+    )
+    prompt_language: str | None = setting(
+        None,
+        "language of the prompt's words; None = that of the sample",
+        group=_ITEMS,
+        metavar="CODE",
+    )
+    translation_pairs: tuple[str, ...] = setting(
+        (),
+        f"directions of {TRANSLATION}, such as en-de; without: English to and from --languages",
+        group=_ITEMS,
+        metavar="CODE-CODE",
+    )
+    max_new_tokens: int = setting(256, "of a translation", group=_ITEMS, lowest=1)
+    too_long: str = setting(
+        "error",
+        "what to do with an item beyond the model's positions; demonstrations are dropped first, "
+        "and no text is ever cut",
+        group=_ITEMS,
+        choices=("error", "skip"),
+    )
+    batch_size: int = setting(8, "texts run at once", group=_MODEL, lowest=1)
+    device: str = setting("auto", "auto, cpu, cuda, ...", group=_MODEL, metavar="DEVICE")
+    dtype: str = setting(
+        "float32",
+        "in which the models run",
+        group=_MODEL,
+        choices=("float32", "bfloat16", "float16"),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.check_data:
+            return
+        missing = [
+            f"--{name}" for name in ("model", "languages", "output") if not getattr(self, name)
+        ]
+        if missing and not (missing == ["--languages"] and self.translation_pairs):
+            raise SettingError(f"missing: {', '.join(missing)}")
+        if self.model == self.compare:
+            raise SettingError("compare must differ from model", "compare", "model")
+        if self.data == "hub" and TRANSLATION in self.tasks:
+            raise SettingError(f"data must be a folder: {TRANSLATION} is read from files", "data")
+        _ = self.directions
+
+    @property
+    def directions(self) -> list[tuple[str, str]]:
+        """Source and target of the translations."""
+        if not self.translation_pairs:
+            others = [code for code in self.languages if code != "en"]
+            return [pair for code in others for pair in (("en", code), (code, "en"))]
+        found = []
+        for pair in self.translation_pairs:
+            source, dash, target = pair.partition("-")
+            if not (source and dash and target):
+                message = f"translation_pairs must be such as en-de, got {pair!r}"
+                raise SettingError(message, "translation_pairs")
+            found.append((source, target))
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """What the result says of how it came about."""
+        values = {name: getattr(self, name) for name in names_of(EvaluateSettings)}
+        del values["check_data"]
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in values.items()
+        }
