@@ -25,10 +25,23 @@ if TYPE_CHECKING:
     )
 else:
     import importlib
+    import sys
 
-    # Where each public name lives; test_public_api compares this with the imports above. A module
-    # is loaded when its name is first asked for (PEP 562): the command line answers --help and
-    # wrong arguments without PyTorch.
+    def lazy_names(package, homes):
+        """__getattr__ and __dir__ of a package whose public names load their module when first
+        asked for (PEP 562). homes: name -> module, relative to the package."""
+
+        def load(name):
+            if name not in homes:
+                raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+            vars(sys.modules[package])[name] = value
+            return value
+
+        return load, lambda: sorted({*vars(sys.modules[package]), *homes})
+
+    # Where each public name lives; test_public_api compares this with the imports above. So the
+    # command line answers --help and wrong arguments without PyTorch.
     _HOMES = {
         "AlignmentModel": "alignment.model",
         "AlignmentOutput": "alignment.model",
@@ -50,15 +63,7 @@ else:
         "pool": "pooling.functions",
     }
 
-    def __getattr__(name):
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
-
-    def __dir__():
-        return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 
 __all__ = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -57,7 +56,6 @@ FLAT = {
     *("argument_checks", "settings"),
 }
 TORCH_ONLY = ("precision", "argument_checks", "backends", "contrastive.problem", "reference")
-FILES_A_FOLDER = 24
 
 
 def place(module: str, order: tuple[str, ...], prefix: str = "") -> int:
@@ -122,23 +120,6 @@ def test_a_circle_is_found() -> None:
 def test_only_the_listed_modules_lie_flat() -> None:
     flat = {name for name, path in MODULES.items() if path.parent == PACKAGE}
     assert flat <= FLAT, "put it into a room"
-
-
-def test_folders_stay_small() -> None:
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    if tracked.returncode:
-        pytest.skip("needs a git checkout, to tell files of the project from others")
-    folders: dict[Path, int] = {}
-    for line in tracked.stdout.splitlines():
-        if (ROOT / line).exists():
-            folders[Path(line).parent] = folders.get(Path(line).parent, 0) + 1
-    # Each measurement adds its file to the results.
-    folders.pop(Path("benchmarks/results"), None)
-    crowded = {str(folder): count for folder, count in folders.items() if count > FILES_A_FOLDER}
-    assert crowded.keys() <= {"benchmarks"}, crowded
 
 
 @pytest.mark.parametrize("name", TORCH_ONLY)

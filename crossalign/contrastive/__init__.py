@@ -1,1 +1,29 @@
 """The contrastive loss: options, sums, losses, gradients, in PyTorch and over Triton kernels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crossalign.contrastive.gradient_cache import GradientCache
+    from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
+    from crossalign.contrastive.terms import ContrastiveStats
+else:
+    from crossalign import lazy_names
+
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "ContrastiveLoss": "loss",
+            "ContrastiveStats": "terms",
+            "GradientCache": "gradient_cache",
+            "fused_contrastive_loss": "loss",
+        },
+    )
+
+__all__ = [
+    "ContrastiveLoss",
+    "ContrastiveStats",
+    "GradientCache",
+    "fused_contrastive_loss",
+]

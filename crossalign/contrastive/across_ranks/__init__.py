@@ -1,1 +1,3 @@
 """The contrastive loss of a batch spread over a process group."""
+
+__all__: list[str] = []
