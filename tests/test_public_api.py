@@ -120,6 +120,7 @@ METHODS = {
     ("GradientCache", "backward"): Contract(
         {"query_inputs": REQUIRED, "key_inputs": REQUIRED, "negative_inputs": None}, {}
     ),
+    ("GradientCache", "__call__"): Contract({"query_inputs": REQUIRED, "key_inputs": REQUIRED}, {}),
     ("AlignmentModel", "forward"): Contract(
         {"source": REQUIRED, "target": REQUIRED, "negatives": None, "lm": None}, {"ids": None}
     ),

@@ -74,9 +74,10 @@ def _contrastive_backward(
         return embedded
 
     sides = (batch.source, batch.target, batch.negatives)
-    cache = GradientCache(embed, loss, chunk_size or max(longest, 1))
+    # The passes trim by lengths that the host knows; the cache would wait for the device.
+    cache = GradientCache(embed, loss, chunk_size or max(longest, 1), trim=False)
     with engine.autocast():
-        cache.backward(*(side and _lengthened(side, longest) for side in sides))  # type: ignore[arg-type]
+        cache.backward(*(side and _lengthened(side, longest) for side in sides))
     contrastive_loss, stats = results[0]
     return contrastive_loss.detach(), stats
 

@@ -1,68 +1,62 @@
 """Contrastive batches larger than the encoder's memory: the gradient of a batch, in chunks.
 
-Pass 1 embeds every chunk without keeping activations; the loss over all embeddings then gives the
-gradient of each embedding; pass 2 embeds every chunk again, with the random numbers of pass 1, and
-sends that gradient back through it. By the chain rule this is the gradient of the whole batch.
+Pass 1 embeds every chunk without keeping activations. The loss over all embeddings is formed as
+usual; when its backward reaches the embeddings, pass 2 embeds every chunk again, with the random
+numbers of pass 1, and sends the gradient of its rows back through it. By the chain rule this is the
+gradient of the whole batch, times whatever the caller multiplied the loss by.
 
 Shapes: n rows of a side (queries, keys or negatives), D features.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.nn.parallel import DistributedDataParallel
 
+from crossalign.contrastive.gradient_reduction import without_reduction
+from crossalign.contrastive.input_chunks import count_rows, split_rows
+from crossalign.contrastive.replayed_state import autocast_state, random_state
+from crossalign.contrastive.second_pass import Replay, SecondPass, Side, checked_embedding
 from crossalign.precision import without_autocast
 
-Inputs = Tensor | Mapping[str, Tensor]
-
-
-class _RandomState(NamedTuple):
-    """Generator states of the CPU and of every CUDA device."""
-
-    cpu: Tensor
-    cuda: list[Tensor]
-
-
-class _Side(NamedTuple):
-    """The chunks of one input, what pass 1 made of them, and what pass 2 needs."""
-
-    chunks: list[Inputs]
-    states: list[_RandomState]  # before each chunk's first forward
-    embeddings: Tensor  # (n, D) leaf
-    is_trained: bool  # whether any gradient leads from the embeddings to a parameter
-    reducing: list[Any]  # the modules that embed it and whose backward reduces gradients
+SIDES = ("query_inputs", "key_inputs", "negative_inputs")
 
 
 class GradientCache:
-    """Leaves in every parameter's .grad what one huge contrastive batch would, chunk by chunk.
+    """A contrastive loss over more rows than the encoder's activations leave memory for.
 
-    The random numbers of each chunk are replayed (dropout), autocast holds for both passes, frozen
-    parameters and adapters need nothing special, and a side that reaches no parameter is embedded
-    once. DistributedDataParallel, wherever it stands in `encode`, reduces gradients once per call,
-    with the last chunk that it embeds. Gradients of parameters inside the loss (a learned
-    temperature) are kept; with DistributedDataParallel wrap a loss that has parameters on its own.
-    BatchNorm would see each chunk, and twice: avoid it.
+        cache = GradientCache(encode, loss, chunk_size)
+        value = cache(query_inputs, key_inputs, ids=ids)
+        value.backward()
+
+    The loss has the value, and leaves in every parameter's .grad the gradient, of one huge batch,
+    under any factor that reaches its backward (gradient accumulation, a GradScaler): a training
+    step can return it to any trainer. Random numbers of each chunk are replayed
+    (dropout), autocast holds for both passes, frozen parameters and adapters need nothing special,
+    and a side that reaches no parameter is embedded once. DistributedDataParallel, wherever it
+    is in `encode`, reduces gradients once per call, with the last chunk that it embeds. Parameters
+    inside the loss (a learned temperature) get their gradient; with DistributedDataParallel wrap a
+    loss that has parameters on its own. Without autograd (no_grad, inference_mode) a call only
+    evaluates. BatchNorm would see each chunk, and twice: avoid it.
 
     Args:
-        encode: maps the inputs of a chunk, a tensor or a dict of tensors as given to backward, to
-            (n, D) embeddings with autograd. A module or a function.
-        loss: loss(query, key), or loss(query, key, negatives) when negatives are given, of all
-            embeddings; gives a scalar.
-        chunk_size: rows embedded at a time, at least 1; bounds the activations held.
+        encode: maps the inputs of a chunk to (n, D) embeddings with autograd. A module or a
+            function; a list gives each side its own.
+        loss: loss(query, key, *more, **loss_kwargs) of all embeddings; gives a scalar.
+        chunk_size: rows embedded at a time, at least 1; bounds the activations held. A list gives
+            each side its own.
         module: what in `encode` reduces gradients unless its no_sync() is entered. None: `encode`
             itself if it has that method, else each DistributedDataParallel module that runs in it.
+        trim: cut each chunk to its own longest row where the inputs have an attention_mask. The
+            host then waits once per side for the lengths. Other tensors than the usual ones of
+            Hugging Face models that are as wide as the mask switch it off.
 
     Raises:
-        ValueError: chunk_size below 1.
+        TypeError: a chunk_size is not an integer.
+        ValueError: a chunk_size is below 1.
 
     Cost: two forwards and one backward of the encoder, plus the (n, D) embeddings of each side.
     Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
@@ -71,176 +65,139 @@ class GradientCache:
 
     def __init__(
         self,
-        encode: Callable[[Any], Tensor],
+        encode: Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]],
         loss: Callable[..., Tensor],
-        chunk_size: int,
+        chunk_size: int | Sequence[int],
         *,
         module: nn.Module | None = None,
+        trim: bool = True,
     ) -> None:
-        if chunk_size < 1:
-            raise ValueError(f"GradientCache: chunk_size must be at least 1, got {chunk_size}")
+        sizes = chunk_size if isinstance(chunk_size, list | tuple) else [cast(int, chunk_size)]
+        for size in sizes:
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise TypeError(
+                    "GradientCache: chunk_size must be an integer, or a list of one per side, got "
+                    f"{type(size).__name__}"
+                )
+            if size < 1:
+                raise ValueError(f"GradientCache: chunk_size must be at least 1, got {size}")
         self.encode = encode
         self.loss = loss
         self.chunk_size = chunk_size
-        named = encode if module is None else module
-        self.reducing = [named] if hasattr(named, "no_sync") else None
+        self.module = module
+        self.trim = trim
 
-    def backward(
-        self, query_inputs: Inputs, key_inputs: Inputs, negative_inputs: Inputs | None = None
+    def __call__(
+        self, query_inputs: Any, key_inputs: Any, *more: Any, **loss_kwargs: Any
     ) -> Tensor:
-        """Adds the gradient of the whole batch to every parameter's .grad.
+        """The loss of the whole batch, whose .backward() does the second pass.
 
         Args:
-            query_inputs: a tensor, or a dict of tensors, of n rows each.
+            query_inputs: a tensor, or tensors nested in mappings, lists and tuples, of n rows each.
+                Tensors whose first dimension is that of the attention mask, or else of the first
+                tensor, are split; everything else goes into every chunk as it is.
             key_inputs: likewise n rows.
-            negative_inputs: likewise, of any number of rows.
+            more: further sides of any number of rows (negatives); None is handed to the loss.
+            loss_kwargs: for the loss (ids, negative_owner, weights, ...), of the whole batch.
+
+        Returns:
+            The loss, (). Parameters get their gradients from its .backward(): torch.autograd.grad
+            cannot name them, and differentiating twice raises.
+
+        Raises:
+            TypeError: inputs hold no tensor, or encode or loss does not return one.
+            ValueError: sizes do not match, encode does not return one row per input row, a list has
+                another number of entries than there are sides, or the loss is not a scalar.
+        """
+        inputs = (query_inputs, key_inputs, *more)
+        names = [*SIDES, *(f"inputs {number + 1}" for number in range(len(SIDES), len(inputs)))]
+        encoders = _per_side("encode", self.encode, len(inputs))
+        sizes = _per_side("chunk_size", self.chunk_size, len(inputs))
+        rows = [
+            0 if value is None and index >= 2 else count_rows(names[index], value)
+            for index, value in enumerate(inputs)
+        ]
+        if rows[0] != rows[1] and "key_ids" not in loss_kwargs:
+            raise ValueError(
+                f"GradientCache: key_inputs must have the {rows[0]} rows of query_inputs, got "
+                f"{rows[1]}"
+            )
+        embeddings: list[Tensor | None] = [None] * len(inputs)
+        trained: dict[int, Side] = {}
+        for index, value in enumerate(inputs):
+            if value is None:
+                continue
+            chunks = split_rows(value, rows[index], sizes[index], trim=self.trim)
+            side = Side(encoders[index], chunks, sizes[index], [], {})
+            embeddings[index], is_trained = self._embed(side)
+            if is_trained:
+                trained[index] = side
+        if trained:
+            connected = SecondPass.apply(  # type: ignore[no-untyped-call]
+                torch.zeros((), requires_grad=True),
+                Replay(list(trained.values()), autocast_state()),
+                *(embeddings[index] for index in trained),
+            )
+            for index, connected_embeddings in zip(trained, connected, strict=True):
+                embeddings[index] = connected_embeddings
+        loss = self.loss(*embeddings, **loss_kwargs)
+        _check_loss(loss)
+        return loss
+
+    def backward(
+        self,
+        query_inputs: Any,
+        key_inputs: Any,
+        negative_inputs: Any = None,
+        **loss_kwargs: Any,
+    ) -> Tensor:
+        """Adds the gradient of the whole batch to every parameter's .grad: a call, then backward.
+
+        Arguments and errors are those of a call.
 
         Returns:
             The loss, () without gradient.
-
-        Raises:
-            TypeError: inputs are not tensors, or encode or loss does not return one.
-            ValueError: sizes do not match, encode does not return one row per input row, or the
-                loss is not a scalar.
         """
-        inputs = {"query_inputs": query_inputs, "key_inputs": key_inputs}
-        if negative_inputs is not None:
-            inputs["negative_inputs"] = negative_inputs
-        rows = {name: _num_rows(name, value) for name, value in inputs.items()}
-        if rows["query_inputs"] != rows["key_inputs"]:
-            raise ValueError(
-                f"GradientCache: key_inputs must have the {rows['query_inputs']} rows of "
-                f"query_inputs, got {rows['key_inputs']}"
-            )
+        more = () if negative_inputs is None else (negative_inputs,)
         with torch.enable_grad():
-            sides = [
-                self._embed(_split(value, rows[name], self.chunk_size))
-                for name, value in inputs.items()
-            ]
-            loss = self.loss(*(side.embeddings for side in sides))
-            _check_loss(loss)
-            _backward(loss)
-            state_after = _random_state()
-            self._backward_through_chunks([side for side in sides if side.is_trained])
-            _set_random_state(state_after)
+            loss = self(query_inputs, key_inputs, *more, **loss_kwargs)
+            with without_autocast(loss.device.type):
+                loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def _embed(self, chunks: list[Inputs]) -> _Side:
-        """Pass 1. The first chunk runs with autograd, to see whether this side is trained."""
-        states: list[_RandomState] = []
+    def _embed(self, side: Side) -> tuple[Tensor, bool]:
+        """Pass 1: (n, D), and whether a gradient leads from there to a parameter.
+
+        The first chunk runs with autograd, if that is on, to see whether it does.
+        """
         embeddings: list[Tensor] = []
         is_trained = False
-        reducing: list[Any] = []
-        for chunk in chunks:
-            states.append(_random_state())
-            if embeddings:
+        for chunk in side.chunks:
+            side.states.append(random_state())
+            if embeddings or not torch.is_grad_enabled():
                 with torch.no_grad():
-                    embedded = self._checked_embedding(chunk)
+                    embedded = checked_embedding(side.encode, chunk)
             else:
-                with _without_reduction(self.reducing, reducing):
-                    embedded = self._checked_embedding(chunk)
+                with without_reduction(self._reducing(side.encode), side.reducing):
+                    embedded = checked_embedding(side.encode, chunk)
             is_trained |= embedded.requires_grad
             embeddings.append(embedded.detach())
-        leaf = torch.cat(embeddings).requires_grad_(is_trained)
-        return _Side(chunks, states, leaf, is_trained, reducing)
+        return torch.cat(embeddings), is_trained
 
-    def _backward_through_chunks(self, sides: list[_Side]) -> None:
-        """Pass 2. Gradients are reduced across processes in a module's last backward alone."""
-        last_side = {module: side for side in sides for module in side.reducing}
-        for side in sides:
-            gradient = side.embeddings.grad
-            if gradient is None:  # a loss that ignores this side
-                gradient = torch.zeros_like(side.embeddings)
-            gradients = torch.split(gradient, self.chunk_size)
-            last = len(side.chunks) - 1
-            for index, (chunk, state, chunk_gradient) in enumerate(
-                zip(side.chunks, side.states, gradients, strict=True)
-            ):
-                waiting = [
-                    module
-                    for module in side.reducing
-                    if index < last or last_side[module] is not side
-                ]
-                _set_random_state(state)
-                with _without_reduction(waiting):
-                    _backward(self._checked_embedding(chunk), chunk_gradient)
-
-    def _checked_embedding(self, chunk: Inputs) -> Tensor:
-        embedded = self.encode(chunk)
-        if not isinstance(embedded, Tensor):
-            raise TypeError(
-                f"GradientCache: encode must return a torch.Tensor, got {type(embedded).__name__}"
-            )
-        rows = _num_rows("chunk", chunk)
-        if embedded.dim() != 2 or embedded.shape[0] != rows:
-            raise ValueError(
-                f"GradientCache: encode must return (n, D) with n = {rows}, the rows of the chunk, "
-                f"got shape {tuple(embedded.shape)}"
-            )
-        return embedded
+    def _reducing(self, encode: Any) -> list[Any] | None:
+        named = encode if self.module is None else self.module
+        return [named] if hasattr(named, "no_sync") else None
 
 
-@contextmanager
-def _without_reduction(
-    modules: Iterable[Any] | None, found: list[Any] | None = None
-) -> Iterator[None]:
-    """The modules reduce no gradients; None: nor does a DistributedDataParallel module that runs.
-
-    found: gets the modules that were kept from it.
-    """
-    found = [] if found is None else found
-
-    def enter(module: Any, _: object = None) -> None:
-        if module not in found:
-            found.append(module)
-            stack.enter_context(module.no_sync())
-
-    def enter_parallel(module: nn.Module, _: object) -> None:
-        if isinstance(module, DistributedDataParallel):
-            enter(module)
-
-    with ExitStack() as stack:
-        for module in modules or ():
-            enter(module)
-        if modules is None and dist.is_available() and dist.is_initialized():
-            # torch.compile says that it runs such hooks twice, which does no harm here.
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", "Using `torch.compile")
-            stack.enter_context(register_module_forward_pre_hook(enter_parallel))
-        yield
-
-
-def _num_rows(name: str, inputs: Inputs) -> int:
-    """Size of the first dimension, which all tensors of a side share."""
-    tensors = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
-    rows = None
-    for key, tensor in tensors.items():
-        label = f"{name}[{key!r}]" if key else name
-        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
-            raise TypeError(
-                f"GradientCache: {label} must be a tensor whose first dimension is the batch, got "
-                f"{'a 0-d tensor' if isinstance(tensor, Tensor) else type(tensor).__name__}"
-            )
-        if rows not in (None, tensor.shape[0]):
-            raise ValueError(
-                f"GradientCache: {label} must have the {rows} rows of the tensors before it, got "
-                f"{tensor.shape[0]}"
-            )
-        rows = tensor.shape[0]
-    if rows is None:
-        raise ValueError(f"GradientCache: {name} must hold at least one tensor, got an empty dict")
-    return rows
-
-
-def _split(inputs: Inputs, rows: int, size: int) -> list[Inputs]:
-    """Chunks of `size` rows, the last one of what is left; no rows make one empty chunk."""
-    starts = range(0, max(rows, 1), size)
-    if isinstance(inputs, Mapping):
-        return [
-            {name: tensor[start : start + size] for name, tensor in inputs.items()}
-            for start in starts
-        ]
-    return [inputs[start : start + size] for start in starts]
+def _per_side(name: str, value: Any, sides: int) -> list[Any]:
+    if not isinstance(value, list | tuple | nn.ModuleList):
+        return [value] * sides
+    if len(value) != sides:
+        raise ValueError(
+            f"GradientCache: {name} must have one entry for each of the {sides} inputs, got "
+            f"{len(value)}; repeat an entry that serves several"
+        )
+    return list(value)
 
 
 def _check_loss(loss: Any) -> None:
@@ -251,20 +208,3 @@ def _check_loss(loss: Any) -> None:
         )
     if loss.dim() != 0:
         raise ValueError(f"GradientCache: loss must return a scalar, got shape {tuple(loss.shape)}")
-
-
-def _backward(output: Tensor, gradient: Tensor | None = None) -> None:
-    with without_autocast(output.device.type):
-        torch.autograd.backward(output, gradient)
-
-
-def _random_state() -> _RandomState:
-    cuda_in_use: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    cuda = torch.cuda.get_rng_state_all() if cuda_in_use else []
-    return _RandomState(torch.get_rng_state(), cuda)
-
-
-def _set_random_state(state: _RandomState) -> None:
-    torch.set_rng_state(state.cpu)
-    if state.cuda:
-        torch.cuda.set_rng_state_all(state.cuda)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -11,25 +10,13 @@ from crossalign.contrastive.gradient_cache import GradientCache
 from tests.support.gradient_cache_cases import (
     ROWS,
     assert_equal_gradients,
+    count_reductions,
     gradients,
     make_encoder,
     rows,
+    summed_loss,
 )
 from tests.support.process_group import run_ranks
-
-
-def count_reductions(module: DistributedDataParallel) -> list[int]:
-    """A list that gets the size of every bucket that the module all-reduces."""
-    sizes: list[int] = []
-
-    def hook(_, bucket):
-        sizes.append(bucket.buffer().numel())
-        buffer = bucket.buffer().div_(dist.get_world_size())
-        future = dist.all_reduce(buffer, async_op=True).get_future()
-        return future.then(lambda done: done.value()[0])
-
-    module.register_comm_hook(None, hook)
-    return sizes
 
 
 def _gradients_of_rank(rank: int) -> dict[str, tuple[list[Tensor | None], list[int]]]:
@@ -57,11 +44,6 @@ def _gradients_of_rank(rank: int) -> dict[str, tuple[list[Tensor | None], list[i
             cache.backward(*sides)
         results[name] = (gradients(encoder), sizes)
     return results
-
-
-def summed_loss(query: Tensor, key: Tensor, negatives: Tensor) -> Tensor:
-    """A sum over pairs, so that the ranks' average times their number is the whole."""
-    return ((query - key).square().sum(1) + (query @ negatives.T).exp().sum(1)).sum()
 
 
 def test_two_processes_reduce_once_and_equal_one() -> None:

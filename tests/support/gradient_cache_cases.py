@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 ROWS, FEATURES = 7, 6
 
@@ -43,3 +45,22 @@ def assert_equal_gradients(ours: list[Tensor | None], theirs: list[Tensor | None
         assert (mine is None) == (other is None)
         if mine is not None:
             torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-14)
+
+
+def count_reductions(module: DistributedDataParallel) -> list[int]:
+    """A list that gets the size of every bucket that the module all-reduces."""
+    sizes: list[int] = []
+
+    def hook(_, bucket):
+        sizes.append(bucket.buffer().numel())
+        buffer = bucket.buffer().div_(dist.get_world_size())
+        future = dist.all_reduce(buffer, async_op=True).get_future()
+        return future.then(lambda done: done.value()[0])
+
+    module.register_comm_hook(None, hook)
+    return sizes
+
+
+def summed_loss(query: Tensor, key: Tensor, negatives: Tensor) -> Tensor:
+    """A sum over pairs, so that the ranks' average times their number is the whole."""
+    return ((query - key).square().sum(1) + (query @ negatives.T).exp().sum(1)).sum()
