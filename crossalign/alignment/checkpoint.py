@@ -1,8 +1,9 @@
 """A run's checkpoints: checkpoints/step-N, each a Hugging Face checkpoint with the training state.
 
-A checkpoint is written aside and renamed as one directory, so one that has its name is complete,
-whenever the run was killed. The model files in the run's own directory are links to (or copies of)
-those of one checkpoint.
+A checkpoint is written aside, flushed to the disk with a manifest of its files, and renamed as one
+directory, so one that has its name is complete, whenever the run was killed. Before a run goes on
+from one, every file is compared with the manifest. The model files in the run's own directory are
+links to (or copies of) those of one checkpoint.
 
     DIR/checkpoints/step-500: config.json, model.safetensors, tokenizer.json, training_state.pt, ...
     DIR: config.json, model.safetensors, tokenizer.json, ...
@@ -10,97 +11,227 @@ those of one checkpoint.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from crossalign.alignment.finite import NotFiniteError, check_finite_weights
 from crossalign.alignment.train import AlignmentRun
 from crossalign.data.indexed_data import data_fingerprint
+from crossalign.files.manifest import (
+    MANIFEST_FILE,
+    DamagedFileError,
+    check_manifest,
+    flush_names,
+    write_manifest,
+)
 from crossalign.files.text import DataError
 
 FOLDER = "checkpoints"
 STATE_FILE = "training_state.pt"
+OPTIMIZER_FOLDER = "optimizer"  # of sharded moments, one file a rank
+SETTINGS_FILE = "config.yaml"
 ASIDE = ".saving."
+_NOT_PUBLISHED = (STATE_FILE, MANIFEST_FILE, SETTINGS_FILE)
+
+logger = logging.getLogger("crossalign")
 
 
-def steps_of(directory: Path) -> list[int]:
-    """Of the complete checkpoints of a run's directory, in ascending order."""
-    folder = directory / FOLDER
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    found = [re.fullmatch(r"step-(\d+)", name) for name in names]
-    return sorted(int(match[1]) for match in found if match)
+class Checkpoints:
+    """The checkpoints in the directory of one run.
 
-
-def path_of(directory: Path, step: int) -> Path:
-    return directory / FOLDER / f"step-{step}"
-
-
-def save(directory: Path, run: AlignmentRun) -> None:
-    """Writes the checkpoint of this step. All ranks must call it; the main one writes.
-
-    Raises:
-        OSError: it could not be written (a full disk, say); every earlier one is as it was.
+    is_main: whether this rank writes; the others only read.
     """
-    state = {**run.state(with_weights=False), "data": _fingerprint(run)}
-    weights = run.engine.weights(run.language_model)
-    error: Exception | None = None
-    if run.engine.is_main:
+
+    def __init__(self, directory: Path, *, is_main: bool = True) -> None:
+        self.directory, self.is_main = directory, is_main
+        self._intact: set[int] = set()  # steps whose files were written or checked here
+
+    def steps(self) -> list[int]:
+        """Of the complete checkpoints, in ascending order."""
+        folder = self.directory / FOLDER
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        found = [re.fullmatch(r"step-(\d+)", name) for name in names]
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        return self.directory / FOLDER / f"step-{step}"
+
+    def last(self) -> int | None:
+        """The newest step whose files are as they were written; None: the run has saved none yet.
+
+        A damaged checkpoint gets another name, and one line says which file it is.
+
+        Raises:
+            DataError: every checkpoint is damaged.
+        """
+        reason = ""
+        for step in reversed(self.steps()):
+            reason = self._damage(step)
+            if not reason:
+                return step
+            earlier = [each for each in self.steps() if each < step]
+            if earlier:
+                self._set_aside(step, f"{reason}; the run goes on from step {earlier[-1]}")
+        if reason:
+            raise DataError(
+                f"{reason}; no earlier checkpoint is left, so start the run anew in another "
+                "--output, or bring the file back from a copy"
+            )
+        return None
+
+    def best(self, scores: dict[int, float]) -> int:
+        """The step of the highest score, of equals the earliest; without scores the newest one.
+        Damaged checkpoints do not count."""
+        for step in sorted(scores, key=lambda step: (-scores[step], step)):
+            if reason := self._damage(step):
+                self._set_aside(step, f"{reason}; it was the best by --best-metric")
+            else:
+                return step
+        return self.steps()[-1]
+
+    def save(self, run: AlignmentRun) -> None:
+        """Writes the checkpoint of this step. All ranks must call it; the main one writes the
+        model, and each its part of moments that are sharded.
+
+        Raises:
+            OSError: it could not be written (a full disk, say); every earlier one is as it was.
+            NotFiniteError: weights are NaN or infinite.
+        """
+        engine = run.engine
+        state = {**run.state(with_weights=False), "data": _fingerprint(run)}
+        weights = engine.weights(run.language_model)
+        self._on_main(run, lambda: check_finite_weights(run.language_model, weights))
+        aside = self._on_main(run, self._make_aside)
+        if engine.shards_optimizer:
+            folder = Path(engine.all_gather_object(aside)[0]) / OPTIMIZER_FOLDER
+            self._on_ranks(run, lambda: engine.save_shards(run.alignment, run.optimizer, folder))
+        self._on_main(run, lambda: self._write(run, Path(aside), state, weights))
+        self._intact.add(run.step)
+
+    def load(self, run: AlignmentRun, step: int) -> None:
+        """Takes a run to a checkpoint, whose weights (or adapters) its model must have.
+
+        Raises:
+            DataError: no usable state, or the state of a run on other data.
+        """
+        path = self.path(step) / STATE_FILE
         try:
-            _write(directory, run, state, weights)
-        except Exception as caught:  # of many kinds, and the other ranks must not wait
-            error = caught
-    if run.engine.any(error is not None):
-        steps = steps_of(directory)
-        last = f"the last complete one is {path_of(directory, steps[-1])}" if steps else "none is"
-        reason = error or "the main rank failed"
-        raise OSError(
-            f"{directory}: the checkpoint of step {run.step} cannot be written: {reason}; {last}"
-            + ("" if steps else " there yet")
-        ) from error
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            is_same_data = state.pop("data") == _fingerprint(run)
+        except Exception as error:  # torch.load fails in many ways on a damaged file
+            raise DataError(
+                f"{path}: not a usable training state: {error}; without {path.parent} the run goes "
+                "on from the checkpoint before"
+            ) from error
+        if not is_same_data:
+            raise DataError(
+                f"{path}: the pairs or items are not those that this run was trained on"
+            )
+        shards = self.path(step) / OPTIMIZER_FOLDER
+        run.load_state(state, shards if shards.is_dir() else None)
 
+    def publish(self, step: int) -> None:
+        """Makes the model of a checkpoint that of the directory, file by file."""
+        aside = Path(tempfile.mkdtemp(dir=self.directory, prefix=ASIDE))
+        try:
+            for source in sorted(self.path(step).iterdir()):
+                if source.is_file() and source.name not in _NOT_PUBLISHED:
+                    _link_or_copy(source, aside / source.name)
+                    os.replace(aside / source.name, self.directory / source.name)
+            flush_names(self.directory)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
-def _write(directory: Path, run: AlignmentRun, state: dict[str, Any], weights: Any) -> None:
-    folder, final = directory / FOLDER, path_of(directory, run.step)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(directory)
-    aside = Path(tempfile.mkdtemp(dir=folder, prefix=ASIDE))
-    try:
+    def prune(self, keep: Iterable[int]) -> None:
+        """Removes the checkpoints of other steps. Each is renamed before deletion, so a
+        half-deleted checkpoint never looks complete."""
+        for step in set(self.steps()) - set(keep):
+            doomed = self._make_aside()
+            self.path(step).rename(doomed / "pruned")
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def remove_abandoned(self) -> None:
+        """What a run left that was killed while it saved."""
+        for parent in (self.directory, self.directory / FOLDER):
+            for abandoned in parent.glob(f"{ASIDE}*"):
+                shutil.rmtree(abandoned, ignore_errors=True)
+
+    def _make_aside(self) -> Path:
+        folder = self.directory / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=folder, prefix=ASIDE))
+
+    def _write(self, run: AlignmentRun, aside: Path, state: dict[str, Any], weights: Any) -> None:
         # Embeddings are none of the adapters' business, and "auto" would ask the Hub about them.
         options = {} if run.config.lora_rank is None else {"save_embedding_layers": False}
         run.language_model.save_pretrained(aside, state_dict=weights, **options)
         run.tokenizer.save_pretrained(aside)
-        torch.save(state, aside / STATE_FILE)
-        aside.chmod(directory.stat().st_mode)  # mkdtemp's are private
+        with open(aside / STATE_FILE, "wb") as file:  # whose own errors say why, unlike a path's
+            torch.save(state, file)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(self.directory / SETTINGS_FILE, aside / SETTINGS_FILE)
+        aside.chmod(self.directory.stat().st_mode)  # mkdtemp's are private
+        write_manifest(aside)
+        final = self.path(run.step)
         if final.exists():  # of a run that went on from an earlier step, or saved here before
-            final.rename(Path(tempfile.mkdtemp(dir=folder, prefix=ASIDE)) / "replaced")
+            final.rename(self._make_aside() / "replaced")
         aside.rename(final)
-    finally:
-        remove_abandoned(directory)
+        flush_names(final.parent)
+        self.remove_abandoned()
 
+    def _on_main(self, run: AlignmentRun, function: Callable[[], Any]) -> Any:
+        return self._on_ranks(run, function if run.engine.is_main else lambda: None)
 
-def remove_abandoned(directory: Path) -> None:
-    """What a run left that was killed while it saved."""
-    for parent in (directory, directory / FOLDER):
-        for abandoned in parent.glob(f"{ASIDE}*"):
-            shutil.rmtree(abandoned, ignore_errors=True)
+    def _on_ranks(self, run: AlignmentRun, function: Callable[[], Any]) -> Any:
+        """Where it fails on one rank, it fails on all, and what was begun is removed."""
+        result, error = None, None
+        try:
+            result = function()
+        except Exception as caught:  # of many kinds, and the other ranks must not wait
+            error = caught
+        if not run.engine.any(error is not None):
+            return result
+        if run.engine.is_main:
+            self.remove_abandoned()
+        steps = self.steps()
+        if isinstance(error, NotFiniteError):
+            good = self.path(steps[-1]) if steps else "none yet"
+            raise NotFiniteError(
+                f"step {run.step} is not saved: {error}; last good checkpoint: {good}"
+            ) from error
+        last = f"the last complete one is {self.path(steps[-1])}" if steps else "none is there yet"
+        raise OSError(
+            f"{self.directory}: the checkpoint of step {run.step} cannot be written: "
+            f"{error or 'another rank failed'}; {last}; make room or mend the cause, then --resume"
+        ) from error
 
+    def _damage(self, step: int) -> str:
+        """Which file of a checkpoint is not as it was written, and how so; "" if all are."""
+        if step not in self._intact:
+            try:
+                check_manifest(self.path(step))
+            except DamagedFileError as error:
+                return str(error)
+            self._intact.add(step)
+        return ""
 
-def publish(directory: Path, step: int) -> None:
-    """Makes the model of a checkpoint that of the directory, file by file."""
-    aside = Path(tempfile.mkdtemp(dir=directory, prefix=ASIDE))
-    try:
-        for source in sorted(path_of(directory, step).iterdir()):
-            if source.is_file() and source.name != STATE_FILE:
-                _link_or_copy(source, aside / source.name)
-                os.replace(aside / source.name, directory / source.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    def _set_aside(self, step: int, reason: str) -> None:
+        if not self.is_main:
+            return
+        logger.warning("%s", reason)
+        name = f"damaged-step-{step}"
+        taken = len(list((self.directory / FOLDER).glob(f"{name}*")))
+        with contextlib.suppress(OSError):
+            self.path(step).rename(self.path(step).parent / (f"{name}.{taken}" if taken else name))
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -108,37 +239,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a file system without links
         shutil.copy2(source, target)
-
-
-def prune(directory: Path, keep: Iterable[int]) -> None:
-    """Removes the checkpoints of other steps.
-
-    Each is renamed before deletion, so a half-deleted checkpoint never looks complete.
-    """
-    for step in set(steps_of(directory)) - set(keep):
-        doomed = Path(tempfile.mkdtemp(dir=directory / FOLDER, prefix=ASIDE))
-        path_of(directory, step).rename(doomed / "pruned")
-        shutil.rmtree(doomed)
-
-
-def load(directory: Path, run: AlignmentRun) -> None:
-    """Takes a run to its last checkpoint, whose weights (or adapters) its model must have.
-
-    Raises:
-        DataError: no usable state, or the state of a run on other data.
-    """
-    path = path_of(directory, steps_of(directory)[-1]) / STATE_FILE
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        is_same_data = state.pop("data") == _fingerprint(run)
-    except Exception as error:  # torch.load fails in many ways on a damaged file
-        raise DataError(
-            f"{path}: not a usable training state: {error}; without {path.parent} the run goes on "
-            "from the checkpoint before"
-        ) from error
-    if not is_same_data:
-        raise DataError(f"{path}: the pairs or items are not those that this run was trained on")
-    run.load_state(state)
 
 
 def _fingerprint(run: AlignmentRun) -> str:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
-from crossalign.alignment import checkpoint
+from crossalign.alignment.checkpoint import FOLDER, SETTINGS_FILE, Checkpoints
+from crossalign.alignment.finite import NotFiniteError
 from crossalign.alignment.periodic_evaluation import PeriodicEvaluation
 from crossalign.alignment.progress import peak_memory_gib
+from crossalign.alignment.records import (
+    EVALUATIONS_FILE,
+    METRICS_FILE,
+    keep_until,
+    scores_by_step,
+)
 from crossalign.alignment.run_config import RunConfig
+from crossalign.alignment.stop_request import stop_request
 from crossalign.alignment.trackers import Trackers
-from crossalign.alignment.train import AlignmentRun, NotFiniteError, Record
+from crossalign.alignment.train import AlignmentRun, Record
 from crossalign.build_report import build_info
-from crossalign.files.text import DataError, read_lines, write_whole
+from crossalign.files.lock import LOCK_FILE
+from crossalign.files.text import DataError, write_whole
 
-METRICS_FILE = "metrics.jsonl"
-EVALUATIONS_FILE = "evaluations.jsonl"
-SETTINGS_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 TRACKERS_FOLDER = "trackers"
 # What a resumed run may change; a new number of steps gives the rest of the run a new schedule.
@@ -41,13 +45,11 @@ def check_output(directory: Path, *, resume: bool) -> None:
     """
     if resume and not (directory / SETTINGS_FILE).is_file():
         raise DataError(f"{directory}: holds no {SETTINGS_FILE}, so there is no run to resume")
-    if not resume and directory.exists():
-        if not directory.is_dir():
-            raise DataError(f"{directory}: is not a directory")
-        if any(directory.iterdir()):
-            raise DataError(
-                f"{directory}: is not empty; name another --output, or --resume the run in it"
-            )
+    entries = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    if not resume and entries - {LOCK_FILE}:
+        raise DataError(
+            f"{directory}: is not empty; name another --output, or --resume the run in it"
+        )
 
 
 def check_unchanged(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -61,7 +63,7 @@ def check_unchanged(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> N
 
 
 def train_into(
-    directory: Path,
+    checkpoints: Checkpoints,
     run: AlignmentRun,
     settings: Mapping[str, Any],
     run_config: RunConfig,
@@ -71,68 +73,68 @@ def train_into(
 ) -> None:
     """Runs to the end, or to SIGINT or SIGTERM, saving every so often and then.
 
-    A failure before the first checkpoint leaves nothing behind; a later one leaves the last one,
-    and the model of it in the directory.
+    A failure before the first checkpoint leaves nothing of the run behind; a later one leaves the
+    last one, and the model of it in the directory.
 
     Args:
-        directory: as check_output wants it.
-        run: fresh; a resumed one takes its state from the directory's last checkpoint.
+        checkpoints: of a directory that is as check_output wants it.
+        run: fresh; a resumed one takes its state from the last checkpoint.
         settings: plain values for config.yaml.
         run_config: when to save, evaluate and report.
         evaluation: of run_config; None without evaluate_every.
         resume: go on from the last checkpoint, or from the beginning if the run has none yet.
     """
-    if resume and checkpoint.steps_of(directory):
-        checkpoint.load(directory, run)
+    last = checkpoints.last() if resume else None
+    if last is not None:
+        _check_settings(checkpoints, last, settings)
+        checkpoints.load(run, last)
         if run.step > run.config.steps:
             raise ValueError(f"steps is {run.config.steps}, but the run has made {run.step}")
-    existed = directory.exists()
-    writer = RunWriter(directory, run, run_config, evaluation)
+    directory = checkpoints.directory
+    writer = RunWriter(checkpoints, run, run_config, evaluation)
     try:
         if run.engine.is_main:
             directory.mkdir(parents=True, exist_ok=True)
-            _write_records(directory, settings, run.step)
+            _write_records(checkpoints, settings, run.step)
         writer.train(settings)
     except BaseException:
-        if run.engine.is_main and not checkpoint.steps_of(directory):
-            _remove_traces(directory, existed)
+        if run.engine.is_main and not checkpoints.steps():
+            _remove_traces(directory)
         raise
 
 
-def _write_records(directory: Path, settings: Mapping[str, Any], step: int) -> None:
+def _check_settings(checkpoints: Checkpoints, step: int, settings: Mapping[str, Any]) -> None:
+    """A damaged config.yaml may still be valid YAML; the checkpoint has what the run began with."""
+    import yaml
+
+    copy = checkpoints.path(step) / SETTINGS_FILE
+    if copy.is_file():
+        try:
+            check_unchanged(yaml.safe_load(copy.read_text(encoding="utf-8")), settings)
+        except ValueError as error:
+            path = checkpoints.directory / SETTINGS_FILE
+            raise DataError(f"{path}: {error}; {copy} holds the settings of the run") from None
+
+
+def _write_records(checkpoints: Checkpoints, settings: Mapping[str, Any], step: int) -> None:
     """config.yaml, environment.json, and the metrics as they were after `step`."""
     import yaml
 
-    checkpoint.remove_abandoned(directory)
+    directory = checkpoints.directory
+    checkpoints.remove_abandoned()
     write_whole(directory / SETTINGS_FILE, yaml.safe_dump(dict(settings), sort_keys=False))
     write_whole(directory / ENVIRONMENT_FILE, json.dumps(build_info(), indent=2) + "\n")
-    for name in (METRICS_FILE, EVALUATIONS_FILE):
-        earlier = _records_until(directory / name, step)
-        if earlier or name == METRICS_FILE:
-            write_whole(directory / name, "".join(f"{line}\n" for line in earlier))
-        else:
-            (directory / name).unlink(missing_ok=True)
+    keep_until(directory, step)
 
 
-def _records_until(path: Path, step: int) -> list[str]:
-    """The lines of steps up to this one: a killed run has more, and perhaps half of one."""
-    if step == 0 or not path.exists() or path.stat().st_size == 0:
-        return []
-    kept = []
-    for line in read_lines(path):
-        with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    return kept
-
-
-def _remove_traces(directory: Path, existed: bool) -> None:
+def _remove_traces(directory: Path) -> None:
+    """What a run without a checkpoint wrote. What another program put there stays, and no failure
+    to remove takes the place of the error that ended the run."""
     for name in (METRICS_FILE, EVALUATIONS_FILE, SETTINGS_FILE, ENVIRONMENT_FILE):
-        (directory / name).unlink(missing_ok=True)
-    for name in (checkpoint.FOLDER, TRACKERS_FOLDER):
+        with contextlib.suppress(OSError):
+            (directory / name).unlink()
+    for name in (FOLDER, TRACKERS_FOLDER):
         shutil.rmtree(directory / name, ignore_errors=True)
-    if not existed:
-        directory.rmdir()
 
 
 class RunWriter:
@@ -140,19 +142,19 @@ class RunWriter:
 
     def __init__(
         self,
-        directory: Path,
+        checkpoints: Checkpoints,
         run: AlignmentRun,
         config: RunConfig,
         evaluation: PeriodicEvaluation | None,
     ) -> None:
-        self.directory, self.run, self.config = directory, run, config
-        self.evaluation = evaluation
+        self.checkpoints, self.directory = checkpoints, checkpoints.directory
+        self.run, self.config, self.evaluation = run, config, evaluation
 
     def train(self, settings: Mapping[str, Any]) -> None:
         run, config = self.run, self.config
         names = config.trackers if run.engine.is_main else ()
         with (
-            _stop_request() as stop,
+            stop_request() as stop,
             contextlib.closing(
                 Trackers(names, self.directory / TRACKERS_FOLDER, settings)
             ) as self.trackers,
@@ -169,7 +171,7 @@ class RunWriter:
                 is_last = stops or run.step == run.config.steps
                 is_better = not stops and self._is_due(config.evaluate_every) and self._evaluate()
                 if is_last or is_better or self._is_due(config.save_every):
-                    self._save()
+                    self._save(metrics)
                 if stops:
                     break
 
@@ -187,8 +189,8 @@ class RunWriter:
         try:
             yield from records
         except NotFiniteError as error:
-            steps = checkpoint.steps_of(self.directory)
-            last = checkpoint.path_of(self.directory, steps[-1]) if steps else "none yet"
+            steps = self.checkpoints.steps()
+            last = self.checkpoints.path(steps[-1]) if steps else "none yet"
             raise NotFiniteError(f"{error}; last good checkpoint: {last}") from error
 
     def _write(self, metrics: IO[str] | None, record: Record) -> None:
@@ -216,53 +218,26 @@ class RunWriter:
         return self.run.engine.any(is_best and self.run.engine.is_main and self.run.step > 0)
 
     def _scores(self) -> dict[int, float]:
-        """best_metric by step, of the evaluations after some training."""
-        path, metric = self.directory / EVALUATIONS_FILE, self.config.best_metric
-        if metric is None or not path.exists():
-            return {}
-        records = map(json.loads, read_lines(path))
-        return {each["step"]: each[metric] for each in records if each["step"] > 0}
+        """best_metric by step; empty without best_metric."""
+        metric = self.config.best_metric
+        return {} if metric is None else scores_by_step(self.directory, metric)
 
-    def _save(self) -> None:
-        checkpoint.save(self.directory, self.run)
+    def _save(self, metrics: IO[str] | None) -> None:
+        if metrics is not None:  # the records of a checkpoint's steps are on the disk before it is
+            os.fsync(metrics.fileno())
+        self.checkpoints.save(self.run)
         self._tidy()
 
     def _tidy(self) -> None:
         """The model of the best checkpoint, or without best_metric of the newest, becomes that of
         the directory; checkpoints that are neither new nor best go."""
-        steps = checkpoint.steps_of(self.directory) if self.run.engine.is_main else []
+        steps = self.checkpoints.steps() if self.run.engine.is_main else []
         if not steps:
             return
         scores = {step: score for step, score in self._scores().items() if step in steps}
-        # Of equals the earlier: the order is that of the steps.
-        best = max(scores, key=lambda step: scores[step]) if scores else steps[-1]
-        checkpoint.publish(self.directory, best)
-        checkpoint.prune(self.directory, {*steps[-self.config.keep_last :], best})
+        best = self.checkpoints.best(scores)
+        self.checkpoints.publish(best)
+        self.checkpoints.prune({*steps[-self.config.keep_last :], best})
 
 
 _COUNTED = ("pairs", "tokens")
-
-
-@contextlib.contextmanager
-def _stop_request() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second one does what it always did."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may set handlers
-        return
-    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-
-    def request(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        restore()
-
-    for number in earlier:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        restore()

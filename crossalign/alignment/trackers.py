@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger("crossalign")
 
 
 class Trackers:
@@ -42,5 +45,9 @@ class Trackers:
             tracker.log(dict(values), step=step)
 
     def close(self) -> None:
+        """What a tracker cannot finish is said, and takes the place of no error of the run."""
         for tracker in self._trackers:
-            tracker.finish()
+            try:
+                tracker.finish()
+            except Exception as error:  # of whatever kind the other library raises
+                logger.warning("%s could not be closed: %s", tracker.name, error)

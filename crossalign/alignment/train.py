@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from crossalign.alignment.batches import Batches, StepBatch
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.choice import choose_engine
+from crossalign.alignment.finite import NotFiniteError, check_finite_weights
 from crossalign.alignment.model import AlignmentModel, no_text
 from crossalign.alignment.model_setup import set_up_model
 from crossalign.alignment.progress import Progress
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 WARM_UP_SHARE = 0.03
 
 Record = dict[str, float]
-
-
-class NotFiniteError(RuntimeError):
-    """The loss or the gradients of a step are not finite."""
 
 
 def align(
@@ -101,6 +98,7 @@ class AlignmentRun:
         *,
         adapters: Path | None = None,
     ) -> None:
+        check_finite_weights(model)
         self.config, self.tokenizer = config, tokenizer
         self.engine = engine = choose_engine(config)
         self.device = engine.device
@@ -162,8 +160,9 @@ class AlignmentRun:
     def state(self, *, with_weights: bool = True) -> dict[str, Any]:
         """All that load_state needs to go on: copied nowhere, so save it before the next step.
 
-        On several ranks all must call it; that of the main rank is whole. Without the weights
-        those of the language model must be kept beside it.
+        On several ranks all must call it; that of the main rank is whole, but for moments that are
+        sharded (engine.save_shards keeps them). Without the weights those of the language model
+        must be kept beside it.
         """
         generators = [torch.get_rng_state()]
         if self.device.type == "cuda":
@@ -180,16 +179,24 @@ class AlignmentRun:
         }
         return {**state, "model": self.language_model.state_dict()} if with_weights else state
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Takes up where state() was called; the data position follows from the step."""
-        if (state["strategy"] == "fsdp2") != (self.engine.strategy == "fsdp2"):
+    def load_state(self, state: dict[str, Any], shards: Path | None = None) -> None:
+        """Takes up where state() was called; the data position follows from the step.
+
+        shards: where engine.save_shards put the optimizer's moments, if they are not in the state.
+        """
+        stored, mine = state["strategy"], self.engine.strategy
+        can_go_on = mine != "deepspeed" if shards else (stored == "fsdp2") == (mine == "fsdp2")
+        if not can_go_on:
             raise ValueError(
-                f"align: the state of a run under {state['strategy']} cannot go on under "
-                f"{self.engine.strategy}; start it as before"
+                f"align: the state of a run under {stored} cannot go on under {mine}; start it as "
+                "before"
             )
         if "model" in state:
             self.language_model.load_state_dict(state["model"])
-        self.engine.load_optimizer_state(self.alignment, self.optimizer, state["optimizer"])
+        if shards:
+            self.engine.load_shards(self.alignment, self.optimizer, shards)
+        else:
+            self.engine.load_optimizer_state(self.alignment, self.optimizer, state["optimizer"])
         self.engine.scaler.load_state_dict(state["scaler"])
         if self.alignment.logit_scale is not None:
             self.alignment.logit_scale.data.copy_(state["logit_scale"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from crossalign.alignment.run_config import RunConfig
 from crossalign.cli.parser import Parser
 from crossalign.cli.settings_file import as_flags, read_settings
 from crossalign.data.languages import check_languages
+from crossalign.files.lock import locked
+from crossalign.files.temporary import full_disk_named, temporary_folder
 from crossalign.settings import (
     SettingError,
     add_flags,
@@ -129,16 +131,20 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
     settings = _read(parser, args, argv)
     from crossalign.alignment.engines.launch import is_main_process
     from crossalign.alignment.run_directory import check_output, check_unchanged
+    from crossalign.alignment.stop_request import exit_on_sigterm
     from crossalign.models.loading import choose_device
 
     with parser.argument_errors():
         choose_device(settings.training.device)
         if settings.resume:
             check_unchanged(settings.stored, settings.plain())
-    if is_main_process():  # another rank may come when this one has begun to write
-        check_output(settings.paths.output, resume=settings.resume)
-    with tempfile.TemporaryDirectory(prefix="crossalign-") as temporary:
-        _train(parser, settings, settings.paths.cache or Path(temporary))
+    output = settings.paths.output
+    with exit_on_sigterm(), contextlib.ExitStack() as stack:
+        if is_main_process():  # another rank may come when this one has begun to write
+            stack.enter_context(locked(output))
+            check_output(output, resume=settings.resume)
+        cache = settings.paths.cache or stack.enter_context(temporary_folder())
+        _train(parser, settings, cache)
 
 
 def _read(parser: Parser, args: argparse.Namespace, argv: list[str]) -> AlignSettings:
@@ -167,7 +173,8 @@ def _read(parser: Parser, args: argparse.Namespace, argv: list[str]) -> AlignSet
 
 
 def _train(parser: Parser, settings: AlignSettings, cache: Path) -> None:
-    from crossalign.alignment import checkpoint
+    from crossalign.alignment.checkpoint import Checkpoints
+    from crossalign.alignment.engines.launch import is_main_process
     from crossalign.alignment.periodic_evaluation import PeriodicEvaluation
     from crossalign.alignment.progress import sizes_line
     from crossalign.alignment.run_directory import train_into
@@ -176,11 +183,13 @@ def _train(parser: Parser, settings: AlignSettings, cache: Path) -> None:
     from crossalign.models.encode import check_layer
 
     paths, config, plain = settings.paths, settings.training, settings.plain()
-    pairs = open_pairs([Path(path) for path in paths.pairs], paths.languages, cache)
-    lm_items = open_items(paths.lm_data, cache) if paths.lm_data else None
+    with full_disk_named(cache, "set TMPDIR or --cache to a folder with room for an index"):
+        pairs = open_pairs([Path(path) for path in paths.pairs], paths.languages, cache)
+        lm_items = open_items(paths.lm_data, cache) if paths.lm_data else None
     evaluation = PeriodicEvaluation(settings.run) if settings.run.evaluate_every else None
-    steps = checkpoint.steps_of(paths.output) if settings.resume else []
-    last = checkpoint.path_of(paths.output, steps[-1]) if steps else None
+    checkpoints = Checkpoints(paths.output, is_main=is_main_process())
+    step = checkpoints.last() if settings.resume else None
+    last = None if step is None else checkpoints.path(step)
     adapters = last if config.lora_rank is not None else None
     is_whole = last is not None and adapters is None
     model, tokenizer = _load_model(str(last) if is_whole else plain["model"])
@@ -192,7 +201,7 @@ def _train(parser: Parser, settings: AlignSettings, cache: Path) -> None:
         batches, ranks = alignment.batches, alignment.engine.world_size
         line = sizes_line(config, batches.batch_size, batches.lm_batch_size, ranks)
         print(line, flush=True)
-    train_into(paths.output, alignment, plain, settings.run, evaluation, resume=settings.resume)
+    train_into(checkpoints, alignment, plain, settings.run, evaluation, resume=settings.resume)
     if not alignment.engine.is_main:
         return
     if alignment.step < config.steps:

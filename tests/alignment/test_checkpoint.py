@@ -12,6 +12,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from crossalign.alignment import checkpoint, periodic_evaluation
+from crossalign.alignment.checkpoint import Checkpoints
 from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.train import AlignmentRun
 from crossalign.evaluation.vectors.retrieval import retrieval_scores
@@ -48,7 +49,7 @@ def test_the_newest_checkpoints_are_kept(
 ) -> None:
     assert align("--save-every", 1, *flags)[0] == 0
     directory = tmp_path / "out"
-    assert checkpoint.steps_of(directory) == kept
+    assert Checkpoints(directory).steps() == kept
     assert_same_weights(directory, directory / "checkpoints" / "step-6")
     assert not list(directory.rglob(".saving.*"))
 
@@ -66,7 +67,7 @@ def test_evaluation_is_written_and_changes_no_step(
     assert [each["step"] for each in evaluations] == [0, 4, 6]
     pairs = make_pairs(36)[20:]
     for step, record in zip((4, 6), evaluations[1:], strict=True):
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.path_of(directory, step))
+        model = AutoModelForCausalLM.from_pretrained(Checkpoints(directory).path(step))
         source, target = (
             encode(model, tiny_tokenizer(), [pair[side] for pair in pairs]) for side in (0, 1)
         )
@@ -87,10 +88,10 @@ def test_best_checkpoint_is_kept_and_is_the_model_of_the_directory(
     flags += ["--best-metric", "retrieval_accuracy"]
     directory = tmp_path / "out"
     assert align(*flags)[0] == 0
-    assert checkpoint.steps_of(directory) == [2, 6]
+    assert Checkpoints(directory).steps() == [2, 6]
     assert_same_weights(directory, directory / "checkpoints" / "step-2")
     assert align(*flags, "--resume", "--steps", 7)[0] == 0
-    assert checkpoint.steps_of(directory) == [7]
+    assert Checkpoints(directory).steps() == [7]
     assert_same_weights(directory, directory / "checkpoints" / "step-7")
 
 
@@ -152,11 +153,11 @@ def test_save_of_the_same_step_replaces_it(tmp_path: Path) -> None:
     from tests.support.training import make_config
 
     run = AlignmentRun(tiny_model("gpt2"), tiny_tokenizer(), make_pairs(9), make_config())
-    checkpoint.save(tmp_path, run)
-    stray = checkpoint.path_of(tmp_path, 0) / "stray"
+    Checkpoints(tmp_path).save(run)
+    stray = Checkpoints(tmp_path).path(0) / "stray"
     stray.write_text("")
-    checkpoint.save(tmp_path, run)
-    assert checkpoint.steps_of(tmp_path) == [0] and not stray.exists()
+    Checkpoints(tmp_path).save(run)
+    assert Checkpoints(tmp_path).steps() == [0] and not stray.exists()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0"]
 
 

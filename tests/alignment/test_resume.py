@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from crossalign.alignment import checkpoint
+from crossalign.alignment.checkpoint import STATE_FILE, Checkpoints
 from crossalign.cli.main import main
+from crossalign.files.manifest import write_manifest
 from tests.support.command_cases import Run, metrics_of
 from tests.support.process_group import PRELOADED
 
@@ -97,9 +98,9 @@ def kill_and_resume(tmp_path: Path, flags: list[object], moments: list[int], see
         command.send(signal.SIGKILL)
         assert command.result()[0] in (-signal.SIGKILL, 0)
         resume = ["--resume"] if (directory / "config.yaml").exists() else []
-        for step in checkpoint.steps_of(directory):
-            saved = checkpoint.path_of(directory, step)
-            assert torch.load(saved / checkpoint.STATE_FILE)["step"] == step
+        for step in Checkpoints(directory).steps():
+            saved = Checkpoints(directory).path(step)
+            assert torch.load(saved / STATE_FILE)["step"] == step
             assert AutoModelForCausalLM.from_pretrained(saved) is not None
     status, _, error = Command(*flags, "--output", directory, *resume).result()
     assert (status, error) == (0, "")
@@ -137,7 +138,7 @@ def test_sigterm_saves_and_exits_0(tmp_path: Path, model_dir: Path, pairs_file: 
     assert (status, error) == (0, "")
     made = steps_made(directory)
     assert f"stopped after step {made} of 100000; --resume goes on from there" in out
-    assert checkpoint.steps_of(directory)[-1] == made
+    assert Checkpoints(directory).steps()[-1] == made
     assert AutoTokenizer.from_pretrained(directory)("w3")["input_ids"] == [3]
 
 
@@ -162,7 +163,7 @@ def test_both_ranks_of_torchrun_stop_at_sigterm(
     out, _ = process.communicate(timeout=120)
     made = steps_made(directory)
     assert f"stopped after step {made} of 100000" in out, out
-    state = torch.load(checkpoint.path_of(directory, made) / checkpoint.STATE_FILE)
+    state = torch.load(Checkpoints(directory).path(made) / STATE_FILE)
     assert state["step"] == made and len(state["generators"]) == 2
 
 
@@ -184,11 +185,11 @@ def test_full_disk_is_said_and_harms_no_earlier_checkpoint(
     assert error.count("\n") == 1 and "Traceback" not in error
     assert "the checkpoint of step 6 cannot be written" in error
     assert f"the last complete one is {directory / 'checkpoints' / 'step-3'}" in error
-    assert checkpoint.steps_of(directory) == [3]
+    assert Checkpoints(directory).steps() == [3]
     assert not list(directory.rglob(".saving.*"))
     assert all(path.read_bytes() == content for path, content in before.items())
     assert Command(*resume).result()[0] == 0  # with room again
-    assert checkpoint.steps_of(directory) == [3, 6]
+    assert Checkpoints(directory).steps() == [3, 6]
 
 
 def test_full_disk_before_the_first_checkpoint_leaves_nothing(
@@ -250,8 +251,9 @@ def test_adapters_and_learned_temperature_go_on(align: Run, tmp_path: Path) -> N
 
 def test_state_of_another_kind_of_run_is_refused(align: Run, tmp_path: Path) -> None:
     assert align()[0] == 0
-    path = tmp_path / "out" / "checkpoints" / "step-6" / checkpoint.STATE_FILE
+    path = tmp_path / "out" / "checkpoints" / "step-6" / STATE_FILE
     torch.save({**torch.load(path), "strategy": "fsdp2"}, path)
+    write_manifest(path.parent)
     status, _, error = align("--resume", "--steps", 8)
     assert status == 1
     assert "the state of a run under fsdp2 cannot go on under single" in error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from crossalign.alignment.checkpoint import Checkpoints
 from crossalign.alignment.config import TrainingConfig
-from crossalign.alignment.train import Record, align
+from crossalign.alignment.train import AlignmentRun, Record, align
 from crossalign.data.pairs import Pair
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 
@@ -45,6 +47,14 @@ def run_align(
     records: list[Record] = []
     align(model, tiny_tokenizer(), pairs, config, on_step=records.append, **options)
     return records, model.state_dict()
+
+
+def load_last(directory: Path, run: AlignmentRun) -> None:
+    """The state of the newest checkpoint; the run's model must have its weights."""
+    checkpoints = Checkpoints(directory, is_main=run.engine.is_main)
+    step = checkpoints.last()
+    assert step is not None
+    checkpoints.load(run, step)
 
 
 def without_seconds(records: Sequence[Record]) -> list[Record]:

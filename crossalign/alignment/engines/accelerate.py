@@ -7,6 +7,7 @@ is applied here, block by block, since a pass may leave the model after any bloc
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +16,13 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor
 
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.combinations import Strategy, check_combination
 from crossalign.alignment.engines.one_process import Engine, ModelCalls
+from crossalign.alignment.engines.sharded_state import save_shards
 from crossalign.alignment.model import AlignmentModel
 from crossalign.models.encode import find_blocks
 from crossalign.models.loading import choose_device
@@ -47,6 +47,7 @@ class AccelerateEngine(Engine):
         )
         super().__init__(self.accelerator.device, config.precision)
         self.strategy = strategy
+        self.shards_optimizer = strategy == "fsdp2"
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.group = dist.group.WORLD
 
@@ -123,23 +124,13 @@ class AccelerateEngine(Engine):
         return values
 
     def weights(self, model: nn.Module) -> dict[str, Tensor] | None:
-        if not self._is_sharded:
+        if not self.shards_optimizer:
             return None
         whole: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
         return whole
 
     def optimizer_state(self, alignment: nn.Module, optimizer: Any) -> dict[str, Any]:
-        if not self._is_sharded:
-            return super().optimizer_state(alignment, optimizer)
-        return get_optimizer_state_dict(alignment, optimizer, options=_WHOLE)
+        return {} if self.shards_optimizer else super().optimizer_state(alignment, optimizer)
 
-    def load_optimizer_state(self, alignment: nn.Module, optimizer: Any, state: Any) -> None:
-        if not self._is_sharded:
-            super().load_optimizer_state(alignment, optimizer, state)
-        else:
-            options = StateDictOptions(full_state_dict=True)
-            set_optimizer_state_dict(alignment, optimizer, state, options=options)
-
-    @property
-    def _is_sharded(self) -> bool:
-        return self.strategy == "fsdp2"
+    def save_shards(self, alignment: nn.Module, optimizer: Any, folder: Path) -> None:
+        save_shards(alignment, optimizer, folder)

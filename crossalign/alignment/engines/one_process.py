@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from crossalign.alignment.engines.combinations import Strategy
+from crossalign.alignment.engines.sharded_state import load_shards
 from crossalign.alignment.model import AlignmentModel
 
 LARGEST_GRADIENT_NORM = 1.0
@@ -50,6 +52,7 @@ class Engine:
     world_size = 1
     group: dist.ProcessGroup | None = None
     strategy: Strategy = "single"
+    shards_optimizer = False  # whether each rank saves its own part of the moments
 
     def __init__(self, device: torch.device, precision: str) -> None:
         if precision == "auto":
@@ -132,3 +135,11 @@ class Engine:
 
     def load_optimizer_state(self, alignment: nn.Module, optimizer: Any, state: Any) -> None:
         optimizer.load_state_dict(state)
+
+    def save_shards(self, alignment: nn.Module, optimizer: Any, folder: Path) -> None:
+        """Where shards_optimizer is set: this rank's part of the moments, into the folder."""
+        raise NotImplementedError
+
+    def load_shards(self, alignment: nn.Module, optimizer: Any, folder: Path) -> None:
+        """What any number of ranks saved with save_shards, as this rank needs it."""
+        load_shards(alignment, optimizer, folder)

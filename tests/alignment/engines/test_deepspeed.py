@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from crossalign.alignment import checkpoint
+from crossalign.alignment.checkpoint import Checkpoints
 from crossalign.alignment.engines.deepspeed import DeepSpeedEngine
+from crossalign.alignment.finite import NotFiniteError
 from crossalign.alignment.model import AlignmentModel
 from crossalign.alignment.periodic_evaluation import PeriodicEvaluation
-from crossalign.alignment.train import AlignmentRun, NotFiniteError, Record
+from crossalign.alignment.train import AlignmentRun, Record
 from tests.support.launched_ranks import (
     ALIKE,
     PAIRS,
@@ -35,7 +36,14 @@ from tests.support.launched_ranks import (
 )
 from tests.support.process_group import run_ranks
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
-from tests.support.training import CPU, DROPOUT, NO_DROPOUT, make_config, without_seconds
+from tests.support.training import (
+    CPU,
+    DROPOUT,
+    NO_DROPOUT,
+    load_last,
+    make_config,
+    without_seconds,
+)
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
@@ -176,10 +184,10 @@ def go_on(rank: int, folder: Path) -> dict[str, tuple[Any, ...]]:
         scores.append(evaluate(first))
         first.passes(lambda: None)
         assert len(running) == depth  # modules that passes left early are forgotten
-        checkpoint.save(place, first)
+        Checkpoints(place, is_main=first.engine.is_main).save(first)
         second = start(saved_model(place))
         torch.rand(5)
-        checkpoint.load(place, second)
+        load_last(place, second)
         rest = some_steps(second, 2)
         plain = start(tiny_model("gpt2", **NO_DROPOUT))
         loss = some_steps(plain, 1)[0][0]["loss"]
@@ -214,7 +222,7 @@ def test_ranks_go_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
         assert straight[1].keys() == rest[1].keys() != set()
         assert all(torch.equal(rest[1][name], straight[1][name]) for name in rest[1])
         alone = start(saved_model(tmp_path / zero))
-        checkpoint.load(tmp_path / zero, alone)
+        load_last(tmp_path / zero, alone)
         assert [record["step"] for record in alone.steps(progress=False)] == [3, 4]
 
 
@@ -226,7 +234,7 @@ def take_over(rank: int, folder: Path) -> list[dict[str, Any]]:
         run = start(saved_model(folder))
         before = run.engine.optimizer_state(run.alignment, run.optimizer)
         assert before["state"] == {}
-        checkpoint.load(folder, run)
+        load_last(folder, run)
         states.append(run.engine.optimizer_state(run.alignment, run.optimizer))
     return states
 
@@ -236,7 +244,7 @@ def test_ranks_take_over_the_run_of_one_process(tmp_path: Path) -> None:
     """Moments are spread whatever the number of ranks, which here divides no size."""
     alone = start()
     some_steps(alone, 2)
-    checkpoint.save(tmp_path, alone)
+    Checkpoints(tmp_path).save(alone)
     expected = alone.optimizer.state_dict()
     for state in run_ranks(take_over, 3, tmp_path, timeout_s=120)[0]:
         assert state["param_groups"][0].keys() == expected["param_groups"][0].keys()

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
 from crossalign import reference
-from crossalign.alignment import checkpoint
 from crossalign.alignment.batches import Batches
+from crossalign.alignment.checkpoint import STATE_FILE, Checkpoints
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.model import AlignmentModel
 from crossalign.alignment.periodic_evaluation import PeriodicEvaluation, Scores
@@ -31,7 +32,7 @@ from tests.support.launched_ranks import (
 )
 from tests.support.process_group import run_ranks
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
-from tests.support.training import CPU, DROPOUT, make_config, without_seconds
+from tests.support.training import CPU, DROPOUT, load_last, make_config, without_seconds
 
 
 def train_all(rank: int, world_size: int) -> dict[tuple[str, str], Result]:
@@ -82,12 +83,12 @@ def go_on(rank: int, directory: Path) -> dict[str, tuple[Result, Result, Result,
         scores = [evaluate(first)]
         begun = some_steps(first, 2)
         scores.append(evaluate(first))
-        checkpoint.save(place, first)
+        Checkpoints(place, is_main=rank == 0).save(first)
         # What `crossalign align --resume` does before the model is spread.
         saved = AutoModelForCausalLM.from_pretrained(place / "checkpoints" / "step-2")
         second = start(saved)
         torch.rand(5)
-        checkpoint.load(place, second)
+        load_last(place, second)
         results[strategy] = straight, begun, some_steps(second, 2), scores
     return results
 
@@ -108,16 +109,62 @@ def test_ranks_go_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
             assert all(torch.equal(rest[1][name], straight[1][name]) for name in rest[1])
             assert scores == expected
     alone = AlignmentRun(tiny_model("gpt2", **DROPOUT), tiny_tokenizer(), PAIRS, started)
-    checkpoint.load(tmp_path / "ddp", alone)  # what DDP saved, one process can go on with
+    load_last(tmp_path / "ddp", alone)  # what DDP saved, one process can go on with
     assert [record["step"] for record in alone.steps(progress=False)] == [3, 4]
-    with pytest.raises(ValueError, match="a run under fsdp2 cannot go on under single"):
-        checkpoint.load(tmp_path / "fsdp2", alone)
     states = [
-        torch.load(tmp_path / name / "checkpoints" / "step-2" / "training_state.pt")
+        torch.load(tmp_path / name / "checkpoints" / "step-2" / STATE_FILE)
         for name in ("ddp", "fsdp2")
     ]
     assert [len(state["generators"]) for state in states] == [2, 2]
     assert not torch.equal(*(each[0] for each in states[0]["generators"]))
+
+
+def whole_run() -> TrainingConfig:
+    return make_config(steps=4, batch_size=5, lm_batch_size=3, hard_negative_weight=0.5)
+
+
+def start_in_float64(place: Path | None) -> AlignmentRun:
+    """A fresh run, or one with the weights of the checkpoint of two steps."""
+    if place is None:
+        model: Any = tiny_model("gpt2", **_NO_DROPOUT["gpt2"])
+    else:
+        saved = place / "checkpoints" / "step-2"
+        model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float64)
+    return AlignmentRun(model.double(), tiny_tokenizer(), PAIRS, whole_run())
+
+
+def save_sharded(rank: int, place: Path) -> None:
+    """Two steps under FSDP2."""
+    launch(rank, 2, "fsdp2")
+    run = start_in_float64(None)
+    some_steps(run, 2)
+    Checkpoints(place, is_main=rank == 0).save(run)
+
+
+def go_on_from(rank: int, world_size: int, place: Path) -> Result:
+    launch(rank, world_size, "fsdp2")
+    run = start_in_float64(place)
+    load_last(place, run)
+    return some_steps(run, 2)
+
+
+def test_moments_of_two_ranks_go_on_with_three_and_with_one(tmp_path: Path) -> None:
+    """Each rank saves its own part, and whoever goes on makes the steps of an unbroken run."""
+    straight = some_steps(start_in_float64(None), 4)
+    expected = (straight[0][2:], straight[1])
+    run_ranks(save_sharded, 2, tmp_path)
+    saved = tmp_path / "checkpoints" / "step-2"
+    stored = FileSystemReader(saved / "optimizer").read_metadata().state_dict_metadata
+    moments = {name: each for name, each in stored.items() if "exp_avg" in name}
+    assert len(moments) == 2 * len(start_in_float64(None).parameters)
+    for name, moment in moments.items():  # two halves, by rows
+        rows = moment.size[0]
+        assert [chunk.sizes[0] for chunk in moment.chunks] == [rows - rows // 2, rows // 2], name
+    assert not torch.load(saved / STATE_FILE)["optimizer"]
+    assert_same_run(run_ranks(go_on_from, 3, 3, tmp_path)[0], expected)
+    alone = start_in_float64(tmp_path)
+    load_last(tmp_path, alone)
+    assert_same_run(some_steps(alone, 2), expected)
 
 
 def share_what_the_paper_does(rank: int) -> list[Tensor]:

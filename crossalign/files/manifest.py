@@ -1,0 +1,84 @@
+"""The manifest of a folder: size and SHA-256 of each file, so that a damaged one is noticed.
+
+Everything is flushed to the disk before the manifest is, so a folder that gets its final name
+afterwards is whole even if the power fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from crossalign.files.text import DataError
+
+MANIFEST_FILE = "manifest.json"
+_CHUNK = 2**22  # bytes read at a time
+
+
+class DamagedFileError(DataError):
+    """A file that is missing, or not what the manifest beside it says."""
+
+
+def write_manifest(folder: Path) -> None:
+    """Flushes every file under the folder to the disk, and then a manifest of them."""
+    entries = {}
+    manifest = folder / MANIFEST_FILE
+    for path in sorted(each for each in folder.rglob("*") if each.is_file() and each != manifest):
+        _flush(path)
+        entries[path.relative_to(folder).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
+    manifest.write_text(json.dumps({"files": entries}, indent=1) + "\n", encoding="utf-8")
+    _flush(manifest)
+    for each in {folder, *(path.parent for path in folder.rglob("*"))}:
+        flush_names(each)
+
+
+def check_manifest(folder: Path) -> None:
+    """Compares every file that the manifest lists with what it says of it.
+
+    Raises:
+        DamagedFileError: names the first file that is missing, shorter, longer or changed.
+    """
+    manifest = folder / MANIFEST_FILE
+    try:
+        entries = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        expected = {name: (each["bytes"], each["sha256"]) for name, each in entries.items()}
+    except OSError as error:
+        raise DamagedFileError(f"{manifest}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedFileError(f"{manifest}: damaged: not a manifest") from None
+    for name, (size, digest) in expected.items():
+        path = folder / name
+        try:
+            found = path.stat().st_size
+            if found != size:
+                raise DamagedFileError(f"{path}: damaged: {found} bytes, written were {size}")
+            if _sha256(path) != digest:
+                raise DamagedFileError(f"{path}: damaged: not what was written, by SHA-256")
+        except OSError as error:
+            raise DamagedFileError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def flush_names(folder: Path) -> None:
+    """Flushes the names in a folder, which a rename or a new file changed, to the disk."""
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
