@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crossalign.alignment.config import TrainingConfig
-from crossalign.alignment.train import learning_rate_at
+from crossalign.alignment.schedule import learning_rate_at
 from crossalign.demo.language_model import train_tokenizer
 
 POSITIONS = 1024  # five demonstrations and a question need a few hundred

@@ -31,7 +31,8 @@ def exit_on_sigterm() -> Iterator[None]:
     """SIGTERM raises SystemExit, so that what is open is closed and what is temporary removed."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        print("crossalign: stopped by SIGTERM before the end of a step", file=sys.stderr)
+        told = "stopped by SIGTERM outside of training; --resume goes on from the last checkpoint"
+        print(f"crossalign: {told}", file=sys.stderr)
         raise SystemExit(128 + number)
 
     with _handled(leave, signal.SIGTERM):

@@ -23,14 +23,13 @@ from crossalign.alignment.finite import NotFiniteError, check_finite_weights
 from crossalign.alignment.model import AlignmentModel, no_text
 from crossalign.alignment.model_setup import set_up_model
 from crossalign.alignment.progress import Progress
+from crossalign.alignment.schedule import learning_rate_at
 from crossalign.alignment.step import chunked_backward
 from crossalign.data.builders import TrainingItem
 from crossalign.data.pairs import Pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-WARM_UP_SHARE = 0.03
 
 Record = dict[str, float]
 
@@ -295,12 +294,3 @@ class AlignmentRun:
         if self.config.pretraining_tokens is not None:
             values["pretraining_share"] = self.tokens / self.config.pretraining_tokens
         return values
-
-
-def learning_rate_at(step: int, config: TrainingConfig) -> float:
-    """Of the update after `step` earlier ones: a linear rise to the peak, then half a cosine."""
-    warm_up = math.ceil(WARM_UP_SHARE * config.steps)
-    if step < warm_up:
-        return config.learning_rate * (step + 1) / warm_up
-    progress = (step - warm_up) / (config.steps - warm_up)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

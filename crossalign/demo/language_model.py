@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from crossalign.alignment.config import TrainingConfig
-from crossalign.alignment.train import learning_rate_at
+from crossalign.alignment.schedule import learning_rate_at
 from crossalign.data.permutation import ShuffledStream
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"

@@ -15,7 +15,8 @@ from tokenizers.processors import TemplateProcessing
 from crossalign.alignment.batches import Batches, ShuffledStream
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.model import AlignmentModel
-from crossalign.alignment.train import AlignmentRun, Record, align, learning_rate_at
+from crossalign.alignment.schedule import learning_rate_at
+from crossalign.alignment.train import AlignmentRun, Record, align
 from crossalign.data.builders import TrainingItem
 from crossalign.data.items import label_answers
 from crossalign.data.pairs import Pair

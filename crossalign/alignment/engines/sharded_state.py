@@ -18,23 +18,23 @@ _KEY = "optimizer"
 
 def save_shards(alignment: nn.Module, optimizer: Any, folder: Path) -> None:
     """All ranks must call it, with a folder that all of them reach."""
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     state = get_optimizer_state_dict(alignment, optimizer)
-    dcp.save({_KEY: state}, checkpoint_id=folder)
+    save({_KEY: state}, checkpoint_id=folder)
 
 
 def load_shards(alignment: nn.Module, optimizer: Any, folder: Path) -> None:
     """All ranks must call it; the optimizer is fresh."""
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import (
         get_optimizer_state_dict,
         set_optimizer_state_dict,
     )
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     state = get_optimizer_state_dict(alignment, optimizer)  # makes moments to read into
     with warnings.catch_warnings():  # that one process loads on its own is as meant
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        dcp.load({_KEY: state}, checkpoint_id=folder, no_dist=not dist.is_initialized())
+        load({_KEY: state}, checkpoint_id=folder, no_dist=not dist.is_initialized())
     set_optimizer_state_dict(alignment, optimizer, state)
