@@ -42,11 +42,12 @@ ORDER_INSIDE = {
     ),
     "alignment": (
         *("config", "run_config", "padding", "batch_checks", "packing", "batches"),
-        *("model", "model_setup", "progress", "trackers", "engines"),
-        *("step", "train", "checkpoint", "periodic_evaluation", "run_directory"),
+        *("finite", "model", "model_setup", "progress", "schedule", "trackers", "engines"),
+        *("step", "train", "checkpoint", "periodic_evaluation", "records", "stop_request"),
+        "run_directory",
     ),
     "alignment.engines": (
-        *("combinations", "launch", "one_process", "accelerate"),
+        *("combinations", "launch", "sharded_state", "one_process", "accelerate"),
         *("zero_state", "deepspeed_settings", "deepspeed", "choice"),
     ),
 }
