@@ -8,77 +8,25 @@ from itertools import pairwise
 
 import pytest
 
-from tests.support.import_graph import MODULES, PACKAGE, ROOT, Import, find_circle, imports_of
-
-# The rooms and the modules that lie flat, bottom to top: a module may import from lower entries and
-# from its own. The records that ops and kernels share are below both.
-ORDER = (
-    *("version", "precision", "files", "settings", "argument_checks", "backends"),
-    *("contrastive.problem", "reference"),
-    *("kernels", "distributed", "pooling", "contrastive", "build_report"),
-    *("models", "data", "evaluation", "alignment", "analysis", "integrations"),
-    *("demo", "cli", "__main__"),
+from benchmarks.architecture.imports import (
+    MODULES,
+    PACKAGE,
+    ROOT,
+    Import,
+    circles,
+    find_circle,
+    import_graph,
+    imports_of,
+    levels,
 )
-# The same inside a room, where its parts are many. A name stands for a folder or for a module.
-ORDER_INSIDE = {
-    "contrastive": (
-        *("problem", "options", "arguments", "terms", "torch_logits", "torch_passes"),
-        *("ops", "row_loss", "across_ranks", "sigmoid", "loss"),
-        *("replayed_state", "input_chunks", "gradient_reduction", "second_pass", "gradient_cache"),
-    ),
-    "contrastive.across_ranks": (
-        *("shards", "agreement", "all_gather", "ring_pass", "ring", "loss"),
-    ),
-    "evaluation": (
-        *("statistics", "choice_scoring", "tasks", "vectors"),
-        *("in_context", "summary", "translation", "data_report"),
-    ),
-    "evaluation.tasks": (
-        *("items", "release", "xcopa", "xwinograd", "files", "hub"),
-        *("prompts", "lm_eval_prompts"),
-    ),
-    "evaluation.vectors": (
-        *("tiles", "geometry", "projection", "retrieval", "margin", "layer_embeddings"),
-    ),
-    "alignment": (
-        *("config", "run_config", "padding", "batch_checks", "packing", "batches"),
-        *("finite", "model", "model_setup", "progress", "schedule", "trackers", "engines"),
-        *("step", "train", "checkpoint", "periodic_evaluation", "records", "stop_request"),
-        "run_directory",
-    ),
-    "alignment.engines": (
-        *("combinations", "launch", "sharded_state", "one_process", "accelerate"),
-        *("zero_state", "deepspeed_settings", "deepspeed", "choice"),
-    ),
-}
+from benchmarks.architecture.order import ORDER, ORDER_INSIDE, place, points_up
+
 # Lie flat in crossalign/; everything else is in a room.
 FLAT = {
     *("", "__main__", "version", "build_report", "reference", "precision", "backends"),
     *("argument_checks", "settings"),
 }
 TORCH_ONLY = ("precision", "argument_checks", "backends", "contrastive.problem", "reference")
-
-
-def place(module: str, order: tuple[str, ...], prefix: str = "") -> int:
-    """Where a module stands in an order; the longest entry that it is, or is inside of, counts."""
-    name = module.removeprefix(prefix)
-    fits = [entry for entry in order if f"{name}.".startswith(f"{entry}.")]
-    assert fits, f"crossalign.{module} has no place in the order of {prefix or 'rooms'}; add it"
-    return order.index(max(fits, key=len))
-
-
-def points_up(importer: str, imported: str) -> bool:
-    """Whether an import runs against the order of rooms, or against the order inside one."""
-    if imported == "":  # the package itself, which offers names of every room
-        return True
-    if place(imported, ORDER) != place(importer, ORDER):
-        return place(imported, ORDER) > place(importer, ORDER)
-    return any(
-        importer.startswith(f"{room}.")
-        and imported.startswith(f"{room}.")
-        and place(imported, order, f"{room}.") > place(importer, order, f"{room}.")
-        for room, order in ORDER_INSIDE.items()
-    )
 
 
 def ours(name: str) -> list[Import]:
@@ -104,18 +52,16 @@ def test_every_module_has_a_place_inside_its_room() -> None:
 
 def test_no_modules_import_one_another_in_a_circle() -> None:
     """Imports inside functions count: two circles hid behind them."""
-    arrows = {name: {imported.name for imported in ours(name)} - {name} for name in CODE}
-    assert not (circle := find_circle(arrows)), f"in a circle: {' -> '.join(circle)}"
+    assert not (circle := find_circle(import_graph())), f"in a circle: {' -> '.join(circle)}"
 
 
-def test_a_circle_is_found() -> None:
-    assert find_circle({"a": {"b", "x"}, "b": {"c"}, "c": {"a"}, "x": set()}) == [
-        "a",
-        "b",
-        "c",
-        "a",
-    ]
-    assert find_circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+def test_circles_and_levels_are_found() -> None:
+    arrows = {"a": {"b", "x"}, "b": {"c"}, "c": {"a"}, "x": {"y"}, "y": set()}
+    assert find_circle(arrows) == ["a", "b", "c", "a"]
+    assert circles(arrows) == [{"a", "b", "c"}] and levels(arrows) == 3
+    arrows["c"] = set()
+    assert find_circle(arrows) == [] and circles(arrows) == [] and levels(arrows) == 3
+    assert levels({"a": {"b", "c"}, "b": {"c"}, "c": {"d"}, "d": set()}) == 4
 
 
 def test_only_the_listed_modules_lie_flat() -> None:

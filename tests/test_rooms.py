@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.import_graph import MODULES, PACKAGE
+from benchmarks.architecture.imports import MODULES, PACKAGE
 
 ROOMS = sorted(name for name, path in MODULES.items() if path.name == "__init__.py" and name)
 DOCUMENTS = sorted(

@@ -9,14 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import reproduce_afp
-from benchmarks.plot_reproduction import BEGIN, END, PAGE, cell, worst_perplexity
-from benchmarks.plot_reproduction import main as plot
 from benchmarks.report import with_tables
-from benchmarks.reproduce_afp import PRESETS, Configuration, configurations, lm_items, main
-from benchmarks.reproduction_data import CAPTION_LANGUAGES, Corpus, load_corpus
-from benchmarks.reproduction_measures import CHOICES, questions_of, shares_right
-from benchmarks.reproduction_model import new_tokenizer, packed_blocks
+from benchmarks.reproduction import reproduce_afp
+from benchmarks.reproduction.data import CAPTION_LANGUAGES, Corpus, load_corpus
+from benchmarks.reproduction.measures import CHOICES, questions_of, shares_right
+from benchmarks.reproduction.model import new_tokenizer, packed_blocks
+from benchmarks.reproduction.plot import BEGIN, END, PAGE, cell, worst_perplexity
+from benchmarks.reproduction.plot import main as plot
+from benchmarks.reproduction.reproduce_afp import (
+    PRESETS,
+    Configuration,
+    configurations,
+    lm_items,
+    main,
+)
 
 SMOKE = PRESETS["smoke"]
 

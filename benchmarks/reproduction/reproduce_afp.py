@@ -1,14 +1,14 @@
 """Does aligning a language model that never saw a translation do what the AFP paper says?
 
-python -m benchmarks.reproduce_afp --preset cpu         # one to two hours of one core
-python -m benchmarks.reproduce_afp --preset gpu         # a larger model and eight more languages
+python -m benchmarks.reproduction.reproduce_afp --preset cpu  # one to two hours of one core
+python -m benchmarks.reproduction.reproduce_afp --preset gpu  # a larger model and eight more languages
 
 A multilingual model is pre-trained on monolingual text and aligned with both losses (AFP), with
 prompted translations alone (CIF) and with the contrastive loss alone (MCL), that one and AFP also
 at other layers and MCL with other batch sizes, every time on as many pairs. Each configuration of
 each seed appends one line to the result file as soon as it is done; a further call goes on with
 what is missing, and one with --only can work on another part of it at the same time.
-benchmarks.plot_reproduction draws the table and the figure of docs/reproduction.md.
+benchmarks.reproduction.plot draws the table and the figure of docs/reproduction.md.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.provenance import ROOT, provenance
-from benchmarks.reproduction_data import Corpus, load_corpus
-from benchmarks.reproduction_measures import measure
-from benchmarks.reproduction_model import new_tokenizer, pretrain
+from benchmarks.reproduction.data import Corpus, load_corpus
+from benchmarks.reproduction.measures import measure
+from benchmarks.reproduction.model import new_tokenizer, pretrain
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.train import align
 from crossalign.data.builders import TrainingItem, build_items

@@ -1,6 +1,6 @@
 """Draws the table and the figure of docs/reproduction.md from a result file of reproduce_afp.
 
-python -m benchmarks.plot_reproduction benchmarks/results/reproduce_afp_*.jsonl [--output docs]
+python -m benchmarks.reproduction.plot benchmarks/results/reproduce_afp_*.jsonl [--output docs]
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 from benchmarks.provenance import ROOT
 from benchmarks.report import with_tables
-from benchmarks.reproduce_afp import BEFORE, Sizes, configurations
-from benchmarks.reproduction_data import CAPTION_LANGUAGES
-from benchmarks.reproduction_measures import CHOICES
+from benchmarks.reproduction.data import CAPTION_LANGUAGES
+from benchmarks.reproduction.measures import CHOICES
+from benchmarks.reproduction.reproduce_afp import BEFORE, Sizes, configurations
 
 BEGIN, END = "<!-- reproduction: begin -->", "<!-- reproduction: end -->"
 PAGE, FIGURE = "reproduction.md", "reproduction.png"

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.reproduction_data import CAPTION_LANGUAGES, PIVOT, Corpus
+from benchmarks.reproduction.data import CAPTION_LANGUAGES, PIVOT, Corpus
 from crossalign.demo.language_model import perplexity
 from crossalign.evaluation.choice_scoring import Candidate, ChoiceScorer
 from crossalign.evaluation.vectors.geometry import (

@@ -1,0 +1,70 @@
+"""The order of the rooms, and of the parts of the large ones: who may import whom."""
+
+from __future__ import annotations
+
+# The rooms and the modules that lie flat, bottom to top: a module may import from lower entries and
+# from its own. The records that ops and kernels share are below both.
+ORDER = (
+    *("version", "precision", "files", "settings", "argument_checks", "backends"),
+    *("contrastive.problem", "reference"),
+    *("kernels", "distributed", "pooling", "contrastive", "build_report"),
+    *("models", "data", "evaluation", "alignment", "analysis", "integrations"),
+    *("demo", "cli", "__main__"),
+)
+# The same inside a room, where its parts are many. A name stands for a folder or for a module.
+ORDER_INSIDE = {
+    "contrastive": (
+        *("problem", "options", "arguments", "terms", "torch_logits", "torch_passes"),
+        *("ops", "row_loss", "across_ranks", "sigmoid", "loss"),
+        *("replayed_state", "input_chunks", "gradient_reduction", "second_pass", "gradient_cache"),
+    ),
+    "contrastive.across_ranks": (
+        *("shards", "agreement", "all_gather", "ring_pass", "ring", "loss"),
+    ),
+    "evaluation": (
+        *("statistics", "choice_scoring", "tasks", "vectors"),
+        *("in_context", "summary", "translation", "data_report"),
+    ),
+    "evaluation.tasks": (
+        *("items", "release", "xcopa", "xwinograd", "files", "hub"),
+        *("prompts", "lm_eval_prompts"),
+    ),
+    "evaluation.vectors": (
+        *("tiles", "geometry", "projection", "retrieval", "margin", "layer_embeddings"),
+    ),
+    "alignment": (
+        *("config", "run_config", "padding", "batch_checks", "packing", "batches"),
+        *("finite", "model", "model_setup", "progress", "schedule", "trackers", "engines"),
+        *("step", "train", "checkpoint", "periodic_evaluation", "records", "stop_request"),
+        "run_directory",
+    ),
+    "alignment.engines": (
+        *("combinations", "launch", "sharded_state", "one_process", "accelerate"),
+        *("zero_state", "deepspeed_settings", "deepspeed", "choice"),
+    ),
+}
+
+
+def place(module: str, order: tuple[str, ...], prefix: str = "") -> int:
+    """Where a module stands in an order; the longest entry that it is, or is inside of, counts."""
+    name = module.removeprefix(prefix)
+    fits = [entry for entry in order if f"{name}.".startswith(f"{entry}.")]
+    assert fits, (
+        f"crossalign.{module} has no place in the order of {prefix or 'the rooms'}; add it to "
+        "benchmarks/architecture/order.py"
+    )
+    return order.index(max(fits, key=len))
+
+
+def points_up(importer: str, imported: str) -> bool:
+    """Whether an import runs against the order of rooms, or against the order inside one."""
+    if imported == "":  # the package itself, which offers names of every room
+        return True
+    if place(imported, ORDER) != place(importer, ORDER):
+        return place(imported, ORDER) > place(importer, ORDER)
+    return any(
+        importer.startswith(f"{room}.")
+        and imported.startswith(f"{room}.")
+        and place(imported, order, f"{room}.") > place(importer, order, f"{room}.")
+        for room, order in ORDER_INSIDE.items()
+    )
