@@ -1,7 +1,7 @@
 """Does aligning a language model that never saw a translation do what the AFP paper says?
 
 python -m benchmarks.reproduction.reproduce_afp --preset cpu  # one to two hours of one core
-python -m benchmarks.reproduction.reproduce_afp --preset gpu  # a larger model and eight more languages
+python -m benchmarks.reproduction.reproduce_afp --preset gpu  # larger, eight more languages
 
 A multilingual model is pre-trained on monolingual text and aligned with both losses (AFP), with
 prompted translations alone (CIF) and with the contrastive loss alone (MCL), that one and AFP also
