@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from crossalign.build_report import build_info, extension_available
     from crossalign.contrastive.gradient_cache import GradientCache
     from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
+    from crossalign.contrastive.matryoshka import MatryoshkaLoss
+    from crossalign.contrastive.negative_queue import NegativeQueue
     from crossalign.contrastive.sigmoid.loss import fused_sigmoid_loss
     from crossalign.contrastive.terms import ContrastiveStats
     from crossalign.data.builders import build_items
@@ -48,6 +50,8 @@ else:
         "ContrastiveLoss": "contrastive.loss",
         "ContrastiveStats": "contrastive.terms",
         "GradientCache": "contrastive.gradient_cache",
+        "MatryoshkaLoss": "contrastive.matryoshka",
+        "NegativeQueue": "contrastive.negative_queue",
         "build_info": "build_report",
         "build_items": "data.builders",
         "encode": "models.encode",
@@ -72,6 +76,8 @@ __all__ = [
     "ContrastiveLoss",
     "ContrastiveStats",
     "GradientCache",
+    "MatryoshkaLoss",
+    "NegativeQueue",
     "build_info",
     "build_items",
     "encode",

@@ -72,6 +72,8 @@ CONTRACTS = {
         {"encode": REQUIRED, "loss": REQUIRED, "chunk_size": REQUIRED},
         {},
     ),
+    "MatryoshkaLoss": Contract({"loss": REQUIRED, "dims": REQUIRED, "weights": None}, {}),
+    "NegativeQueue": Contract({"size": REQUIRED}, {}),
     "masked_mean_pool": Contract(
         {"hidden": REQUIRED, "mask": REQUIRED}, {"normalize": False, "backend": "auto"}
     ),

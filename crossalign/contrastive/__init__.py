@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from crossalign.contrastive.gradient_cache import GradientCache
     from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
+    from crossalign.contrastive.matryoshka import MatryoshkaLoss
+    from crossalign.contrastive.negative_queue import NegativeQueue
     from crossalign.contrastive.terms import ContrastiveStats
 else:
     from crossalign import lazy_names
@@ -17,6 +19,8 @@ else:
             "ContrastiveLoss": "loss",
             "ContrastiveStats": "terms",
             "GradientCache": "gradient_cache",
+            "MatryoshkaLoss": "matryoshka",
+            "NegativeQueue": "negative_queue",
             "fused_contrastive_loss": "loss",
         },
     )
@@ -25,5 +29,7 @@ __all__ = [
     "ContrastiveLoss",
     "ContrastiveStats",
     "GradientCache",
+    "MatryoshkaLoss",
+    "NegativeQueue",
     "fused_contrastive_loss",
 ]
