@@ -1,11 +1,4 @@
-"""The error rule and its only table.
-
-Truth is the float64 reference on the very same inputs; plain is the reference in float32
-arithmetic, rounded to the output dtype. Per row of the output:
-
-    |kernel - truth| <= PLAIN_FACTOR * max|plain - truth| + EPS_FACTOR * eps(output dtype) * |truth|
-
-A bound per row, because one lost row of 65,536 vanishes in an average over the tensor.
+"""The error rule of benchmarks/accuracy.py, asserted element by element.
 
 Where a row's elements share one error, as behind an exponential or a projection that cancels, the
 plain result is a single draw of it and can be exact by luck. Then `plain` is several results that
@@ -19,8 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-PLAIN_FACTOR = 4.0
-EPS_FACTOR = 2.0
+from benchmarks.accuracy import element_bounds
 
 
 def assert_within_rule(
@@ -37,12 +29,7 @@ def assert_within_rule(
         tensor.double().reshape(rows) for tensor in (kernel, truth, *plains)
     )
     error = (kernel_rows - truth_rows).abs()
-    plain_errors = [(result - truth_rows).abs().amax(dim=1, keepdim=True) for result in plain_rows]
-    plain_error = torch.stack(plain_errors).amax(dim=0)
-    eps = torch.finfo(kernel.dtype).eps
-    bound = PLAIN_FACTOR * plain_error + EPS_FACTOR * eps * truth_rows.abs()
-    # A row whose plain result happens to be exact leaves no room for another summation order.
-    bound = bound + EPS_FACTOR * eps * truth_rows.abs().amax(dim=1, keepdim=True)
+    bound = element_bounds(truth_rows, plain_rows, torch.finfo(kernel.dtype).eps)
     bad = ~(error <= bound)
     if bool(bad.any()):
         row, column = (int(i) for i in bad.nonzero()[0])

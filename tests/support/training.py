@@ -42,8 +42,8 @@ def make_config(**settings: Any) -> TrainingConfig:
 def run_align(
     pairs: Sequence[Pair], config: TrainingConfig, name: str = "llama", **options: Any
 ) -> tuple[list[Record], dict[str, torch.Tensor]]:
-    """The records and the trained weights of a fresh tiny model."""
-    model = tiny_model(name, **options.pop("model_options", {}))
+    """The records and the trained weights of a fresh tiny model, whose weights have `dtype`."""
+    model = tiny_model(name, **options.pop("model_options", {})).to(options.pop("dtype", None))
     records: list[Record] = []
     align(model, tiny_tokenizer(), pairs, config, on_step=records.append, **options)
     return records, model.state_dict()
