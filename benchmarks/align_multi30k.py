@@ -26,7 +26,8 @@ from crossalign.alignment.config import TrainingConfig
 from crossalign.cli.main import main as crossalign
 from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.evaluation.vectors.retrieval import retrieval_scores
-from crossalign.files.text import read_lines, write_json_lines
+from crossalign.files.output import write_json_lines
+from crossalign.files.text import read_lines
 from crossalign.models.encode import encode
 
 LANGUAGES = ("en", "de")

@@ -26,7 +26,8 @@ from crossalign.alignment.trackers import Trackers
 from crossalign.alignment.train import AlignmentRun, Record
 from crossalign.build_report import build_info
 from crossalign.files.lock import LOCK_FILE
-from crossalign.files.text import DataError, write_whole
+from crossalign.files.output import write_whole
+from crossalign.files.text import DataError
 
 ENVIRONMENT_FILE = "environment.json"
 TRACKERS_FOLDER = "trackers"

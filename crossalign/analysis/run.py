@@ -15,12 +15,16 @@ import transformers
 from crossalign.analysis.measurement import AnalysisOptions, LayerMeasurement, measure_model
 from crossalign.analysis.parallel_text import read_parallel_text
 from crossalign.analysis.results import write_results
-from crossalign.files.output import atomic_directory, check_output
+from crossalign.files.output import atomic_directory, check_output_directory
 from crossalign.models.loading import choose_device, load_config, load_model
 from crossalign.version import __version__
 
 if TYPE_CHECKING:
     pass
+
+
+# What an analysis writes.
+ENTRIES = ("*.csv", "*.png", "analysis.json", "report.html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,7 @@ class LayerError(ValueError):
     """A layer that a model does not have."""
 
 
-def analyze(settings: AnalysisSettings, output: Path) -> AnalysisResult:
+def analyze(settings: AnalysisSettings, output: Path, *, overwrite: bool = False) -> AnalysisResult:
     """Measures one model, or two to compare, and writes tables, pictures and report.html.
 
     Everything is in `output` at the end, or nothing.
@@ -62,6 +66,7 @@ def analyze(settings: AnalysisSettings, output: Path) -> AnalysisResult:
     Args:
         settings: what to analyse.
         output: directory that is absent or empty.
+        overwrite: it may hold the results of an earlier analysis too, which are replaced.
 
     Raises:
         FileExistsError: output holds something.
@@ -69,7 +74,7 @@ def analyze(settings: AnalysisSettings, output: Path) -> AnalysisResult:
         LayerError: a layer that a model does not have, or models of different depth.
         OSError, ValueError: a model that cannot be loaded, no room on the disk.
     """
-    check_output(output)
+    check_output_directory(output, overwrite=overwrite, entries=ENTRIES)
     layers, shown = _resolved_layers(settings)
     device = choose_device(settings.device)
     sentences = read_parallel_text(
@@ -98,7 +103,7 @@ def analyze(settings: AnalysisSettings, output: Path) -> AnalysisResult:
         studied = models["after" if "after" in models else "model"]
         shown = max(studied, key=lambda layer: layer.summary()["accuracy"]).layer
     result = AnalysisResult(sentences, models, shown)
-    with atomic_directory(output) as directory:
+    with atomic_directory(output, overwrite=overwrite, entries=ENTRIES) as directory:
         write_results(directory, sentences, models, shown, _facts(settings, result, device))
     return result
 

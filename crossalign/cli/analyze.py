@@ -8,6 +8,7 @@ from pathlib import Path
 
 from crossalign.analysis.parallel_text import check_names
 from crossalign.cli.parser import Parser
+from crossalign.files.output import check_is_no_input
 from crossalign.settings import (
     SettingError,
     add_flags,
@@ -47,6 +48,9 @@ class AnalyzeSettings:
     output: Path = required(
         "new directory for tables, pictures and report.html", group=_DATA, metavar="DIR"
     )
+    overwrite: bool = setting(
+        False, "replace what an earlier call wrote to --output", group=_DATA, switch=True
+    )
     languages: tuple[str, ...] = setting(
         (),
         "names of the languages, such as en de, in the order of the files; more than two files "
@@ -83,6 +87,7 @@ class AnalyzeSettings:
         check_settings(self)
         check_names(len(self.pairs), self.languages)
         _ = self.layer_numbers
+        check_is_no_input(self.output, self.pairs)
 
     @property
     def layer_numbers(self) -> list[int] | None:
@@ -117,10 +122,10 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
         choose_device(settings.device)
     quiet_transformers()
     given = {name: getattr(settings, name) for name in names_of(AnalyzeSettings)}
-    del given["output"]
+    del given["output"], given["overwrite"]
     given["layers"] = settings.layer_numbers
     try:
-        result = analyze(AnalysisSettings(**given), settings.output)
+        result = analyze(AnalysisSettings(**given), settings.output, overwrite=settings.overwrite)
     except LayerError as error:
         parser.error(str(error))
     num_lines = len(next(iter(result.sentences.values())))

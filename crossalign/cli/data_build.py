@@ -20,7 +20,7 @@ from crossalign.data.builders import (
 )
 from crossalign.data.instruction_files import Records, keep_common_ids, read_records
 from crossalign.data.pairs import Pair
-from crossalign.files.text import DataError, write_json_lines
+from crossalign.files.output import check_is_no_input, check_output_file, write_json_lines
 from crossalign.settings import (
     SettingError,
     add_flags,
@@ -52,6 +52,7 @@ class BuildSettings:
     )
     input: tuple[str, ...] = required(_INPUT_HELP, metavar="PATH")
     output: Path = required("result", metavar="FILE.jsonl")
+    overwrite: bool = setting(False, "replace what an earlier call wrote to --output", switch=True)
     repeats: int = setting(3, "uses of each record or pair", lowest=1)
     seed: int = setting(0, "seed of all random choices")
     ids: str = setting(
@@ -74,6 +75,15 @@ class BuildSettings:
         if len(self.input) > most:
             message = f"input must be at most {most} for this, got {len(self.input)}"
             raise SettingError(message, "input")
+        if self.hub_source is None:
+            files = [] if self.reads_folder else self.input
+            folders = self.input if self.reads_folder else []
+            check_is_no_input(self.output, files, folders)
+
+    @property
+    def reads_folder(self) -> bool:
+        """Whether --input is a folder of instruction data."""
+        return self.mode != "translation"
 
     @property
     def hub_source(self) -> hub.HubSource | None:
@@ -89,8 +99,7 @@ def add_arguments(parser: Parser) -> None:
 def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
     with parser.argument_errors():
         settings = from_arguments(BuildSettings, args)
-    if settings.output.is_dir() or not settings.output.parent.is_dir():
-        raise DataError(f"{settings.output}: must be a file in an existing folder")
+    check_output_file(settings.output, overwrite=settings.overwrite)
     if settings.mode == "translation":
         _build_from_pairs(settings)
     else:

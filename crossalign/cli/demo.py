@@ -17,6 +17,7 @@ class DemoOptions:
     """The flags of `crossalign demo`."""
 
     output: Path = required("new directory for the results", metavar="DIR")
+    overwrite: bool = setting(False, "replace what an earlier demo wrote to --output", switch=True)
     device: str = setting("cpu", "cpu, cuda, ...", metavar="DEVICE")
     seed: int = setting(0, "seed of text, model and training", lowest=0)
     smoke: bool = setting(False, "a few steps, to see that it runs", switch=True)
@@ -41,4 +42,10 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
         TrainingConfig(seed=options.seed)
         choose_device(options.device)
     quiet_transformers()
-    run_demo(options.output, device=options.device, seed=options.seed, smoke=options.smoke)
+    run_demo(
+        options.output,
+        device=options.device,
+        seed=options.seed,
+        smoke=options.smoke,
+        overwrite=options.overwrite,
+    )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from crossalign.cli.evaluate_settings import TRANSLATION, EvaluateSettings
 from crossalign.cli.parser import Parser
 from crossalign.evaluation.tasks.items import TASKS
-from crossalign.files.text import DataError, write_json_lines, write_whole
+from crossalign.files.output import check_output_file, write_json_lines, write_whole
+from crossalign.files.text import DataError
 from crossalign.settings import SettingError, add_flags, from_arguments
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
         _report_data(settings)
         return
     assert settings.model is not None and settings.output is not None  # checked with the settings
-    _check_output(parser, settings.output)
+    for path in (settings.output, settings.items_file):
+        check_output_file(path, overwrite=settings.overwrite)
     with parser.argument_errors():
         choices, translation = _parts(settings)
     from crossalign.cli.quiet import quiet_transformers
@@ -53,16 +55,10 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
             for name in (settings.model, settings.compare)
         )
         result["comparison"] = compare(ours, theirs)
-    items = settings.output.with_suffix(".items.jsonl")
-    write_json_lines(items, log)
+    write_json_lines(settings.items_file, log)
     write_whole(settings.output, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
     print(_as_text(result))
-    print(f"wrote {settings.output} and {items}: {len(log)} items")
-
-
-def _check_output(parser: Parser, output: Path) -> None:
-    if output.is_dir() or not output.parent.is_dir():
-        parser.error(f"argument --output: {output} must be a file in an existing folder")
+    print(f"wrote {settings.output} and {settings.items_file}: {len(log)} items")
 
 
 def _report_data(settings: EvaluateSettings) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.evaluation.tasks.items import TASKS
+from crossalign.files.output import check_is_no_input
 from crossalign.settings import SettingError, check_settings, names_of, required, setting
 
 TRANSLATION = "flores"
@@ -39,7 +40,10 @@ class EvaluateSettings:
         metavar="DIR",
     )
     output: Path | None = setting(
-        None, "result; FILE.json.items.jsonl logs each item", group=_DATA, metavar="FILE.json"
+        None, "result; FILE.items.jsonl logs each item", group=_DATA, metavar="FILE.json"
+    )
+    overwrite: bool = setting(
+        False, "replace what an earlier call wrote to --output", group=_DATA, switch=True
     )
     check_data: bool = setting(
         False,
@@ -98,11 +102,21 @@ class EvaluateSettings:
         ]
         if missing and not (missing == ["--languages"] and self.translation_pairs):
             raise SettingError(f"missing: {', '.join(missing)}")
+        assert self.output is not None
         if self.model == self.compare:
             raise SettingError("compare must differ from model", "compare", "model")
         if self.data == "hub" and TRANSLATION in self.tasks:
             raise SettingError(f"data must be a folder: {TRANSLATION} is read from files", "data")
         _ = self.directions
+        for path in (self.output, self.items_file):
+            folders = [each for each in (self.model, self.compare) if each and path.exists()]
+            check_is_no_input(path, (), [self.data, *folders])
+
+    @property
+    def items_file(self) -> Path:
+        """o/result.json -> o/result.items.jsonl; o/llama-3.1 -> o/llama-3.1.items.jsonl"""
+        assert self.output is not None  # checked when made
+        return self.output.with_name(f"{self.output.name.removesuffix('.json')}.items.jsonl")
 
     @property
     def directions(self) -> list[tuple[str, str]]:
@@ -122,7 +136,7 @@ class EvaluateSettings:
     def plain(self) -> dict[str, Any]:
         """What the result says of how it came about."""
         values = {name: getattr(self, name) for name in names_of(EvaluateSettings)}
-        del values["check_data"]
+        del values["check_data"], values["overwrite"]
         return {
             name: str(value) if isinstance(value, Path) else value for name, value in values.items()
         }

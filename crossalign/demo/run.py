@@ -24,7 +24,7 @@ from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.demo.measurement import Measurement, accuracy_table, measure
 from crossalign.demo.report import write_report
 from crossalign.evaluation.vectors.retrieval import write_retrieval_csv
-from crossalign.files.output import atomic_directory, check_output
+from crossalign.files.output import atomic_directory, check_output_directory
 from crossalign.models.loading import choose_device
 from crossalign.version import __version__
 
@@ -78,7 +78,12 @@ class DemoResult(NamedTuple):
 
 
 def run_demo(
-    output: Path, *, device: str = "cpu", seed: int = 0, smoke: bool = False
+    output: Path,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    smoke: bool = False,
+    overwrite: bool = False,
 ) -> DemoResult:
     """Makes a parallel corpus, trains a tiny model on it, aligns its languages, shows the change.
 
@@ -86,11 +91,11 @@ def run_demo(
     numbers.
 
     Args:
-        output: directory for the results; absent, empty, or that of an earlier demo, which they
-            replace. A failed run leaves it as it was.
+        output: directory for the results, absent or empty. A failed run leaves it as it was.
         device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
         seed: of corpus, weights and training.
         smoke: a few steps on a smaller model, to see that everything runs.
+        overwrite: output may be that of an earlier demo too, which is replaced.
 
     Raises:
         FileExistsError: output holds something else.
@@ -104,10 +109,10 @@ def run_demo(
         alignment=replace(settings.alignment, seed=seed, device=device),
     )
     target_device = choose_device(device)
-    check_output(output, ENTRIES)
+    check_output_directory(output, overwrite=overwrite, entries=ENTRIES)
     story = _tell(settings, target_device)
     print(accuracy_table(story.before, story.after, settings.alignment.layers[0]))
-    with atomic_directory(output, ENTRIES) as directory:
+    with atomic_directory(output, overwrite=overwrite, entries=ENTRIES) as directory:
         _write(story, settings, directory)
     seconds = time.perf_counter() - started
     print(f"\n{output / 'report.html'} has the picture; {seconds:.0f} seconds in all.")

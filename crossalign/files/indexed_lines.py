@@ -16,15 +16,14 @@ import gzip
 import hashlib
 import json
 import os
-import shutil
 import struct
-import tempfile
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from crossalign.files.output import directory_aside, put_in_place
 from crossalign.files.text import DataError
 
 _FORMAT = 1  # of the index; others are built anew
@@ -124,20 +123,14 @@ def _usable_index(entry: Path, source: dict[str, Any]) -> dict[str, Any] | None:
 def _build(path: Path, entry: Path, source: dict[str, Any], check: Check) -> dict[str, Any]:
     """Builds the index aside and renames it into place."""
     entry.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=entry.parent, prefix=_BUILDING))
-    try:
+    with directory_aside(entry.parent, _BUILDING) as aside:
         index = {"source": source, **_write_index(path, aside, check)}
         if _describe(path) != source:
             raise DataError(f"{path}: changed while it was read")
         (aside / "index.json").write_text(json.dumps(index), encoding="utf-8")
         if _usable_index(entry, source) is None:  # else another process was quicker
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(entry, f"{aside}.old")  # of a file that has changed since
             with contextlib.suppress(OSError):  # as above, in between
-                os.rename(aside, entry)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(f"{aside}.old", ignore_errors=True)
+                put_in_place(aside, entry)
     return index
 
 

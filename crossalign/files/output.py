@@ -1,54 +1,192 @@
-"""A directory of results that is there whole or not at all."""
+"""The one way in which results appear: written aside, flushed to the disk, renamed.
+
+A file or a directory that has its name is therefore complete, whenever the process was killed. What
+may be written at all is checked beforehand, so that hours of work are not lost at their end.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 
-def check_output(directory: Path, entries: Collection[str] = ()) -> None:
-    """The directory must be absent, empty, or hold nothing but earlier results (`entries`).
+def check_output_file(path: Path, *, overwrite: bool) -> None:
+    """The file must be absent, or regular and to be overwritten, in a folder that takes it.
 
     Raises:
-        FileExistsError: it is something else, which is not to be overwritten.
-        PermissionError: it could not be made, for lack of the right to write beside it.
+        FileExistsError, NotADirectoryError, PermissionError: it cannot be written.
+    """
+    if path.is_symlink() and not path.exists():
+        raise FileExistsError(f"{path}: is a link to nothing; name another output")
+    if path.exists():
+        if not path.is_file():
+            raise FileExistsError(f"{path}: must be a file in an existing folder")
+        if not overwrite:
+            raise FileExistsError(f"{path}: exists; name another output, or add --overwrite")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{path}: must be a file in an existing folder")
+    _check_writable(path, folder)
+
+
+def check_output_directory(
+    directory: Path, *, overwrite: bool = False, entries: Collection[str] = ()
+) -> None:
+    """The directory must be absent or empty, or with overwrite hold only earlier results.
+
+    entries: patterns of the names that earlier results have.
+
+    Raises:
+        FileExistsError: it is something else.
+        PermissionError: it could not be made.
     """
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise FileExistsError(f"{directory}: must be a directory or not exist; name another output")
-    foreign = sorted({path.name for path in directory.glob("*")} - set(entries))
+    names = sorted(path.name for path in directory.glob("*"))
+    foreign = [name for name in names if not any(fnmatch(name, each) for each in entries)]
     if foreign:
-        wanted = "new, empty or hold earlier results alone" if entries else "new or empty"
+        wanted = "new, empty or hold earlier results only" if entries else "new or empty"
         raise FileExistsError(
             f"{directory}: must be {wanted}, but has {', '.join(foreign[:3])}; name another output"
         )
-    around = next(path for path in directory.absolute().parents if path.exists())
+    if names and not overwrite:
+        raise FileExistsError(
+            f"{directory}: holds earlier results; name another output, or add --overwrite"
+        )
+    around = next(path for path in directory.absolute().parents if os.path.lexists(path))
     if not around.is_dir():
         raise FileExistsError(f"{directory}: {around} is not a directory; name another output")
-    if not os.access(around, os.W_OK):
-        raise PermissionError(f"{directory}: {around} may not be written to; name another output")
+    _check_writable(directory, around)
+
+
+def check_is_no_input(
+    output: Path, files: Iterable[Path | str], folders: Iterable[Path | str] = ()
+) -> None:
+    """Raises ValueError where the output is a file that is read, through links too, or is inside a
+    folder whose files are read."""
+    target = output.resolve()
+    for each in map(Path, files):
+        is_same = each.exists() and output.exists() and each.samefile(output)
+        if is_same or each.resolve() == target:
+            raise ValueError(f"{output} is read as an input, {each}; name another output")
+    for folder in map(Path, folders):
+        if folder.is_dir() and folder.resolve() in (target, *target.parents):
+            raise ValueError(f"{output} is inside {folder}, which is read; name another output")
+
+
+def write_json_lines(path: Path, records: Iterable[Any]) -> None:
+    """One JSON object a line, written as they come; the file appears whole or not at all."""
+    write_whole(path, (json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def write_whole(path: Path, text: str | Iterable[str]) -> None:
+    """A UTF-8 file that appears whole or not at all; one that is there is replaced.
+
+    A link keeps its place: the file that it names is replaced.
+    """
+    path = path.resolve()
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    temporary = Path(name)
+    try:
+        with open(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's are private
+        put_in_place(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager
-def atomic_directory(directory: Path, entries: Collection[str] = ()) -> Iterator[Path]:
+def atomic_directory(
+    directory: Path, *, overwrite: bool = False, entries: Collection[str] = ()
+) -> Iterator[Path]:
     """Gives an empty directory to write into, which at the end takes the place of `directory`.
 
-    If the body fails or is interrupted, `directory` stays as it was. Raises as check_output does.
+    If the body fails or is interrupted, `directory` stays as it was. Raises as
+    check_output_directory does.
     """
-    check_output(directory, entries)
+    check_output_directory(directory, overwrite=overwrite, entries=entries)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    with directory_aside(directory.parent, f".{directory.name[:100]}.") as aside:
+        yield aside
+        put_in_place(aside, directory)
+
+
+@contextlib.contextmanager
+def directory_aside(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new directory in `parent`, removed at the end unless it was put in place."""
+    outer = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
     try:
-        results = aside / "new"
-        results.mkdir()
-        yield results
-        if directory.exists():
-            os.rename(directory, aside / "old")
-        os.rename(results, directory)
+        inner = outer / "new"  # which has the mode that mkdir gives; mkdtemp's are private
+        inner.mkdir()
+        yield inner
     finally:
-        if (aside / "old").exists() and not directory.exists():
-            os.rename(aside / "old", directory)
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+def put_in_place(finished: Path, final: Path) -> None:
+    """Gives a finished file or directory its name, and flushes it to the disk first.
+
+    What had the name is replaced; a directory is moved away first, and put back if that fails.
+    """
+    flush(finished)
+    if not finished.is_dir():
+        os.replace(finished, final)
+        _flush_one(final.parent)
+        return
+    earlier = Path(f"{finished}.replaced")
+    if os.path.lexists(final):
+        os.rename(final, earlier)
+    try:
+        os.rename(finished, final)
+    except OSError:
+        if os.path.lexists(earlier):
+            with contextlib.suppress(OSError):  # another process put one there meanwhile
+                os.rename(earlier, final)
+        raise
+    _flush_one(final.parent)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or a directory with all that is in it, is on the disk."""
+    if path.is_dir():
+        for folder, _, names in os.walk(path):
+            for name in names:
+                _flush_one(Path(folder, name))
+            _flush_one(Path(folder))
+    else:
+        _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    if not stat.S_ISREG(path.lstat().st_mode) and not path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if path.is_file():  # some file systems cannot flush a directory
+            raise
+    finally:
+        os.close(handle)
+
+
+def _check_writable(output: Path, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{output}: {folder} may not be written to; name another output")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

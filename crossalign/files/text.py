@@ -1,13 +1,11 @@
-"""Text files: a bad one is named with its line and the reason; a written one is whole."""
+"""Reading text files: a bad one is named with its line and the reason."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,31 +76,6 @@ def checked_text(value: Any, name: str, where: str) -> str:
     except UnicodeEncodeError:
         raise DataError(f"{where}: {name} holds half of a surrogate pair") from None
     return value
-
-
-def write_json_lines(path: Path, records: Iterable[Any]) -> None:
-    """One JSON object a line, written as they come; the file appears whole or not at all."""
-    write_whole(path, (json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-
-def write_whole(path: Path, text: str | Iterable[str]) -> None:
-    """Writes beside path and renames, so that no reader and no failure sees half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines([text] if isinstance(text, str) else text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    """mkstemp makes private files; the finished file gets the mode that open() would give it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _read_bytes(path: Path) -> bytes:

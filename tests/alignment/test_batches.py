@@ -19,7 +19,7 @@ from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.data.builders import TrainingItem, build_items
 from crossalign.data.indexed_data import open_items, open_pairs
 from crossalign.data.pairs import Pair
-from crossalign.files.text import write_json_lines
+from crossalign.files.output import write_json_lines
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 from tests.support.training import NO_DROPOUT
 

@@ -14,7 +14,7 @@ from crossalign.cli.main import main
 from crossalign.data.builders import TranslationItems, build_items
 from crossalign.data.instruction_files import read_records
 from crossalign.data.pairs import Pair, read_pairs
-from crossalign.files.text import write_json_lines
+from crossalign.files.output import write_json_lines
 from tests.support.pair_files import write
 
 

@@ -17,7 +17,8 @@ from crossalign.data.instruction_files import read_records
 from crossalign.data.items import read_items
 from crossalign.data.languages import LANGUAGE_NAMES
 from crossalign.data.pairs import Pair
-from crossalign.files.text import DataError, write_json_lines
+from crossalign.files.output import write_json_lines
+from crossalign.files.text import DataError
 
 LANGUAGES = ["en", "de", "zh"]
 

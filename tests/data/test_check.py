@@ -12,7 +12,8 @@ from crossalign.cli.main import main
 from crossalign.data.builders import build_items
 from crossalign.data.check import check_items, check_pairs
 from crossalign.data.pairs import Pair
-from crossalign.files.text import DataError, write_json_lines
+from crossalign.files.output import write_json_lines
+from crossalign.files.text import DataError
 from tests.support.pair_files import FAULTS, write
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 

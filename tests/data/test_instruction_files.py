@@ -11,7 +11,8 @@ import pytest
 
 from crossalign.data.builders import build_items
 from crossalign.data.instruction_files import keep_common_ids, read_records
-from crossalign.files.text import DataError, write_json_lines
+from crossalign.files.output import write_json_lines
+from crossalign.files.text import DataError
 
 
 def write_json(path: Path, value: Any) -> None:

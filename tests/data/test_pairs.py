@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from crossalign.data.pairs import Pair, read_pairs
-from crossalign.files.text import DataError, write_whole
+from crossalign.files.output import write_whole
+from crossalign.files.text import DataError
 from tests.support.pair_files import FAULTS, write
 
 

@@ -25,7 +25,7 @@ from crossalign.demo.language_model import new_model, perplexity, pretrain, trai
 from crossalign.demo.measurement import Measurement
 from crossalign.demo.report import write_report
 from crossalign.evaluation.vectors.retrieval import retrieval_rows
-from crossalign.files.output import atomic_directory, check_output
+from crossalign.files.output import atomic_directory, check_output_directory
 from crossalign.models.encode import encode
 
 LAYER = 1
@@ -124,7 +124,7 @@ def test_same_seed_gives_same_numbers_and_replaces_earlier_results(demo, tmp_pat
     result, _ = demo
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "report.html").write_text("of an earlier run")
-    again = run.run_demo(tmp_path / "demo", smoke=True)
+    again = run.run_demo(tmp_path / "demo", smoke=True, overwrite=True)
     for name in ("retrieval.csv", "projection.csv", "demo.json", "report.html"):
         assert (again.output / name).read_bytes() == (result.output / name).read_bytes(), name
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
@@ -214,7 +214,8 @@ def test_failed_write_leaves_output_as_it_was(tmp_path, had_results):
     if had_results:
         output.mkdir()
         (output / "report.html").write_text("earlier")
-    with pytest.raises(KeyboardInterrupt), atomic_directory(output, run.ENTRIES) as directory:
+    kept = {"overwrite": True, "entries": run.ENTRIES}
+    with pytest.raises(KeyboardInterrupt), atomic_directory(output, **kept) as directory:
         (directory / "report.html").write_text("half")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == (["demo"] if had_results else [])
@@ -240,7 +241,7 @@ def test_other_peoples_files_are_not_overwritten(tmp_path, monkeypatch):
     link = tmp_path / "link"
     link.symlink_to(tmp_path)
     with pytest.raises(FileExistsError, match="must be a directory"):
-        check_output(link, run.ENTRIES)
+        check_output_directory(link, entries=run.ENTRIES)
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
@@ -256,7 +257,7 @@ def test_output_that_cannot_be_made_is_refused_before_any_work(tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"device": "abacus"}, "device must be auto, cpu"), ({"seed": -1}, "seed must lie in 0")],
+    [({"device": "abacus"}, "device must be auto, cpu"), ({"seed": -1}, "seed must be at least 0")],
 )
 def test_unusable_option_is_refused_before_any_work(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):

@@ -25,7 +25,8 @@ from crossalign.data.items import read_items
 from crossalign.data.pairs import Pair, read_pairs
 from crossalign.files import indexed_lines
 from crossalign.files.indexed_lines import IndexedLines, stream_lines
-from crossalign.files.text import DataError, read_lines, write_json_lines
+from crossalign.files.output import write_json_lines
+from crossalign.files.text import DataError, read_lines
 from tests.support.pair_files import FAULTS, write
 
 
