@@ -38,7 +38,8 @@ from benchmarks.provenance import ROOT, provenance, result_path
 from benchmarks.real_model_data import RealModelData, load_data
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.train import align
-from crossalign.files.text import read_lines, write_json_lines
+from crossalign.files.output import write_json_lines
+from crossalign.files.text import read_lines
 from crossalign.models.encode import num_layers
 from crossalign.models.loading import load_model
 

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from crossalign.files.text import write_whole
+from crossalign.files.output import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"

@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from crossalign.files.indexed_lines import IndexedLines
-    from crossalign.files.output import atomic_directory, check_output
-    from crossalign.files.text import DataError, read_json_objects, read_lines, write_json_lines
+    from crossalign.files.output import (
+        atomic_directory,
+        check_is_no_input,
+        check_output_directory,
+        check_output_file,
+        write_json_lines,
+        write_whole,
+    )
+    from crossalign.files.text import DataError, read_json_objects, read_lines
 else:
     from crossalign import lazy_names
 
@@ -17,10 +24,13 @@ else:
             "DataError": "text",
             "IndexedLines": "indexed_lines",
             "atomic_directory": "output",
-            "check_output": "output",
+            "check_is_no_input": "output",
+            "check_output_directory": "output",
+            "check_output_file": "output",
             "read_json_objects": "text",
             "read_lines": "text",
-            "write_json_lines": "text",
+            "write_json_lines": "output",
+            "write_whole": "output",
         },
     )
 
@@ -28,8 +38,11 @@ __all__ = [
     "DataError",
     "IndexedLines",
     "atomic_directory",
-    "check_output",
+    "check_is_no_input",
+    "check_output_directory",
+    "check_output_file",
     "read_json_objects",
     "read_lines",
     "write_json_lines",
+    "write_whole",
 ]
