@@ -148,3 +148,9 @@ class BuildWheel(bdist_wheel):
             go_without(reason)
             self.distribution.ext_modules = []
         super().finalize_options()
+
+    def run(self):
+        # What an earlier build left there would be packed again, modules removed since among it.
+        library = self.get_finalized_command("build").build_lib
+        shutil.rmtree(library, ignore_errors=True)
+        super().run()

@@ -83,7 +83,8 @@ class AlignSource:
     resume: bool = setting(False, "go on with the run in --output", group=_DATA, switch=True)
     config: Path | None = setting(
         None,
-        "values of these flags; flags that are given override it",
+        "values of these flags, or recipe:NAME for one that comes with crossalign; flags that are "
+        "given override it",
         group=_DATA,
         metavar="FILE.yaml",
     )

@@ -9,15 +9,34 @@ from typing import Any
 from crossalign.cli.parser import Parser
 from crossalign.files.text import DataError
 
+RECIPES = Path(__file__).parents[1] / "recipes"  # they come with the package
+_PREFIX = "recipe:"
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The mapping of a YAML file, its keys with "_" for "-".
+
+def find_settings(name: str) -> Path:
+    """The file of a name: "recipe:xglm-564m" is one that comes with the package.
 
     Raises:
-        DataError: the file cannot be read or is no mapping.
+        DataError: there is no such recipe; the message lists those that there are.
+    """
+    if not name.startswith(_PREFIX):
+        return Path(name)
+    path = RECIPES / f"{name.removeprefix(_PREFIX)}.yaml"
+    known = sorted(each.stem for each in RECIPES.glob("*.yaml"))
+    if path.stem not in known or path.parent != RECIPES:
+        raise DataError(f"{name}: no such recipe; there are {', '.join(known)}")
+    return path
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping of a YAML file, or of a recipe, its keys with "_" for "-".
+
+    Raises:
+        DataError: the file cannot be read or is no mapping, or there is no such recipe.
     """
     import yaml
 
+    path = find_settings(str(path))
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -19,7 +19,7 @@ from tests.support.command_cases import Run, metrics_of
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 from tests.support.training import make_pairs
 
-FOLDER = Path(__file__).parents[2] / "recipes"
+FOLDER = Path(__file__).parents[2] / "crossalign" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 FAMILIES = {"xglm-564m": "xglm", "bloom-560m": "bloom", "llama-7b": "llama"}
 # What the paper and its code state.
