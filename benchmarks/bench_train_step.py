@@ -1,14 +1,16 @@
 """How much faster, and in how much less memory, is one alignment step than the plain way of it?
 
 python -m benchmarks.bench_train_step --preset cpu --seconds 20     # two cores, ten minutes
+python -m benchmarks.bench_train_step --preset gemma-cpu --group sides   # Gemma 3 270M's shape
 python -m benchmarks.bench_train_step --preset gpu                  # XGLM-564M, random weights
 
 "eager" runs all blocks on the sentences with output_hidden_states=True, takes one layer, mean
-pools, and forms the N x N cosine matrix and all logits of the texts. "crossalign" is AlignmentModel
-with the optimizer of crossalign.align. In between, every part is switched alone: added to the plain
-step, or taken out of ours. Model, batch, AdamW, clipping and precision are the same throughout, and
-every token of the texts is a label. All must agree with the plain step in the next higher
-precision, loss and gradients, before any is timed. On a CPU each peak is that of a fresh process.
+pools, and forms the N x N cosine matrix and all logits of the texts. "crossalign" is the step of
+crossalign.align, "crossalign before" that of commit ccb28b9. In between, every part is switched
+alone: added to the plain step, or taken out of ours. Model, batch, AdamW, clipping and precision
+are the same throughout, and every token of the texts is a label. All must agree with the plain step
+in the next higher precision, loss and gradients, before any is timed. On a CPU each peak is that of
+a fresh process.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from benchmarks.train_step_implementations import (
     peak_in_this_process,
 )
 
-SIDES, GROUPS = ("eager", "crossalign"), ("sides", "parts")
+SIDES, GROUPS = ("eager", "crossalign", "crossalign before"), ("sides", "parts")
 HIGHER = {"float32": torch.float64, "bfloat16": torch.float32}
 
 
@@ -59,10 +61,10 @@ def run_case(harness: StepHarness, case: Case, groups: Sequence[str] = GROUPS) -
     dtype = getattr(torch, case.dtype)
     batch = make_inputs(case, harness.device)
     higher = make_model(case, harness.device, HIGHER[case.dtype])
-    truth = loss_and_gradients(Step(higher, batch, frozenset()))
+    truth = loss_and_gradients(Step(higher, batch, frozenset(), case.layer))
     del higher
     model = make_model(case, harness.device, dtype)
-    plain = loss_and_gradients(Step(model, batch, frozenset()))
+    plain = loss_and_gradients(Step(model, batch, frozenset(), case.layer))
     allowed = allowed_error(relative_error(plain, truth), dtype)
     initial = [weight.detach().clone() for weight in model.parameters()]
     for name, parts in implementations(harness.device).items():
@@ -71,7 +73,7 @@ def run_case(harness: StepHarness, case: Case, groups: Sequence[str] = GROUPS) -
         with torch.no_grad():
             for weight, value in zip(model.parameters(), initial, strict=True):
                 weight.copy_(value)
-        step = Step(model, batch, parts)
+        step = Step(model, batch, parts, case.layer)
         harness.case, harness.implementation = case, name
 
         def check(step: Step = step) -> Verdict:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.resident_memory import peak_resident_mib
-from benchmarks.train_step_cases import LAYER, Batch, Case, Inputs, make_inputs, make_model
+from benchmarks.train_step_cases import Batch, Case, Inputs, make_inputs, make_model
+from crossalign.alignment.engines.one_process import Engine
 from crossalign.alignment.model import AlignmentModel
 
 TEMPERATURE, LM_WEIGHT = 0.05, 1.5
@@ -17,7 +18,8 @@ PARTS = {
     "layer": "blocks past the layer are not run",
     "head": "logits of the texts are never whole",
     "loss": "the contrastive loss is fused",
-    "optimizer": "one launch updates all weights (AdamW, fused)",
+    "optimizer": "one pass updates all weights (AdamW, fused), and clips them on the way",
+    "rows": "the embedding's gradient is added to in place, not formed by each pass",
     "padding": f"sentences sorted by length, in {PADDING_GROUPS} batches, so that less is padding",
 }
 
@@ -25,26 +27,32 @@ PARTS = {
 class Step:
     """One update, put together from those of PARTS that are named; none of them: the plain way."""
 
-    def __init__(self, model: nn.Module, batch: Batch, parts: frozenset[str]) -> None:
-        self.model, self.batch, self.parts = model, batch, parts
+    def __init__(self, model: nn.Module, batch: Batch, parts: frozenset[str], layer: int) -> None:
+        self.model, self.batch, self.parts, self.layer = model, batch, parts, layer
         self.alignment = AlignmentModel(
-            model, layer=LAYER, temperature=TEMPERATURE, lm_weight=LM_WEIGHT
+            model, layer=layer, temperature=TEMPERATURE, lm_weight=LM_WEIGHT
         )
         self.device = batch.source["input_ids"].device
         self.ids = torch.arange(len(batch.source["input_ids"]))
-        self.is_ours = parts == parts_of_crossalign(self.device)
+        self.is_ours = {"layer", "head", "loss"} <= parts
+        self.engine = Engine(self.device, "fp32")
+        self.calls = self.engine.prepare(self.alignment)
+        self.alignment.adds_to_grad = "rows" in parts
         self.optimizer = torch.optim.AdamW(
             model.parameters(), LEARNING_RATE, weight_decay=0.0, fused="optimizer" in parts or None
         )
 
     def __call__(self) -> Tensor:
         loss = self.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
+        weights = list(self.model.parameters())
+        if "optimizer" in self.parts:
+            norm = self.engine.clip(self.optimizer, weights)
+        else:
+            norm = nn.utils.clip_grad_norm_(weights, LARGEST_GRADIENT_NORM)
         finite = torch.stack([loss.detach().float(), norm.float()]).isfinite().all()
         if not bool(finite):  # the one wait of a step
             raise RuntimeError(f"loss {loss} or gradient norm {norm} is not finite")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.engine.update(self.optimizer)
         return loss.detach()
 
     def backward(self) -> Tensor:
@@ -58,9 +66,12 @@ class Step:
         return self.device.type == "cuda" and next(self.model.parameters()).dtype == torch.bfloat16
 
     def joint_loss(self) -> Tensor:
-        if self.is_ours:
+        if self.is_ours and "padding" not in self.parts:
             source, target, lm = self.batch
-            return self.alignment(source, target, lm=lm, ids=self.ids).loss
+            return self.calls("forward", source, target, lm=lm, ids=self.ids).loss
+        return self.calls(self.loss_of_parts)
+
+    def loss_of_parts(self) -> Tensor:
         query, key = self.embed(self.batch.source), self.embed(self.batch.target)
         if "loss" in self.parts:
             contrastive = self.alignment.contrast(query, key, ids=self.ids)[0]
@@ -95,7 +106,7 @@ class Step:
             output_hidden_states=True,
             use_cache=False,
         )
-        hidden, weights = output.hidden_states[LAYER], mask.unsqueeze(-1)
+        hidden, weights = output.hidden_states[self.layer], mask.unsqueeze(-1)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
 
@@ -112,14 +123,18 @@ def plain_lm_loss(model: nn.Module, lm: Inputs) -> Tensor:
 
 
 def parts_of_crossalign(device: torch.device) -> frozenset[str]:
-    """crossalign.align fuses the optimizer on a GPU only."""
-    parts = frozenset({"layer", "head", "loss"})
-    return parts | {"optimizer"} if device.type == "cuda" else parts
+    """What crossalign.align does; a GPU has the bandwidth for gradients that are formed whole."""
+    parts = frozenset({"layer", "head", "loss", "optimizer"})
+    return parts | {"rows"} if device.type == "cpu" else parts
 
 
 def implementations(device: torch.device) -> dict[str, frozenset[str]]:
     ours = parts_of_crossalign(device)
-    named = {"eager": frozenset[str](), "crossalign": ours}
+    # As of commit ccb28b9, whose update was fused on a GPU only.
+    before = frozenset(
+        {"layer", "head", "loss"} | ({"optimizer"} if device.type != "cpu" else set())
+    )
+    named = {"eager": frozenset[str](), "crossalign": ours, "crossalign before": before}
     named |= {f"eager with {part}": frozenset({part}) for part in PARTS}
     named |= {f"crossalign without {part}": ours - {part} for part in PARTS if part in ours}
     return named | {f"crossalign with {part}": ours | {part} for part in PARTS if part not in ours}
@@ -138,6 +153,7 @@ def peak_in_this_process(case: Case, implementation: str, threads: int) -> float
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     model = make_model(case, device, getattr(torch, case.dtype))
-    step = Step(model, make_inputs(case, device), implementations(device)[implementation])
+    parts = implementations(device)[implementation]
+    step = Step(model, make_inputs(case, device), parts, case.layer)
     step()  # makes the optimizer's state
     return peak_resident_mib(lambda: None, step)

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace crossalign {
@@ -17,6 +18,8 @@ using torch::stable::Tensor;
 
 // Ranks of one group: what one NVLink domain holds, and what fits a kernel's parameters.
 constexpr int kMaxRanks = 72;
+// A wait in nanoseconds must fit an int64, and nobody waits for a day.
+constexpr double kLongestWaitSeconds = 86400;
 
 // Sums run in float, for double in double.
 template <typename T>
@@ -72,6 +75,8 @@ inline void check_pull(const std::vector<int64_t>& peers, const std::vector<int6
   int64_t total = 0;
   for (const int64_t count : peer_rows) {
     STD_TORCH_CHECK(count >= 0, "peer_rows must not be negative, got ", count);
+    STD_TORCH_CHECK(count <= std::numeric_limits<int64_t>::max() - total,
+                    "peer_rows must have a sum below 2^63, got ", count, " beside ", total);
     total += count;
   }
   STD_TORCH_CHECK(gathered.size(0) == total, "gathered must have ", total,
@@ -92,7 +97,8 @@ inline void check_meet(const std::vector<int64_t>& flags, int64_t rank, double t
   check_status(status);
   STD_TORCH_CHECK(rank >= 0 && rank < static_cast<int64_t>(flags.size()), "rank must be 0 to ",
                   flags.size() - 1, ", got ", rank);
-  STD_TORCH_CHECK(timeout_s > 0, "timeout_s must be above 0, got ", timeout_s);
+  STD_TORCH_CHECK(timeout_s > 0 && timeout_s <= kLongestWaitSeconds,
+                  "timeout_s must be above 0 and at most ", kLongestWaitSeconds, ", got ", timeout_s);
 }
 
 // Calls run(In(), Out()) with the types of a cast: any of three to any of three, or double to

@@ -35,9 +35,9 @@ ORDER_INSIDE = {
     ),
     "alignment": (
         *("config", "run_config", "padding", "batch_checks", "packing", "batches"),
-        *("finite", "model", "model_setup", "progress", "schedule", "trackers", "engines"),
-        *("step", "train", "checkpoint", "periodic_evaluation", "records", "stop_request"),
-        "run_directory",
+        *("finite", "freezing", "model", "model_setup", "live_line", "progress", "schedule"),
+        *("trackers", "engines", "step", "train", "checkpoint", "periodic_evaluation"),
+        *("records", "closing_table", "stop_request", "run_directory"),
     ),
     "alignment.engines": (
         *("combinations", "launch", "sharded_state", "one_process", "accelerate"),

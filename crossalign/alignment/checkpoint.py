@@ -171,6 +171,22 @@ class Checkpoints:
         return Path(tempfile.mkdtemp(dir=folder, prefix=ASIDE))
 
     def _write(self, run: AlignmentRun, aside: Path, state: dict[str, Any], weights: Any) -> None:
+        try:
+            self._write_files(run, aside, state, weights)
+        except Exception as error:  # of many kinds; few of them name a file
+            files = [path for path in aside.rglob("*") if path.is_file()]
+            last = max(files, key=lambda path: path.stat().st_mtime_ns, default=aside)
+            raise OSError(f"{last.name}: {error}") from error
+        final = self.path(run.step)
+        if final.exists():  # of a run that went on from an earlier step, or saved here before
+            final.rename(self._make_aside() / "replaced")
+        aside.rename(final)
+        flush_names(final.parent)
+        self.remove_abandoned()
+
+    def _write_files(
+        self, run: AlignmentRun, aside: Path, state: dict[str, Any], weights: Any
+    ) -> None:
         # Embeddings are none of the adapters' business, and "auto" would ask the Hub about them.
         options = {} if run.config.lora_rank is None else {"save_embedding_layers": False}
         run.language_model.save_pretrained(aside, state_dict=weights, **options)
@@ -181,12 +197,6 @@ class Checkpoints:
             shutil.copyfile(self.directory / SETTINGS_FILE, aside / SETTINGS_FILE)
         aside.chmod(self.directory.stat().st_mode)  # mkdtemp's are private
         write_manifest(aside)
-        final = self.path(run.step)
-        if final.exists():  # of a run that went on from an earlier step, or saved here before
-            final.rename(self._make_aside() / "replaced")
-        aside.rename(final)
-        flush_names(final.parent)
-        self.remove_abandoned()
 
     def _on_main(self, run: AlignmentRun, function: Callable[[], Any]) -> Any:
         return self._on_ranks(run, function if run.engine.is_main else lambda: None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from crossalign.pooling.choices import CENTERS, POOL_TOKENS, POOLINGS
 from crossalign.settings import SettingError, check_settings, setting
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+FROZEN_BLOCKS = re.compile(r"blocks:([1-9]\d*)(-([1-9]\d*)?)?")  # of --freeze, from 1 on
 ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")
 
 _LOSS, _BATCHES, _UPDATES = "the loss", "batches and lengths", "updates"
@@ -129,6 +131,13 @@ class TrainingConfig:
         group=_UPDATES,
         lowest=1,
     )
+    freeze: tuple[str, ...] = setting(
+        (),
+        "parts that are not trained: embeddings, head, blocks:5- (from block 5 on), blocks:2-4, "
+        "blocks:3",
+        group=_UPDATES,
+        metavar="PART",
+    )
     compile: bool = setting(False, "compile each block with torch.compile", group=_MODEL)
     pretraining_tokens: float | None = setting(
         None,
@@ -160,5 +169,20 @@ class TrainingConfig:
         if self.contrastive_weight == 0 and self.lm_weight == 0:
             names = ("contrastive_weight", "lm_weight")
             raise SettingError("contrastive_weight and lm_weight must not both be 0", *names)
+        parts = ("embeddings", "head")
+        wrong = [
+            each for each in self.freeze if not (each in parts or FROZEN_BLOCKS.fullmatch(each))
+        ]
+        if wrong:
+            raise SettingError(
+                "freeze must name embeddings, head, blocks:K, blocks:K-L or blocks:K-, got "
+                f"{wrong[0]!r}",
+                "freeze",
+            )
+        if self.freeze and self.lora_rank is not None:
+            raise SettingError(
+                "freeze must be empty with lora_rank, which trains nothing but adapters",
+                *("freeze", "lora_rank"),
+            )
         if self.seed >= 2**63:
             raise SettingError(f"seed must be below 2**63, got {self.seed}", "seed")

@@ -17,14 +17,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from crossalign.alignment.batch_checks import check_batch
-from crossalign.alignment.padding import trimmed
+from crossalign.alignment.batch_checks import (
+    check_batch,
+    labels_after_tokens,
+    model_inputs,
+    parameters_of_forward,
+)
+from crossalign.alignment.padding import LENGTHS, no_text, one_token, trimmed
 from crossalign.argument_checks import check_option, check_positive_finite
 from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.models.encode import check_layer, hidden_states_at
 from crossalign.models.layer_states import hidden_states_of
-from crossalign.models.next_token_loss import IGNORED_LABEL, language_model_loss
+from crossalign.models.next_token_loss import language_model_loss
 from crossalign.models.output_head import check_output_head, output_head
 from crossalign.pooling.centering import center_vectors
 from crossalign.pooling.choices import CENTERS, POOL_TOKENS, POOLINGS
@@ -119,6 +124,8 @@ class AlignmentModel(nn.Module):
         self.symmetric, self.hard_negative_weight = symmetric, hard_negative_weight
         self.group = group
         self._head_is_checked = False
+        self.adds_to_grad = False  # see RowGradients; for one process, which sets it
+        self._model_takes = parameters_of_forward(model)
 
     def forward(
         self,
@@ -133,7 +140,9 @@ class AlignmentModel(nn.Module):
         """The losses of one batch.
 
         Args:
-            source: input_ids and attention_mask, (N, T) each; left or right padding.
+            source: input_ids and attention_mask, (N, T) each, padded left or right; optionally
+                position_ids (N, T) and whatever else the language model's forward takes.
+                token_type_ids, which tokenizers add unasked, are left out.
             target: likewise, the translation of each source sentence; T may differ.
             negatives: likewise, (H, T): sentences close to a target that are no translation. With
                 H = N row i is the hard negative of pair i.
@@ -147,8 +156,9 @@ class AlignmentModel(nn.Module):
 
         Raises:
             TypeError: a batch is no dict of tensors, or ids are not integers.
-            ValueError: an entry is missing, sizes do not match, hard_negative_weight is set and the
-                negatives are not one per pair, or the model's head cannot be reproduced.
+            ValueError: an entry is missing, or unknown to the model; sizes do not match;
+                hard_negative_weight is set and the negatives are not one per pair; or the model's
+                head cannot be reproduced.
 
         Cost: `layer` blocks for the sentences, all blocks for lm; no (tokens x vocabulary) logits.
         """
@@ -156,9 +166,9 @@ class AlignmentModel(nn.Module):
         if negatives is not None:
             batches["negatives"] = negatives
         for name, batch in batches.items():
-            check_batch(name, batch, ("input_ids", "attention_mask"))
+            check_batch(name, batch, ("input_ids", "attention_mask"), self._model_takes)
         if lm is not None:
-            check_batch("lm", lm, ("input_ids", "labels"))
+            check_batch("lm", lm, ("input_ids", "labels"), self._model_takes)
         owner = self.negative_owner(source, target, negatives)
         contrastive_loss, stats = self.contrast(
             self.embed(source),
@@ -187,12 +197,11 @@ class AlignmentModel(nn.Module):
         """(B, L * C) pooled hidden states, layer by layer; batch: input_ids and attention_mask."""
         rows = batch["input_ids"].shape[0]
         if rows == 0:  # wrapped for several ranks, the same blocks must run on each
-            batch = _one_token(batch["input_ids"])
+            batch = one_token(batch["input_ids"])
         batch = trimmed(batch)
         mask = batch["attention_mask"]
-        states = hidden_states_of(
-            self.model, self.layers, input_ids=batch["input_ids"], attention_mask=mask
-        )
+        inputs = model_inputs(batch, self._model_takes)
+        states = hidden_states_of(self.model, self.layers, **inputs)
         if self.pool_tokens == "content":
             # No buffer: DistributedDataParallel would send it in every forward.
             self.special_token_ids = self.special_token_ids.to(mask.device)
@@ -268,13 +277,13 @@ class AlignmentModel(nn.Module):
         """(), unweighted; lm as in forward, count as in language_model_loss."""
         if lm["input_ids"].shape[0] == 0:
             lm = no_text(lm["input_ids"].device)
-        lm = trimmed(lm)
+        # Batches of the training loop have lengths and are padded on the right.
+        labels = lm["labels"] if LENGTHS in lm else labels_after_tokens(lm)
+        lm = trimmed({**lm, "labels": labels})
         if not self._head_is_checked:
             check_output_head(self.model, lm["input_ids"])
             self._head_is_checked = True
-        names = ("input_ids", "attention_mask", "position_ids")
-        inputs = {name: lm[name] for name in names if name in lm}
-        hidden = hidden_states_at(self.model, -1, **inputs)
+        hidden = hidden_states_at(self.model, -1, **model_inputs(lm, self._model_takes))
         head = output_head(self.model)
         return language_model_loss(
             hidden,
@@ -285,15 +294,5 @@ class AlignmentModel(nn.Module):
             softcap=head.softcap,
             group=self.group,
             count=count,
+            adds_to_grad=self.adds_to_grad,
         )
-
-
-def no_text(device: torch.device) -> dict[str, Tensor]:
-    """An lm batch of one token without a label: every block runs, and nothing is learnt."""
-    ids = torch.zeros(1, 1, dtype=torch.long, device=device)
-    return {**_one_token(ids), "labels": torch.full((1, 1), IGNORED_LABEL)}
-
-
-def _one_token(like: Tensor) -> dict[str, Tensor]:
-    ids = like.new_zeros(1, 1)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from crossalign.alignment.config import TrainingConfig
+from crossalign.alignment.freezing import freeze
 from crossalign.models.encode import find_blocks
 
 
@@ -19,7 +20,8 @@ def set_up_model(model: Any, config: TrainingConfig, adapters: Path | None = Non
     adapters: a directory with trained ones, to start from.
 
     Raises:
-        ValueError: the model does not have the attention, or has adapters already.
+        ValueError: the model does not have the attention, or what is to be frozen, or has adapters
+            already.
     """
     if config.attention != "auto":
         try:
@@ -28,6 +30,7 @@ def set_up_model(model: Any, config: TrainingConfig, adapters: Path | None = Non
             raise ValueError(f"align: attention {config.attention}: {error}") from error
     if config.lora_rank is not None:
         model = _with_adapters(model, config.lora_rank, adapters)
+    freeze(model, config.freeze)
     if config.gradient_checkpointing:
         _checkpoint_activations(model)
     if config.compile:

@@ -1,10 +1,13 @@
-"""Rows of one batch: their order by length, and padding that no chunk of them needs."""
+"""Rows of one batch: who gets which, padding that no chunk needs, and rows where there are none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
+
+from crossalign.models.next_token_loss import IGNORED_LABEL
 
 LENGTHS = "lengths"  # (B,) on the CPU: tokens of each row
 
@@ -29,3 +32,14 @@ def share(count: int, rank: int, world_size: int) -> slice:
     """The rows of a rank: every world_size-th, so that of rows in the order of their lengths each
     rank gets as much work; shares differ by at most one row and may be empty."""
     return slice(rank, count, world_size)
+
+
+def no_text(device: torch.device) -> dict[str, Tensor]:
+    """An lm batch of one token without a label: every block runs, and nothing is learnt."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+    return {**one_token(ids), "labels": torch.full((1, 1), IGNORED_LABEL)}
+
+
+def one_token(like: Tensor) -> dict[str, Tensor]:
+    ids = like.new_zeros(1, 1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from crossalign.alignment.config import TrainingConfig
+from crossalign.alignment.live_line import LiveLine
 
 LINE_EVERY_S = 30.0  # where no live line can be shown
 
@@ -18,26 +19,28 @@ class Progress:
     """A live line where standard error is a terminal, else a line of its own every half minute."""
 
     def __init__(self, steps: int, done: int, *, shown: bool) -> None:
-        from tqdm.auto import tqdm
-
-        self.steps, self.shown = steps, shown
-        self.bar = tqdm(
-            total=steps, initial=done, desc="align", unit="step", disable=None if shown else True
-        )
-        self.last_line = time.monotonic()
+        self.steps, self.done, self.shown = steps, done, shown
+        self.started = self.last_line = time.monotonic()
+        self.live = LiveLine() if shown and sys.stderr.isatty() else None
 
     def show(self, record: Mapping[str, float], device: torch.device) -> None:
-        """One step further, with the values of its record."""
-        if not self.bar.disable:
-            self.bar.set_postfix(summary(record, device))
-        elif self.shown and time.monotonic() - self.last_line >= LINE_EVERY_S:
-            values = ", ".join(f"{name} {text}" for name, text in summary(record, device).items())
-            print(f"step {record['step']} of {self.steps}: {values}", file=sys.stderr, flush=True)
-            self.last_line = time.monotonic()
-        self.bar.update()
+        """The values of a step's record."""
+        if not self.shown:
+            return
+        now = time.monotonic()
+        made = record["step"] - self.done
+        left = (self.steps - record["step"]) * (now - self.started) / max(made, 1)
+        parts = summary(record, device, left)
+        if self.live is not None:
+            self.live.show([f"{record['step']}/{self.steps}", *parts])
+        elif now - self.last_line >= LINE_EVERY_S:
+            told = f"step {record['step']} of {self.steps}: {', '.join(parts)}"
+            print(told, file=sys.stderr, flush=True)
+            self.last_line = now
 
     def close(self) -> None:
-        self.bar.close()
+        if self.live is not None:
+            self.live.close()
 
 
 def sizes_line(config: TrainingConfig, batch_size: int, lm_batch_size: int, ranks: int) -> str:
@@ -58,19 +61,31 @@ def _chunks(what: str, size: int | None) -> str:
     return "" if size is None else f", {size} {what} in a pass"
 
 
-def summary(record: Mapping[str, float], device: torch.device) -> dict[str, str]:
-    """The values worth watching, formatted. Speed is that of this step."""
-    values = {
-        "contrastive": f"{record['contrastive_loss']:.3f}",
-        "lm": f"{record['lm_loss']:.3f}",
-        "accuracy": f"{record['accuracy']:.1%}",
-        "pairs/s": f"{record['pairs'] / record['seconds']:.0f}",
-        "tokens/s": f"{record['tokens'] / record['seconds']:.0f}",
-        "memory": f"{peak_memory_gib(device):.1f}GiB",
-    }
+def summary(record: Mapping[str, float], device: torch.device, left_s: float) -> list[str]:
+    """The values worth watching, the most important first. Speed is that of this step."""
+    parts = [
+        f"contrastive {record['contrastive_loss']:.3f}",
+        f"lm {record['lm_loss']:.3f}",
+        f"accuracy {record['accuracy']:.0%}",
+        f"{duration(left_s)} left",
+        f"{rate(record['pairs'] / record['seconds'])} pairs/s",
+        f"{peak_memory_gib(device):.1f} GiB",
+        f"{rate(record['tokens'] / record['seconds'])} tokens/s",
+    ]
     if "pretraining_share" in record:
-        values["pretraining"] = f"{1000 * record['pretraining_share']:.3f}‰"
-    return values
+        parts.append(f"pretraining {1000 * record['pretraining_share']:.3f}‰")
+    return parts
+
+
+def rate(value: float) -> str:
+    """Two digits at least: 0.058, 1.9, 29, 4107."""
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 2:41:10."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from crossalign.alignment.batches import Inputs, StepBatch
 from crossalign.alignment.engines.one_process import Engine
-from crossalign.alignment.model import AlignmentModel, AlignmentOutput, no_text
-from crossalign.alignment.padding import LENGTHS
+from crossalign.alignment.model import AlignmentModel, AlignmentOutput
+from crossalign.alignment.padding import LENGTHS, no_text
 from crossalign.contrastive.gradient_cache import GradientCache
 from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.models.next_token_loss import count_labels

@@ -20,8 +20,9 @@ from crossalign.alignment.batches import Batches, StepBatch
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.engines.choice import choose_engine
 from crossalign.alignment.finite import NotFiniteError, check_finite_weights
-from crossalign.alignment.model import AlignmentModel, no_text
+from crossalign.alignment.model import AlignmentModel
 from crossalign.alignment.model_setup import set_up_model
+from crossalign.alignment.padding import no_text
 from crossalign.alignment.progress import Progress
 from crossalign.alignment.schedule import learning_rate_at
 from crossalign.alignment.step import chunked_backward

@@ -175,6 +175,7 @@ def _read(parser: Parser, args: argparse.Namespace, argv: list[str]) -> AlignSet
 
 def _train(parser: Parser, settings: AlignSettings, cache: Path) -> None:
     from crossalign.alignment.checkpoint import Checkpoints
+    from crossalign.alignment.closing_table import closing_table
     from crossalign.alignment.engines.launch import is_main_process
     from crossalign.alignment.periodic_evaluation import PeriodicEvaluation
     from crossalign.alignment.progress import sizes_line
@@ -208,6 +209,7 @@ def _train(parser: Parser, settings: AlignSettings, cache: Path) -> None:
     if alignment.step < config.steps:
         print(f"stopped after step {alignment.step} of {config.steps}; --resume goes on from there")
     else:
+        print(closing_table(paths.output))
         print(f"wrote {paths.output}: the model after {config.steps} steps on {len(pairs)} pairs")
 
 

@@ -6,9 +6,9 @@ of steps; after each, every rank hears whether one of them failed, so that none 
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from crossalign.distributed.liveness import longest_wait, process_record
 from crossalign.distributed.rank_agreement import exchange_records, one_line
 
 _Records = list[dict[str, Any]]
@@ -25,13 +26,15 @@ class SharedMemory:
     """This rank's buffer and the address of every rank's, as this process sees them."""
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device, num_bytes: int) -> None:
-        self.group = group
+        # The group itself is not kept: it is the key under which this memory is remembered.
         self.rank = dist.get_rank(group)
         self.device = device
         self.num_bytes = num_bytes
         self.buffer = torch.empty(0, dtype=torch.uint8)
         self.addresses: list[int] = []
         self.keep_alive: list[object] = []
+        self.processes: _Records = []  # process_record() of every rank
+        self.timeout_s = longest_wait(group, device)
 
     def allocate(self, records: _Records) -> dict[str, object]:
         """The own buffer, all zeros; what the peers must know of it."""
@@ -41,7 +44,7 @@ class SharedMemory:
         """Raises RuntimeError if this process cannot reach a peer's buffer."""
         return {}
 
-    def connect(self, records: _Records) -> dict[str, object]:
+    def connect(self, records: _Records, group: dist.ProcessGroup) -> dict[str, object]:
         """The addresses of the peers' buffers."""
         raise NotImplementedError
 
@@ -71,11 +74,11 @@ class GpuMemory(SharedMemory):
                 raise RuntimeError(f"its GPU cannot read the memory of rank {rank}'s GPU")
         return {}
 
-    def connect(self, records: _Records) -> dict[str, object]:
+    def connect(self, records: _Records, group: dist.ProcessGroup) -> dict[str, object]:
         import torch.distributed._symmetric_memory as symmetric_memory
 
         with torch.cuda.device(self.device):
-            handle = symmetric_memory.rendezvous(self.buffer, self.group)
+            handle = symmetric_memory.rendezvous(self.buffer, group)
         self.addresses = list(handle.buffer_ptrs)
         self.keep_alive.append(handle)
         if self.addresses[self.rank] != self.buffer.data_ptr():
@@ -84,20 +87,19 @@ class GpuMemory(SharedMemory):
 
 
 class HostMemory(SharedMemory):
-    """A file in /dev/shm per rank, mapped by every process, then unlinked."""
+    """An anonymous file per rank, mapped by every process; it is gone with the last of them,
+    however that one ends."""
 
-    path = ""
+    file = -1
 
     def allocate(self, records: _Records) -> dict[str, object]:
-        file, self.path = tempfile.mkstemp(prefix="crossalign-", dir="/dev/shm")
-        try:
-            os.posix_fallocate(file, 0, self.num_bytes)  # a full /dev/shm must fail here, not later
-        finally:
-            os.close(file)
-        self.buffer = self._map(self.path)
-        return {"path": self.path}
+        self.file = os.memfd_create("crossalign")
+        os.posix_fallocate(self.file, 0, self.num_bytes)  # a lack of memory must fail here
+        path = f"/proc/{os.getpid()}/fd/{self.file}"
+        self.buffer = self._map(path)
+        return {"path": path}
 
-    def connect(self, records: _Records) -> dict[str, object]:
+    def connect(self, records: _Records, group: dist.ProcessGroup) -> dict[str, object]:
         buffers = [self._map(record["path"]) for record in records]
         buffers[self.rank] = self.buffer
         self.addresses = [buffer.data_ptr() for buffer in buffers]
@@ -105,8 +107,8 @@ class HostMemory(SharedMemory):
         return {}
 
     def clean_up(self) -> None:
-        if self.path:
-            Path(self.path).unlink()
+        if self.file >= 0:
+            os.close(self.file)
 
     def _map(self, path: str) -> Tensor:
         return torch.from_file(path, shared=True, size=self.num_bytes, dtype=torch.uint8)
@@ -122,8 +124,9 @@ def open_shared_memory(
     memory = (GpuMemory if device.type == "cuda" else HostMemory)(group, device, num_bytes)
     records: _Records = []
     try:
-        for step in (memory.allocate, memory.check_peers, memory.connect):
-            sent: dict[str, object] = {"machine": _machine()}
+        connect = functools.partial(memory.connect, group=group)
+        for step in (memory.allocate, memory.check_peers, connect):
+            sent: dict[str, object] = {"machine": _machine(), **process_record()}
             try:
                 if not problem:
                     sent |= step(records)
@@ -137,6 +140,7 @@ def open_shared_memory(
             if len({record["machine"] for record in received}) > 1:
                 return "the group spans several machines"
             records = records or received  # what allocate() returned on every rank
+        memory.processes = records
     finally:
         memory.clean_up()
     return memory

@@ -11,6 +11,7 @@ import functools
 import importlib
 import logging
 import os
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -19,9 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from crossalign.distributed.liveness import dead_rank
 from crossalign.distributed.shared_memory import SharedMemory, open_shared_memory
 
-SIGNAL_TIMEOUT_S = 300.0  # longer than any honest delay: compilation, a checkpoint, slow storage
+_SLICE_S = 0.2  # a wait on the CPU is cut into these, for signals and for a look at the peers
 _HEADER_BYTES = 1024  # one int64 flag per rank stands before the data
 _GRANULE_BYTES = 2**21  # what GPUs map at once
 _MOST_RANKS = 72  # kMaxRanks of csrc/tensor_checks.h
@@ -67,6 +69,7 @@ class SymmetricWorkspace:
         self.data_addresses = [address + _HEADER_BYTES for address in memory.addresses]
         self.capacity = memory.num_bytes - _HEADER_BYTES
         self.barriers = 0
+        self.timeout_s = memory.timeout_s
         # A GPU reports a missing peer through host memory, which is read without waiting for it.
         is_cuda = self.buffer.is_cuda
         self.status = torch.zeros(1, dtype=torch.int32, pin_memory=is_cuda)
@@ -104,15 +107,41 @@ class SymmetricWorkspace:
         """Waits, on the device, until every rank has come here."""
         self._raise_if_missed()
         self.barriers += 1
-        torch.ops.crossalign_ext.meet(
-            self.buffer,
-            self.memory.addresses,
-            self.rank,
-            self.barriers,
-            SIGNAL_TIMEOUT_S,
-            self.status,
-        )
+        if self.buffer.is_cuda:
+            self._meet(self.timeout_s)
+        else:
+            self._meet_in_slices()
         self._raise_if_missed()
+
+    def _meet_in_slices(self) -> None:
+        """Between two slices Ctrl-C is heard, and a peer whose process has ended is missed at once.
+
+        A slice that ends too early leaves nothing behind: coming again to a barrier is the same.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            self._meet(min(_SLICE_S, max(left, 1e-3)))
+            missing = int(self.status)
+            if not missing or left <= _SLICE_S:
+                return
+            self.status.zero_()
+            if (dead := dead_rank(self.memory.processes, self.rank)) is not None:
+                # It may have come here before it ended.
+                self._meet(1e-3)
+                if int(self.status):
+                    self.status.fill_(1 + dead)
+                    pid = self.memory.processes[dead]["pid"]
+                    raise RuntimeError(
+                        f"gather_negatives: rank {dead} of the group died: its process {pid} has "
+                        "ended; look for its own error"
+                    )
+                return
+
+    def _meet(self, timeout_s: float) -> None:
+        torch.ops.crossalign_ext.meet(
+            self.buffer, self.memory.addresses, self.rank, self.barriers, timeout_s, self.status
+        )
 
     def _raise_if_missed(self) -> None:
         """On a GPU it may be too early to know: the results are then NaN, and the next call raises.
@@ -124,7 +153,7 @@ class SymmetricWorkspace:
         if missing := int(self.status):
             raise RuntimeError(
                 f"gather_negatives: rank {missing - 1} of the group did not come within "
-                f"{SIGNAL_TIMEOUT_S:g} s; it died, or its backward never reached the gather. "
+                f"{self.timeout_s:g} s; it died, or its backward never reached the gather. "
                 "CROSSALIGN_GATHER=collective uses PyTorch's collectives instead"
             )
 

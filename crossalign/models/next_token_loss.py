@@ -31,6 +31,7 @@ from crossalign.argument_checks import (
     check_tensor,
 )
 from crossalign.models.fused_cross_entropy import can_fuse, fused_cross_entropy_sum
+from crossalign.models.gradient_in_place import gradient_of
 from crossalign.precision import accumulator, without_autocast
 
 IGNORED_LABEL = -100
@@ -48,6 +49,7 @@ def language_model_loss(
     softcap: float | None = None,
     group: dist.ProcessGroup | None = None,
     count: Tensor | None = None,
+    adds_to_grad: bool = False,
 ) -> Tensor:
     """Mean next-token cross-entropy over the labels that are not -100.
 
@@ -64,6 +66,9 @@ def language_model_loss(
             world size * (its own sum) / (count of all), whose mean is the loss of the whole batch.
         count: of the labels to average over, as count_labels gives it; the batch is then a part of
             what they stand in, and no rank waits for another. None: those of this batch.
+
+        adds_to_grad: the backward adds to weight.grad itself, so that no second tensor of its size
+            is made. For a leaf whose gradient no hook waits for.
 
     Returns:
         () float32 (float64 for float64). Without any label that counts: 0, with zero gradients.
@@ -88,7 +93,7 @@ def language_model_loss(
         total = fused_cross_entropy_sum(flat, weight, bias, targets, softcap)
     else:
         total = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            flat, weight, bias, targets, scale, softcap
+            flat, weight, bias, targets, scale, softcap, adds_to_grad
         )
     if count is None and group is None:
         return total / max(counted.numel(), 1)
@@ -121,6 +126,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,  # (N,) int64
         scale: float,
         softcap: float | None,
+        adds_to_grad: bool,
     ) -> Tensor:
         wide = accumulator(hidden.dtype)
         # The log-sum-exp as (max, sum): their sum would round away digits of a probability near 1.
@@ -138,6 +144,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 row_max = higher
         ctx.save_for_backward(hidden, weight, bias, targets, row_max, row_sum)
         ctx.scale, ctx.softcap = scale, softcap
+        ctx.leaf = weight if adds_to_grad and weight.requires_grad else None
         return (row_max - target_logit + row_sum.log()).sum()
 
     @staticmethod
@@ -151,7 +158,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden, dtype=row_max.dtype)
         # Every row is written below; without positions no product runs, and the gradient is zero.
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_weight = torch.zeros_like(weight) if needs_weight and ctx.leaf is None else None
+        total = None if ctx.leaf is None else gradient_of(ctx.leaf)
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         factor = upstream * ctx.scale
@@ -167,10 +175,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_bias[start:end] = grad.sum(dim=0) * factor
                 if grad_weight is not None:
                     grad_weight[start:end] = _product(grad.T, hidden, hidden.dtype) * factor
+                if total is not None:
+                    _add_product(total[start:end], grad, hidden, factor)
                 if needs_hidden:
                     grad_hidden += _product(grad, weight[start:end], hidden.dtype)
         grad_hidden = (grad_hidden * factor).to(hidden.dtype)
-        return grad_hidden if needs_hidden else None, grad_weight, grad_bias, None, None, None
+        return (grad_hidden if needs_hidden else None, grad_weight, grad_bias, *[None] * 4)
 
 
 def _check_arguments(
@@ -242,6 +252,14 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     if a.is_cuda and dtype != wide:
         return torch.mm(a.to(dtype), b.to(dtype), out_dtype=wide)
     return a.to(wide) @ b.to(wide)
+
+
+def _add_product(total: Tensor, grad: Tensor, hidden: Tensor, factor: Tensor) -> None:
+    """total += factor * grad.T @ hidden, in one pass where the dtypes are one."""
+    if total.is_cuda or total.dtype != grad.dtype:
+        total += _product(grad.T, hidden, hidden.dtype) * factor
+    else:
+        total.addmm_(grad.T, hidden.to(grad.dtype) * factor)
 
 
 def _target_columns(targets: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -61,6 +62,29 @@ def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FILES = ["config.json", "config.yaml", "generation_config.json", "manifest.json"]
 FILES += ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "training_state.pt"]
+
+
+def test_a_full_disk_at_any_write_harms_nothing(two_checkpoints: Path, tmp_path: Path) -> None:
+    """A limit on the size of files makes each of them in turn the one that does not fit."""
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    checkpoints, run = Checkpoints(tmp_path / "run"), new_run()
+    sizes = {path.name: path.stat().st_size for path in checkpoints.path(2).iterdir()}
+    run.step = 3
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name in FILES:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[name] - 1, hard))
+        try:
+            with pytest.raises(OSError, match="the checkpoint of step 3 cannot be written: ") as no:
+                checkpoints.save(run)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        # What is written before it may be as large.
+        assert any(f"cannot be written: {each}: " in str(no.value) for each in FILES)
+        assert f"{checkpoints.path(2)}; make room" in str(no.value)
+        assert checkpoints.steps() == [0, 2] and not list(tmp_path.rglob(".saving.*"))
+        assert Checkpoints(tmp_path / "run").last() == 2
+    checkpoints.save(run)
+    assert Checkpoints(tmp_path / "run").last() == 3
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crossalign.alignment.checkpoint import STATE_FILE, Checkpoints
 from crossalign.cli.main import main
-from crossalign.files.manifest import write_manifest
+from crossalign.files.manifest import check_manifest, write_manifest
 from tests.support.command_cases import Run, metrics_of
 from tests.support.process_group import PRELOADED
 
@@ -88,38 +88,57 @@ def long_run(directory: Path, model_dir: Path, pairs_file: Path, until: int) -> 
     return command
 
 
-def kill_and_resume(tmp_path: Path, flags: list[object], moments: list[int], seed: int) -> None:
-    """SIGKILL a random while after the run made so many steps, each time; then let it end."""
+def kill_and_resume(
+    tmp_path: Path, flags: list[object], moments: list[int], inside_a_save: int, seed: int
+) -> None:
+    """SIGKILL a random while after the run made so many steps, each time, and so many times more
+    while a checkpoint is being written; then let it end."""
     chance, directory, resume = random.Random(seed), tmp_path / "killed", []
-    for moment in moments:
+    folder = directory / "checkpoints"
+    for moment in [*moments, *[None] * inside_a_save]:
         command = Command(*flags, "--output", directory, *resume)
-        command.wait_for(lambda moment=moment: steps_made(directory) >= moment)
-        time.sleep(chance.random() * 0.02)  # a step takes about as long, and so does a save
+        if moment is None:
+            before = steps_made(directory)
+            command.wait_for(
+                lambda before=before: (
+                    steps_made(directory) > before and any(folder.glob(".saving.*/*"))
+                )
+            )
+            time.sleep(chance.random() * 0.005)
+        else:
+            command.wait_for(lambda moment=moment: steps_made(directory) >= moment)
+            time.sleep(chance.random() * 0.02)  # a step takes about as long, and so does a save
         command.send(signal.SIGKILL)
         assert command.result()[0] in (-signal.SIGKILL, 0)
         resume = ["--resume"] if (directory / "config.yaml").exists() else []
-        for step in Checkpoints(directory).steps():
-            saved = Checkpoints(directory).path(step)
-            assert torch.load(saved / STATE_FILE)["step"] == step
-            assert AutoModelForCausalLM.from_pretrained(saved) is not None
+        checkpoints = Checkpoints(directory)
+        for step in checkpoints.steps():
+            check_manifest(checkpoints.path(step))
+            assert torch.load(checkpoints.path(step) / STATE_FILE)["step"] == step
+            assert AutoModelForCausalLM.from_pretrained(checkpoints.path(step)) is not None
     status, _, error = Command(*flags, "--output", directory, *resume).result()
     assert (status, error) == (0, "")
 
 
 @pytest.mark.parametrize(
-    "moments",
+    ("moments", "inside_a_save", "steps"),
     [
-        pytest.param([1, 8, 17], id="three"),
-        pytest.param([0, 1, 3, 6, 8, 11, 14, 17, 20, 23], id="ten", marks=[pytest.mark.slow]),
+        pytest.param([1, 8], 1, STEPS, id="three"),
+        pytest.param([*range(0, 60, 3)], 10, 120, id="thirty", marks=[pytest.mark.slow]),
     ],
 )
 def test_killed_at_any_moment_the_run_ends_as_if_it_had_not_been(
-    tmp_path: Path, model_dir: Path, pairs_file: Path, moments: list[int]
+    tmp_path: Path,
+    model_dir: Path,
+    pairs_file: Path,
+    moments: list[int],
+    inside_a_save: int,
+    steps: int,
 ) -> None:
     """Bit for bit, with dropout; and every checkpoint that has its name can be loaded."""
-    flags = ["--model", model_dir, "--pairs", pairs_file, *SMALL]
+    flags = ["--model", model_dir, "--pairs", pairs_file, *SMALL, "--steps", steps]
     straight = Command(*flags, "--output", tmp_path / "straight")
-    kill_and_resume(tmp_path, flags, moments, seed=len(moments))
+    kill_and_resume(tmp_path, flags, moments, inside_a_save, seed=len(moments))
     assert straight.result()[0] == 0
     killed, whole = (load_file(tmp_path / name / "model.safetensors") for name in _BOTH)
     assert all(torch.equal(killed[name], whole[name]) for name in whole)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy import relative_error
 from benchmarks.bench_train_step import StepHarness, run_case, summary
-from benchmarks.train_step_cases import LAYER, PRESETS, Case, least_work, make_inputs, make_model
+from benchmarks.train_step_cases import PRESETS, Case, least_work, make_inputs, make_model
 from benchmarks.train_step_implementations import (
     PARTS,
     Step,
@@ -75,12 +75,13 @@ def test_every_part_is_switched_alone() -> None:
         assert named[f"eager with {part}"] == {part}
         name = f"crossalign {'without' if part in ours else 'with'} {part}"
         assert named[name] == ours ^ {part}
-    assert "optimizer" in parts_of_crossalign(torch.device("cuda"))
+    assert named["crossalign before"] == ours - {"optimizer", "rows"}
+    assert ours - parts_of_crossalign(torch.device("cuda")) == {"rows"}
 
 
 def test_a_wrong_step_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def embed_a_layer_too_late(step: Step, sentences: dict[str, Tensor]) -> Tensor:
-        return AlignmentModel(step.model, layer=LAYER + 1).embed(sentences)
+        return AlignmentModel(step.model, layer=step.layer + 1).embed(sentences)
 
     monkeypatch.setattr(Step, "embed_with_all_blocks", embed_a_layer_too_late)
     harness = StepHarness("train_step", "cpu", tmp_path / "rows.jsonl", seconds=0.001)
@@ -95,7 +96,7 @@ def test_an_update_changes_the_weights_alike() -> None:
     for name in ("eager", "crossalign"):
         model = make_model(SMOKE, CPU, torch.float32)
         before = [weight.detach().clone() for weight in model.parameters()]
-        step = Step(model, make_inputs(SMOKE, CPU), implementations(CPU)[name])
+        step = Step(model, make_inputs(SMOKE, CPU), implementations(CPU)[name], 1)
         step()
         assert all(weight.grad is None for weight in model.parameters())
         updated.append([w.detach() - b for w, b in zip(model.parameters(), before, strict=True)])
@@ -106,7 +107,7 @@ def test_a_step_that_is_not_finite_raises() -> None:
     model = make_model(SMOKE, CPU, torch.float32)
     nn.init.constant_(model.get_input_embeddings().weight, float("nan"))
     with pytest.raises(RuntimeError, match="is not finite"):
-        Step(model, make_inputs(SMOKE, CPU), frozenset())()
+        Step(model, make_inputs(SMOKE, CPU), frozenset(), 1)()
 
 
 def test_padded_sentences_have_the_lengths_of_the_case() -> None:
@@ -126,7 +127,7 @@ def test_least_work_counts_the_products_of_a_step() -> None:
     model = make_model(case, CPU, torch.float32)
     model.set_attn_implementation("eager")  # whose products are counted
     parts = parts_of_crossalign(CPU) - {"head"}  # whose backward pass forms the logits again
-    step = Step(model, make_inputs(case, CPU), parts)
+    step = Step(model, make_inputs(case, CPU), parts, 1)
     with FlopCounterMode(display=False) as counter:
         loss_and_gradients(step)
     assert least_work(case, model).flops == pytest.approx(counter.get_total_flops(), rel=0.02)
@@ -136,3 +137,17 @@ def test_the_gpu_cases_have_the_shape_of_xglm_564m() -> None:
     for case in PRESETS["gpu"]:
         model = make_model(case, torch.device("meta"), torch.bfloat16)
         assert sum(weight.numel() for weight in model.parameters()) == 564_463_616
+
+
+def test_the_gemma_case_has_the_shape_of_gemma_3_270m() -> None:
+    (case,) = PRESETS["gemma-cpu"]
+    model = make_model(case, torch.device("meta"), torch.float32)
+    assert sum(weight.numel() for weight in model.parameters()) == 268_098_176
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    block = model.get_decoder().layers[0]
+    weights = sum(w.numel() for name, w in block.named_parameters() if name.split(".")[-2] in names)
+    labels = case.texts * case.text_length
+    blocks = labels * case.blocks + case.pairs * (case.shortest + case.longest) * case.layer
+    products = 6 * (weights * blocks + labels * case.vocabulary * case.width)
+    # The rest are the products of attention.
+    assert products < least_work(case, model).flops < 1.1 * products

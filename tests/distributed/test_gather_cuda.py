@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossalign.distributed import symmetric_gather
+from crossalign.distributed import liveness, symmetric_gather
 from crossalign.distributed.gather import gather_negatives
 from tests.support.built_extension import extension_folder, use_extension
 from tests.support.gather_cases import DTYPES, ROWS, shards, upstreams
@@ -99,7 +99,7 @@ def test_rows_are_cast_and_normalised_on_the_way(dtype: torch.dtype) -> None:
 
 def skip_the_backward(rank: int, folder: Path) -> Tensor | None:
     on_gpu(folder)
-    symmetric_gather.SIGNAL_TIMEOUT_S = 1.0
+    liveness.LONGEST_WAIT_S = 1.0
     x = torch.ones(3, 4, device="cuda", requires_grad=True)
     gathered = gather_negatives(x, backend="extension")
     torch.cuda.synchronize()

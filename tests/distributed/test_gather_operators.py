@@ -150,8 +150,17 @@ BAD_CALLS = [
     ("sum_rows", 2, torch.int32, "peer_dtype must be floating point, got Int"),
     ("sum_rows", 3, X.half(), "total must be Float or its accumulator, got Half"),
     ("meet", 2, 1, "rank must be 0 to 0, got 1"),
-    ("meet", 4, 0.0, "timeout_s must be above 0, got 0"),
+    ("meet", 4, 0.0, "timeout_s must be above 0 and at most 86400, got 0"),
+    ("meet", 4, 1e12, "timeout_s must be above 0 and at most 86400, got 1e"),
+    ("meet", 4, float("nan"), "timeout_s must be above 0 and at most 86400, got -?nan"),
 ]
+
+
+def test_a_sum_of_rows_beyond_int64_is_named() -> None:
+    """It wrapped around, here to the 4 rows that there are."""
+    rows = [2**62, 2**62, 2**62, 2**62 + 4]
+    with pytest.raises(RuntimeError, match=r"peer_rows must have a sum below 2\^63, got 461168"):
+        ops().pull_rows([X.data_ptr()] * 4, rows, torch.empty(4, 3), status())
 
 
 @pytest.mark.parametrize(("name", "position", "value", "message"), BAD_CALLS)

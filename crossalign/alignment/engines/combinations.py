@@ -62,6 +62,8 @@ def _impossible(config: TrainingConfig, strategy: Strategy, device_type: str) ->
 def _untested(config: TrainingConfig, strategy: Strategy) -> Iterator[str]:
     if strategy == "fsdp2" and os.environ.get("FSDP_OFFLOAD_PARAMS", "false") == "true":
         yield "fsdp_offload_params"
+    if config.freeze and strategy in ("fsdp2", "deepspeed"):
+        yield "freeze with sharded weights"
     if config.compile and strategy != "single":
         yield "compile on several ranks"
     if config.compile and config.gradient_checkpointing:

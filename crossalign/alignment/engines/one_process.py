@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from crossalign.alignment.engines.combinations import Strategy
 from crossalign.alignment.engines.sharded_state import load_shards
 from crossalign.alignment.model import AlignmentModel
+from crossalign.models.gradient_in_place import RowGradients
 
 LARGEST_GRADIENT_NORM = 1.0
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,7 +36,11 @@ class ModelCalls(nn.Module):
     def forward(self, call: str | Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
         """A method of the alignment model by its name, or any function that runs the model."""
         method = getattr(self.alignment, call) if isinstance(call, str) else call
-        return method(*args, **kwargs)
+        if not self.alignment.adds_to_grad:
+            return method(*args, **kwargs)
+        model: Any = self.alignment.model
+        with RowGradients(model.get_input_embeddings().weight):
+            return method(*args, **kwargs)
 
 
 class Engine:
@@ -71,6 +76,8 @@ class Engine:
 
     def prepare(self, alignment: AlignmentModel) -> nn.Module:
         """The passes through the model, wrapped so that gradients are averaged over ranks."""
+        # A GPU has the bandwidth for gradients formed whole, and would wait to know the rows.
+        alignment.adds_to_grad = self.device.type == "cpu" and _has_plain_embedding(alignment)
         return ModelCalls(alignment)
 
     def chunk_passes(self, passes: nn.Module) -> nn.Module:
@@ -82,7 +89,7 @@ class Engine:
 
     def optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> Any:
         """AdamW without weight decay, after prepare."""
-        is_fused = self.device.type == "cuda"
+        is_fused = self.device.type in ("cpu", "cuda")  # one pass over weights and moments
         return torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0, fused=is_fused)
 
     def max_over_ranks(self, count: int) -> int:
@@ -98,9 +105,20 @@ class Engine:
             torch.autograd.backward(self.scaler.scale(loss))
 
     def clip(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
-        """() float32: the gradients' norm before they were clipped to norm 1."""
+        """() float32: the gradients' norm before they were clipped to norm 1.
+
+        Where it can, the update divides by what is set here, and the gradients are not written.
+        """
         self.scaler.unscale_(optimizer)
-        return nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT_NORM)
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        can_divide = not self.scaler.is_enabled() and optimizer.defaults.get("fused")
+        if not can_divide or any(each.dtype != torch.float32 for each in gradients):
+            return nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT_NORM)
+        norm = nn.utils.get_total_norm(gradients)
+        # The inverse of clip_grad_norm_'s factor.
+        divisor = ((norm + 1e-6) / LARGEST_GRADIENT_NORM).clamp(min=1.0)
+        optimizer.grad_scale = divisor.float()
+        return norm
 
     def may_overflow(self) -> bool:
         """Whether gradients that are not finite only ask for a smaller scale."""
@@ -110,6 +128,7 @@ class Engine:
         """One step of the optimiser; none where fp16 gradients overflowed."""
         self.scaler.step(optimizer)
         self.scaler.update()
+        optimizer.grad_scale = None
         optimizer.zero_grad()
 
     def mean(self, values: Tensor) -> Tensor:
@@ -135,6 +154,8 @@ class Engine:
 
     def load_optimizer_state(self, alignment: nn.Module, optimizer: Any, state: Any) -> None:
         optimizer.load_state_dict(state)
+        for group in optimizer.param_groups:  # as here, not as where the state comes from
+            group["fused"] = optimizer.defaults["fused"]
 
     def save_shards(self, alignment: nn.Module, optimizer: Any, folder: Path) -> None:
         """Where shards_optimizer is set: this rank's part of the moments, into the folder."""
@@ -143,3 +164,10 @@ class Engine:
     def load_shards(self, alignment: nn.Module, optimizer: Any, folder: Path) -> None:
         """What any number of ranks saved with save_shards, as this rank needs it."""
         load_shards(alignment, optimizer, folder)
+
+
+def _has_plain_embedding(alignment: AlignmentModel) -> bool:
+    """Whether tokens are looked up in a trained nn.Embedding, which adapters do not wrap."""
+    model: Any = alignment.model
+    embedding = model.get_input_embeddings()
+    return isinstance(embedding, nn.Embedding) and embedding.weight.requires_grad

@@ -6,17 +6,17 @@ and are compared closely; its updates are nearly signs, and are compared by thei
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import itertools
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from crossalign.alignment.checkpoint import Checkpoints
@@ -24,7 +24,8 @@ from crossalign.alignment.engines.deepspeed import DeepSpeedEngine
 from crossalign.alignment.finite import NotFiniteError
 from crossalign.alignment.model import AlignmentModel
 from crossalign.alignment.periodic_evaluation import PeriodicEvaluation
-from crossalign.alignment.train import AlignmentRun, Record
+from crossalign.alignment.train import AlignmentRun
+from tests.support.compared_runs import Result, assert_same_run, moments_of
 from tests.support.launched_ranks import (
     ALIKE,
     PAIRS,
@@ -74,13 +75,6 @@ CASES[2] += [("3 offload", "adapters"), ("2 otherwise", "chunks"), ("3 otherwise
 CASES[3] = [*itertools.product(("2", "3"), ("whole", "one text for all", *TWO_PAIRS))]
 
 
-class Result(NamedTuple):
-    records: list[Record]
-    weights: dict[str, Tensor]
-    moments: dict[str, Any]
-    held: int  # elements of the weights that a rank has between its passes
-
-
 def launch_deepspeed(rank: int, world_size: int, zero: str, folder: Path) -> None:
     """The environment that accelerate launch gives a rank, with a DeepSpeed JSON file."""
     launch(rank, world_size, "deepspeed")
@@ -100,13 +94,12 @@ def train(case: str, name: str = "gpt2", **settings: Any) -> Result:
     defaults = {"steps": 2, "batch_size": 5, "lm_batch_size": 3, "hard_negative_weight": 0.5}
     config = make_config(**{**defaults, **SETTINGS[case], **settings})
     run = AlignmentRun(model, tiny_tokenizer(), PAIRS, config)
-    records = list(run.steps(progress=False))
+    with contextlib.closing(run.steps(progress=False)) as steps:
+        records = [next(steps)]
+        first = {name: each["exp_avg"].clone() for name, each in moments_of(run).items() if each}
+        records += steps
     held = sum(parameter.numel() for parameter in run.language_model.parameters())
-    state = run.engine.optimizer_state(run.alignment, run.optimizer)["state"]
-    named = run.language_model.named_parameters()
-    names = [name for name, parameter in named if parameter.requires_grad]
-    moments = {names[index]: moments for index, moments in state.items()}
-    return Result(records, whole_weights(run), moments, held)
+    return Result(records, whole_weights(run), first, moments_of(run), held)
 
 
 def train_all(rank: int, world_size: int, folder: Path) -> dict[tuple[str, str, str], Result]:
@@ -117,25 +110,6 @@ def train_all(rank: int, world_size: int, folder: Path) -> dict[tuple[str, str, 
         if (zero, case) == ("3", "chunks"):  # whose head is no embedding
             results[zero, case, "llama"] = train(case, "llama", gradient_checkpointing=True)
     return results
-
-
-def assert_same_run(ours: Result, expected: Result) -> None:
-    for mine, other in zip(ours.records, expected.records, strict=True):
-        mine, other = ({k: v for k, v in each.items() if k != "seconds"} for each in (mine, other))
-        assert mine == pytest.approx(other, rel=1e-5)
-    for name, moments in expected.moments.items():
-        mine = ours.moments[name]
-        assert float(mine["step"]) == float(moments["step"])
-        for each in ("exp_avg", "exp_avg_sq"):
-            atol = 1e-5 * float(moments[each].abs().max())
-            torch.testing.assert_close(mine[each], moments[each], rtol=1e-4, atol=atol, msg=name)
-    assert ours.weights.keys() == expected.weights.keys()
-    for name, weight in expected.weights.items():
-        change = (ours.weights[name] - weight).abs()
-        if name in expected.moments:  # a gradient of nothing but rounding gives a full update
-            gradient = expected.moments[name]["exp_avg_sq"].sqrt()
-            change = change[gradient > 1e-4 * gradient.max()]
-        assert change.max() < 1e-5, name  # a hundredth of an update
 
 
 @needs_deepspeed
