@@ -1,4 +1,4 @@
-"""Turns result files into the tables of README.md, between its two markers.
+"""Turns result files into the tables of docs/benchmarks.md, between its two markers.
 
 python -m benchmarks.report            # rewrites the tables
 python -m benchmarks.report --check    # exits 1 if they are not what the files say
@@ -17,7 +17,7 @@ from benchmarks.bench_gather import CASES as GATHER_CASES
 from benchmarks.provenance import RESULTS, ROOT
 from benchmarks.train_step_cases import PRESETS, Case
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 NOT_MEASURED = "not measured"
 
@@ -188,7 +188,7 @@ def ratios(ours: Row | None, plain: Row | None) -> str:
 def source(result: ResultFile) -> str:
     changed = " with changes" if result.run["dirty"] else ""
     path = result.path.resolve()
-    link = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
+    link = f"../{path.relative_to(ROOT)}" if path.is_relative_to(ROOT) else path.name
     return f"[{result.run['device']}, {result.run['commit'][:7]}{changed}]({link})"
 
 
@@ -222,13 +222,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if outdated")
     arguments = parser.parse_args()
-    current = README.read_text()
+    current = PAGE.read_text()
     wanted = with_tables(current, render(read_results(sorted(RESULTS.glob("*.jsonl")))))
     if arguments.check:
-        sys.exit(
-            None if wanted == current else "README.md is outdated: python -m benchmarks.report"
-        )
-    README.write_text(wanted)
+        sys.exit(None if wanted == current else f"{PAGE} is outdated: python -m benchmarks.report")
+    PAGE.write_text(wanted)
 
 
 if __name__ == "__main__":
