@@ -11,6 +11,7 @@ from torch import nn
 
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.freezing import freeze
+from crossalign.models.aligned_as import VectorChoices, record_choices
 from crossalign.models.encode import find_blocks
 
 
@@ -31,6 +32,7 @@ def set_up_model(model: Any, config: TrainingConfig, adapters: Path | None = Non
     if config.lora_rank is not None:
         model = _with_adapters(model, config.lora_rank, adapters)
     freeze(model, config.freeze)
+    record_choices(model, VectorChoices(config.pool_tokens, config.center))
     if config.gradient_checkpointing:
         _checkpoint_activations(model)
     if config.compile:

@@ -54,7 +54,8 @@ class PeriodicEvaluation:
         return scores
 
     def _retrieval(self, run: AlignmentRun) -> Scores:
-        """Top-1 accuracy, the mean of both directions and of the aligned layers."""
+        """Top-1 accuracy, the mean of both directions and of the aligned layers; of vectors made
+        as the run makes them."""
         if not self.pairs:
             return {}
         rows = retrieval_by_layer(
@@ -66,8 +67,12 @@ class PeriodicEvaluation:
             },
             run.config.layers,
             pooling=run.config.pooling,
+            pool_tokens=run.config.pool_tokens,
+            center="batch" if run.config.center == "batch" else "side",
         )
-        return {"retrieval_accuracy": sum(row.scores.accuracy for row in rows) / len(rows)}
+        is_plain = run.config.center == "none"
+        scores = [row.scores if is_plain else row.centered for row in rows]
+        return {"retrieval_accuracy": sum(each.accuracy for each in scores) / len(scores)}
 
     def _tasks(self, run: AlignmentRun) -> Scores:
         """Zero-shot accuracy of each task and language, and their mean."""

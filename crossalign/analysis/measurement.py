@@ -28,8 +28,8 @@ from crossalign.evaluation.vectors.geometry import (
 from crossalign.evaluation.vectors.layer_embeddings import encode_layers
 from crossalign.evaluation.vectors.margin import MarginScores, margin_scores
 from crossalign.evaluation.vectors.projection import project_to_plane
-from crossalign.evaluation.vectors.retrieval import RetrievalScores
-from crossalign.evaluation.vectors.tiles import row_blocks
+from crossalign.evaluation.vectors.retrieval import RetrievalScores, retrieval_scores
+from crossalign.evaluation.vectors.tiles import row_blocks, unit_rows
 from crossalign.models.encode import hidden_size
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 MAX_DRAWN = 250  # lines per picture
 MAX_POINTS = 1200  # points per picture, of all languages
 NUM_EXAMPLES = 5
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +47,22 @@ class AnalysisOptions:
 
     layers: Sequence[int]
     pooling: str = "mean"
+    pool_tokens: str = "all"
+    center: str = "none"
     batch_size: int = 64
     max_length: int | None = None
     seed: int = 0
 
 
 class PairScores(NamedTuple):
-    """The retrieval scores of two languages at one layer."""
+    """The retrieval scores of two languages at one layer; `centered` is of the vectors without the
+    mean of their language, or with center="batch" of all languages."""
 
     source_language: str
     target_language: str
     retrieval: RetrievalScores
     margin: MarginScores
+    centered: RetrievalScores
 
 
 class GeometryValue(NamedTuple):
@@ -70,8 +75,11 @@ class GeometryValue(NamedTuple):
 
 
 class LayerMeasurement(NamedTuple):
-    """points: language -> (lines, 2) of the drawn lines. nearest: for the first sentences of the
-    first language, the line of the second language's nearest sentence."""
+    """Geometry, points and nearest are of the vectors as the options center them.
+
+    points: language -> (lines, 2) of the drawn lines. nearest: for the first sentences of the first
+    language, the line of the second language's nearest sentence.
+    """
 
     layer: int
     pairs: list[PairScores]
@@ -84,6 +92,7 @@ class LayerMeasurement(NamedTuple):
         """Each measure's values: of languages or pairs, both directions taken together."""
         values: dict[str, list[float]] = {
             "accuracy": [pair.retrieval.accuracy for pair in self.pairs],
+            "centered_accuracy": [pair.centered.accuracy for pair in self.pairs],
             "reciprocal_rank": [pair.retrieval.reciprocal_rank for pair in self.pairs],
             "margin_accuracy": [pair.margin.accuracy for pair in self.pairs],
             "mean_margin": [pair.margin.mean_margin for pair in self.pairs],
@@ -130,14 +139,16 @@ def measure_model(
             lines,
             options.layers,
             pooling=options.pooling,
+            pool_tokens=options.pool_tokens,
             batch_size=options.batch_size,
             max_length=options.max_length,
+            normalize=False,  # what is centered has the lengths that it has in training
             out={
                 layer: _by_language(whole, languages)[language] for layer, whole in vectors.items()
             },
             progress=f"{description}: encode {language}",
         )
-    work = _LayerWork(sentences, options.seed, model.device)
+    work = _LayerWork(sentences, options, model.device)
     num_pairs = len(work.ids)
     title = f"{description}: measure"
     with tqdm(total=len(vectors) * num_pairs, desc=title, unit="pair", disable=None) as bar:
@@ -156,11 +167,15 @@ class _LayerWork:
     """What every layer of every model shares."""
 
     def __init__(
-        self, sentences: Mapping[str, Sequence[str]], seed: int, device: torch.device
+        self,
+        sentences: Mapping[str, Sequence[str]],
+        options: AnalysisOptions,
+        device: torch.device,
     ) -> None:
         self.languages = list(sentences)
-        self.seed, self.device = seed, device
-        self.drawn = drawn_lines(len(sentences[self.languages[0]]), len(self.languages), seed)
+        self.seed, self.center, self.device = options.seed, options.center, device
+        num_lines = len(sentences[self.languages[0]])
+        self.drawn = drawn_lines(num_lines, len(self.languages), self.seed)
         self.ids = {
             names: torch.tensor(same_meaning_ids(sentences, *names))
             for names in itertools.combinations(self.languages, 2)
@@ -171,22 +186,41 @@ class _LayerWork:
             if not bool(whole[block].isfinite().all()):
                 raise ValueError(f"sentence vectors of layer {layer} are NaN or infinite")
         vectors = _by_language(whole, self.languages)
-        pairs = []
+        plain = []
         for (source, target), ids in self.ids.items():
-            scores = margin_scores(vectors[source], vectors[target], ids=ids, device=self.device)
-            pairs.append(PairScores(source, target, *scores))
+            plain.append(
+                margin_scores(vectors[source], vectors[target], ids=ids, device=self.device)
+            )
             bar.update()
+        shown = self._shown(whole, vectors) if self.center == "none" else None
+        self._subtract_means(whole, vectors)
+        pairs = []
+        for (names, ids), scores in zip(self.ids.items(), plain, strict=True):
+            sides = (vectors[name] for name in names)
+            centered = retrieval_scores(*sides, ids=ids, device=self.device)
+            pairs.append(PairScores(*names, *scores, centered))
+        shown = shown or self._shown(whole, vectors)
+        return LayerMeasurement(layer, pairs, **shown)
+
+    def _shown(self, whole: Tensor, vectors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """All that is not retrieval, of the vectors as they are now."""
         projection = project_to_plane(
-            torch.cat([vectors[language][self.drawn] for language in self.languages])
+            torch.cat([unit_rows(vectors[name][self.drawn], CPU) for name in self.languages])
         )
-        return LayerMeasurement(
-            layer,
-            pairs,
-            list(self._geometry(whole, vectors)),
-            _by_language(projection.points, self.languages),
-            sum(projection.variance_shares),
-            _nearest(*(vectors[language] for language in self.languages[:2])),
-        )
+        return {
+            "geometry": list(self._geometry(whole, vectors)),
+            "points": _by_language(projection.points, self.languages),
+            "variance_share": sum(projection.variance_shares),
+            "nearest": _nearest(*(vectors[language] for language in self.languages[:2])),
+        }
+
+    def _subtract_means(self, whole: Tensor, vectors: Mapping[str, Tensor]) -> None:
+        """In place, a block at a time: the vectors may be on the disk."""
+        for part in (whole,) if self.center == "batch" else vectors.values():
+            blocks = [part[block] for block in row_blocks(len(part), 4096)]
+            mean = sum(block.double().sum(dim=0) for block in blocks) / len(part)
+            for block in blocks:
+                block.copy_(block.double() - mean)
 
     def _geometry(self, whole: Tensor, vectors: Mapping[str, Tensor]) -> Iterator[GeometryValue]:
         device = self.device
@@ -215,9 +249,9 @@ def drawn_lines(num_lines: int, num_languages: int, seed: int) -> Tensor:
 
 
 def _nearest(source: Tensor, target: Tensor, *, chunk_size: int = 4096) -> list[int]:
-    """The row of target nearest to each of the first rows of source; unit vectors."""
-    queries = source[:NUM_EXAMPLES].double()
+    """The row of target nearest to each of the first rows of source."""
+    queries = unit_rows(source[:NUM_EXAMPLES], CPU)
     blocks = [target[block] for block in row_blocks(len(target), chunk_size)]
-    similarity = torch.cat([queries @ block.double().T for block in blocks], dim=1)
+    similarity = torch.cat([queries @ unit_rows(block, CPU).T for block in blocks], dim=1)
     nearest: list[int] = similarity.argmax(dim=1).tolist()
     return nearest

@@ -26,6 +26,7 @@ def format_number(value: float, digits: int = 3) -> str:
 
 MEASURES = (
     Measure("accuracy", "translation found first", True, "higher: languages closer"),
+    Measure("centered_accuracy", "found first, centered", True, "higher: languages closer"),
     Measure("reciprocal_rank", "mean reciprocal rank", False, "higher: languages closer"),
     Measure("margin_accuracy", "found first by margin", True, "higher: languages closer"),
     Measure("mean_margin", "mean margin of translations", False, "above 1: nearer than the rest"),

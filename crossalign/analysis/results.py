@@ -21,7 +21,7 @@ from crossalign.analysis.measurement import LayerMeasurement, PairScores
 from crossalign.analysis.measures import MEASURES
 from crossalign.analysis.report import render_report
 from crossalign.evaluation.vectors.margin import MarginScores
-from crossalign.evaluation.vectors.retrieval import RetrievalScores
+from crossalign.evaluation.vectors.retrieval import RetrievalScores, centered_names
 
 Models = Mapping[str, Sequence[LayerMeasurement]]
 MAX_LINKED = 6  # sentences whose translations lines join
@@ -48,10 +48,10 @@ def write_results(
         directory / "retrieval.csv",
         (
             *("model", "layer", "source_language", "target_language"),
-            *(*RetrievalScores._fields, *MarginScores._fields),
+            *(*RetrievalScores._fields, *MarginScores._fields, *centered_names()),
         ),
         (
-            (name, layer.layer, *pair[:2], *pair.retrieval, *pair.margin)
+            (name, layer.layer, *pair[:2], *pair.retrieval, *pair.margin, *pair.centered[1:])
             for name, layers in models.items()
             for layer in layers
             for pair in layer.pairs
@@ -102,6 +102,7 @@ def draw_pictures(models: Models, shown_layer: int) -> dict[str, bytes]:
     (first, *_) = next(iter(models.values()))
     chances = {
         "accuracy": 1 / first.pairs[0].retrieval.num_pairs,
+        "centered_accuracy": 1 / first.pairs[0].retrieval.num_pairs,
         "margin_accuracy": 1 / first.pairs[0].retrieval.num_pairs,
         "language_identification": 1 / len(first.points),
     }

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import transformers
 
+from crossalign.analysis.advice import advice
 from crossalign.analysis.measurement import AnalysisOptions, LayerMeasurement, measure_model
 from crossalign.analysis.parallel_text import read_parallel_text
 from crossalign.analysis.results import write_results
 from crossalign.files.output import atomic_directory, check_output_directory
+from crossalign.models.aligned_as import VectorChoices, choices_of
 from crossalign.models.loading import choose_device, load_config, load_model
 from crossalign.version import __version__
 
-if TYPE_CHECKING:
-    pass
+logger = logging.getLogger("crossalign")
 
 
 # What an analysis writes.
@@ -38,6 +40,8 @@ class AnalysisSettings:
     layers: Sequence[int] | None = None  # None: all
     show_layer: int | None = None  # None: the best of `model`
     pooling: str = "mean"
+    pool_tokens: str | None = None  # None: as `model` was aligned
+    center: str | None = None  # likewise
     batch_size: int = 64
     max_length: int | None = None
     limit: int | None = None
@@ -80,13 +84,36 @@ def analyze(settings: AnalysisSettings, output: Path, *, overwrite: bool = False
     sentences = read_parallel_text(
         settings.pairs, settings.languages, limit=settings.limit, seed=settings.seed
     )
+    choices = choices_of(load_config(settings.model), settings.pool_tokens, settings.center)
     options = AnalysisOptions(
         layers=layers,
         pooling=settings.pooling,
+        pool_tokens=choices.pool_tokens,
+        center=choices.center,
         batch_size=settings.batch_size,
         max_length=settings.max_length,
         seed=settings.seed,
     )
+    models = _measured(settings, sentences, options, device, output)
+    if shown is None:
+        studied = models["after" if "after" in models else "model"]
+        headline = "accuracy" if choices.center == "none" else "centered_accuracy"
+        shown = max(studied, key=lambda layer: layer.summary()[headline]).layer
+    result = AnalysisResult(sentences, models, shown)
+    with atomic_directory(output, overwrite=overwrite, entries=ENTRIES) as directory:
+        facts = _facts(settings, choices, result, device)
+        write_results(directory, sentences, models, shown, facts)
+    return result
+
+
+def _measured(
+    settings: AnalysisSettings,
+    sentences: Mapping[str, Sequence[str]],
+    options: AnalysisOptions,
+    device: torch.device,
+    output: Path,
+) -> dict[str, list[LayerMeasurement]]:
+    """One model after the other, so that memory holds one at a time."""
     names = {"model": settings.model}
     if settings.compare is not None:
         names = {"before": settings.compare, "after": settings.model}
@@ -97,15 +124,12 @@ def analyze(settings: AnalysisSettings, output: Path, *, overwrite: bool = False
         models[role] = measure_model(
             model, tokenizer, sentences, options, scratch_directory=around, description=role
         )
+        said = advice(model, tokenizer, sentences, models[role], options)
+        if said:
+            logger.warning("%s: %s", shown_path(name), said)
         del model, tokenizer
         gc.collect()  # the next model needs the room
-    if shown is None:
-        studied = models["after" if "after" in models else "model"]
-        shown = max(studied, key=lambda layer: layer.summary()["accuracy"]).layer
-    result = AnalysisResult(sentences, models, shown)
-    with atomic_directory(output, overwrite=overwrite, entries=ENTRIES) as directory:
-        write_results(directory, sentences, models, shown, _facts(settings, result, device))
-    return result
+    return models
 
 
 def _resolved_layers(settings: AnalysisSettings) -> tuple[list[int], int | None]:
@@ -143,7 +167,7 @@ def _depth(name: str) -> int:
 
 
 def _facts(
-    settings: AnalysisSettings, result: AnalysisResult, device: torch.device
+    settings: AnalysisSettings, choices: VectorChoices, result: AnalysisResult, device: torch.device
 ) -> dict[str, str]:
     """Name -> value, for the end of the report and analysis.json."""
     facts = {"Model studied": shown_path(settings.model)}
@@ -164,7 +188,8 @@ def _facts(
         f"{', '.join(result.sentences)}{drawn}",
         "Files": ", ".join(shown_path(path) for path in settings.pairs),
         "Layers": _listed(result.models),
-        "Sentence vectors": f"{settings.pooling} pooling, cut {cut}, {settings.dtype} weights",
+        "Sentence vectors": f"{settings.pooling} pooling of {choices.pool_tokens} tokens, center: "
+        f"{choices.center}, cut {cut}, {settings.dtype} weights",
         "Seed": str(settings.seed),
         "Device": str(device),
         "Software": f"crossalign {__version__}, PyTorch {torch.__version__}, "

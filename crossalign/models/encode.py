@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.argument_checks import check_option
+from crossalign.models.aligned_as import choices_of
+from crossalign.pooling.choices import POOL_TOKENS, POOLINGS
+from crossalign.pooling.content_tokens import content_mask, special_tokens
 from crossalign.pooling.functions import pool
+from crossalign.precision import NORM_FLOOR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,6 +115,8 @@ def encode(
     *,
     layer: int = 1,
     pooling: str = "mean",
+    pool_tokens: str | None = None,
+    center: str | None = None,
     batch_size: int = 64,
     normalize: bool = True,
     device: torch.device | str | None = None,
@@ -118,8 +124,8 @@ def encode(
 ) -> Tensor:
     """Sentence vectors: pooled hidden states of one layer, in the order of the sentences.
 
-    A sentence's vector does not depend on the batch it is in: padding goes to the right and is
-    masked, whatever the tokenizer's own padding side; a tokenizer without a padding token will do.
+    Unless they are centered, a sentence's vector does not depend on the others: padding goes to the
+    right and is masked, whatever the tokenizer's padding side; one without a padding token will do.
 
     Args:
         model: a Hugging Face causal LM; put into eval mode for the call, then back.
@@ -128,7 +134,10 @@ def encode(
         sentences: a list of strings.
         layer: as in hidden_states_at.
         pooling: "mean", "last" or "max".
-        batch_size: sentences run at once; they are sorted by length, so little is padding.
+        pool_tokens: "all", or "content": without the tokenizer's special tokens.
+        center: "batch" subtracts the mean of the vectors of all sentences; "none" does not. None,
+            here and above: as the model was aligned, else "all" and "none".
+        batch_size: sentences run at once, sorted by length.
         normalize: scale each vector to unit length.
         device: where to run. The model is moved there and stays there. None: where it is.
         progress: show a bar (needs tqdm).
@@ -138,7 +147,7 @@ def encode(
 
     Raises:
         TypeError: sentences is one string, or holds something else than strings.
-        ValueError: batch_size below 1, layer out of range, unknown pooling.
+        ValueError: batch_size below 1, layer out of range, an unknown choice.
     """
     sentences = _checked_sentences(sentences)
     if batch_size < 1:
@@ -146,7 +155,12 @@ def encode(
     if device is not None:
         model.to(device)
     check_layer("encode", model, layer)
-    check_option("encode", "pooling", pooling, ("mean", "last", "max"))
+    check_option("encode", "pooling", pooling, POOLINGS)
+    pool_tokens, center = choices_of(model, pool_tokens, center)
+    check_option("encode", "pool_tokens", pool_tokens, POOL_TOKENS)
+    center = "batch" if center == "side" else center  # all sentences are one side here
+    check_option("encode", "center", center, ("none", "batch"))
+    special = special_tokens(tokenizer, pool_tokens)
     vectors = torch.zeros(len(sentences), hidden_size(model, layer))
     token_ids = tokenize(model, tokenizer, sentences) if sentences else []
     longest_first = sorted(range(len(sentences)), key=lambda i: -len(token_ids[i]))
@@ -161,9 +175,12 @@ def encode(
         for rows in batches:
             inputs = pad_right([token_ids[row] for row in rows], input_device(model))
             hidden = hidden_states_at(model, layer, **inputs)
-            mask = inputs["attention_mask"].to(hidden.device)
-            pooled = pool(hidden.float(), mask, pooling, normalize=normalize)
+            mask = content_mask(**inputs, special_token_ids=special).to(hidden.device)
+            pooled = pool(hidden.float(), mask, pooling, normalize=normalize and center == "none")
             vectors[rows] = pooled.cpu()
+    if center == "batch":
+        vectors = (vectors - vectors.double().mean(dim=0)).float()
+        vectors = nn.functional.normalize(vectors, eps=NORM_FLOOR) if normalize else vectors
     return vectors
 
 

@@ -45,7 +45,8 @@ def measured(languages: tuple[str, ...], layer: int, seed: int) -> LayerMeasurem
     for one, two in codes:
         shares = torch.rand(6).tolist()
         margin = MarginScores(*shares[4:], float("nan") if two == "de" else 1.01)
-        pairs.append(PairScores(one, two, RetrievalScores(123, *shares[:4]), margin))
+        scores = RetrievalScores(123, *shares[:4])
+        pairs.append(PairScores(one, two, scores, margin, scores))
     values = [
         GeometryValue(measure, *code, torch.rand(()).item())
         for code in codes

@@ -118,3 +118,14 @@ def tiny_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         **options,
     )
+
+
+def starting_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
+    """tiny_tokenizer that puts <s> in front of every sentence, as those of many models do."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny_tokenizer(**options)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer

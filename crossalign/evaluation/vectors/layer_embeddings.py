@@ -23,6 +23,8 @@ from crossalign.models.encode import (
     tokenize,
 )
 from crossalign.models.layer_states import visit_layers
+from crossalign.pooling.choices import POOL_TOKENS, POOLINGS
+from crossalign.pooling.content_tokens import content_mask, special_tokens
 from crossalign.pooling.functions import pool
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def encode_layers(
     layers: Sequence[int],
     *,
     pooling: str = "mean",
+    pool_tokens: str = "all",
     batch_size: int = 64,
     max_length: int | None = None,
     normalize: bool = True,
@@ -50,8 +53,8 @@ def encode_layers(
     layer asked for runs, nor the output embedding.
 
     Args:
-        model, tokenizer, sentences, pooling, batch_size, normalize: as in encode; the model runs
-            where it is.
+        model, tokenizer, sentences, pooling, pool_tokens, batch_size, normalize: as in encode; the
+            model runs where it is.
         layers: as in hidden_states_at; negative ones count from the end.
         max_length: tokens beyond are cut; None: those beyond what model and tokenizer take.
         out: layer, as given in layers -> (n, C) float32 on the CPU, to write into (say, a
@@ -68,7 +71,7 @@ def encode_layers(
 
     Cost: one forward up to the last layer; holds a batch, 64 batches of token ids, and the result.
     """
-    _check_options(batch_size, max_length, pooling)
+    _check_options(batch_size, max_length, pooling, pool_tokens)
     resolved = resolve_layers("encode_layers", model, layers)
     shapes = {layer: (len(sentences), hidden_size(model, layer)) for layer in layers}
     if out is None:
@@ -77,10 +80,11 @@ def encode_layers(
         if layer not in out or tuple(out[layer].shape) != shape:
             raise ValueError(f"encode_layers: out must hold a {shape} tensor for layer {layer}")
     unique = sorted(set(resolved))
+    special = special_tokens(tokenizer, pool_tokens)
     with eval_mode(model), torch.no_grad():
-        windows = _batches(model, tokenizer, sentences, batch_size, max_length)
+        windows = token_batches(model, tokenizer, sentences, batch_size, max_length)
         for rows, inputs in _with_bar(windows, len(sentences), progress):
-            pooled = _pooled_states(model, unique, inputs, pooling, normalize)
+            pooled = _pooled_states(model, unique, inputs, special, pooling, normalize)
             for layer, index in zip(layers, resolved, strict=True):
                 out[layer][rows] = pooled[index]
     return {layer: out[layer] for layer in layers}
@@ -102,14 +106,17 @@ def retrieval_by_layer(
     layers: Sequence[int],
     *,
     pooling: str = "mean",
+    pool_tokens: str = "all",
+    center: str = "side",
     batch_size: int = 64,
     max_length: int | None = None,
 ) -> list[RetrievalRow]:
     """Retrieval scores of a live model, for use during training: one forward pass per sentence.
 
     Args:
-        model, tokenizer, layers, pooling, batch_size, max_length: as in encode_layers.
+        model, tokenizer, layers, pooling, pool_tokens, batch_size, max_length: as in encode_layers.
         sentences: language -> sentences; line k of every language means the same.
+        center: which mean the centered scores go without, as in retrieval_rows.
 
     Returns:
         The rows of every layer and pair of languages, layer by layer.
@@ -121,27 +128,32 @@ def retrieval_by_layer(
             lines,
             layers,
             pooling=pooling,
+            pool_tokens=pool_tokens,
             batch_size=batch_size,
             max_length=max_length,
+            normalize=False,
         )
         for language, lines in sentences.items()
     }
     return [
         row
         for layer in layers
-        for row in retrieval_rows({code: each[layer] for code, each in vectors.items()}, layer)
+        for row in retrieval_rows(
+            {code: each[layer] for code, each in vectors.items()}, layer, center
+        )
     ]
 
 
-def _check_options(batch_size: int, max_length: int | None, pooling: str) -> None:
+def _check_options(batch_size: int, max_length: int | None, pooling: str, pool_tokens: str) -> None:
     if batch_size < 1:
         raise ValueError(f"encode_layers: batch_size must be at least 1, got {batch_size}")
     if max_length is not None and max_length < 1:
         raise ValueError(f"encode_layers: max_length must be at least 1, got {max_length}")
-    check_option("encode_layers", "pooling", pooling, ("mean", "last", "max"))
+    check_option("encode_layers", "pooling", pooling, POOLINGS)
+    check_option("encode_layers", "pool_tokens", pool_tokens, POOL_TOKENS)
 
 
-def _batches(
+def token_batches(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[str],
@@ -160,14 +172,20 @@ def _batches(
 
 
 def _pooled_states(
-    model: nn.Module, layers: list[int], inputs: dict[str, Tensor], pooling: str, normalize: bool
+    model: nn.Module,
+    layers: list[int],
+    inputs: dict[str, Tensor],
+    special: Tensor,
+    pooling: str,
+    normalize: bool,
 ) -> dict[int, Tensor]:
-    """Layer -> (batch, C) float32 on the CPU. layers: from 0 to L."""
+    """Layer -> (batch, C) float32 on the CPU. layers: from 0 to L; special: tokens left out."""
     pooled: dict[int, Tensor] = {}
+    mask = content_mask(**inputs, special_token_ids=special)
 
     def keep(layer: int, hidden: Tensor) -> None:
-        mask = inputs["attention_mask"].to(hidden.device)
-        pooled[layer] = pool(hidden.float(), mask, pooling, normalize=normalize).cpu()
+        counted = mask.to(hidden.device)
+        pooled[layer] = pool(hidden.float(), counted, pooling, normalize=normalize).cpu()
 
     visit_layers(model, layers, keep, **inputs)
     return pooled

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossalign.argument_checks import check_option
 from crossalign.evaluation.vectors.tiles import TranslationPairs, computing_device, unit_rows
 
 
@@ -38,12 +39,13 @@ class RetrievalScores(NamedTuple):
 
 
 class RetrievalRow(NamedTuple):
-    """The scores of one language pair at one layer."""
+    """The scores of one language pair at one layer, of its vectors and of the centered ones."""
 
     layer: int
     source_language: str
     target_language: str
     scores: RetrievalScores
+    centered: RetrievalScores
 
 
 class Ranks:
@@ -107,11 +109,31 @@ def retrieval_scores(
     return ranks.scores()
 
 
-def retrieval_rows(vectors: Mapping[str, Tensor], layer: int) -> Iterator[RetrievalRow]:
-    """The scores of every pair of languages; vectors: language -> (n, C), rows translate rows."""
+def retrieval_rows(
+    vectors: Mapping[str, Tensor], layer: int, center: str = "side"
+) -> Iterator[RetrievalRow]:
+    """The scores of every pair of languages.
+
+    vectors: language -> (n, C), rows translate rows; not of unit length where they are to be
+    centered as in training. center: as in centered_vectors.
+    """
+    centered = centered_vectors(vectors, center)
     for source, target in itertools.combinations(vectors, 2):
-        scores = retrieval_scores(vectors[source], vectors[target])
-        yield RetrievalRow(layer, source, target, scores)
+        yield RetrievalRow(
+            *(layer, source, target),
+            retrieval_scores(vectors[source], vectors[target]),
+            retrieval_scores(centered[source], centered[target]),
+        )
+
+
+def centered_vectors(vectors: Mapping[str, Tensor], center: str) -> dict[str, Tensor]:
+    """float64, less the mean of all languages' vectors ("batch") or of each language's ("side")."""
+    check_option("centered_vectors", "center", center, ("batch", "side"))
+    doubles = {language: rows.double() for language, rows in vectors.items()}
+    if center == "side":
+        return {language: rows - rows.mean(dim=0) for language, rows in doubles.items()}
+    mean = torch.cat(list(doubles.values())).mean(dim=0)
+    return {language: rows - mean for language, rows in doubles.items()}
 
 
 def same_language_neighbours(vectors: Mapping[str, Tensor], *, chunk_size: int = 1024) -> float:
@@ -137,9 +159,15 @@ def same_language_neighbours(vectors: Mapping[str, Tensor], *, chunk_size: int =
 
 def write_retrieval_csv(path: Path, tables: Mapping[str, Sequence[RetrievalRow]]) -> None:
     """One line per model, layer and language pair; tables: name of the model -> its rows."""
-    header = ("model", *RetrievalRow._fields[:-1], *RetrievalScores._fields)
+    names = RetrievalScores._fields
+    header = ("model", *RetrievalRow._fields[:-2], *names, *centered_names())
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         for model, rows in tables.items():
-            writer.writerows((model, *row[:-1], *row.scores) for row in rows)
+            writer.writerows((model, *row[:-2], *row.scores, *row.centered[1:]) for row in rows)
+
+
+def centered_names() -> tuple[str, ...]:
+    """Columns of the scores of centered vectors; num_pairs is that of the plain ones."""
+    return tuple(f"centered_{name}" for name in RetrievalScores._fields[1:])

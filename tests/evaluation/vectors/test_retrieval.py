@@ -134,6 +134,22 @@ def test_rows_name_every_pair_of_languages_once():
     assert rows[1].scores == retrieval_scores(shared, vectors["ru"])
 
 
+@pytest.mark.parametrize("center", ["batch", "side"])
+def test_centered_scores_are_of_vectors_without_a_mean(center):
+    shared = torch.randn(30, 6)
+    noisy = shared + 0.3 * torch.randn(30, 6)
+    vectors = {"en": shared + torch.tensor([40.0, 0, 0, 0, 0, 0]), "de": noisy}
+    (row,) = retrieval_rows(vectors, 1, center)
+    means = {name: sum(rows.double()) / 30 for name, rows in vectors.items()}
+    if center == "batch":
+        means = dict.fromkeys(means, (means["en"] + means["de"]) / 2)
+    expected = retrieval_scores(*(vectors[name].double() - means[name] for name in vectors))
+    assert row.centered == expected
+    assert (row.centered.accuracy > row.scores.accuracy) == (center == "side")
+    with pytest.raises(ValueError, match="center must be one of 'batch', 'side', got 'none'"):
+        list(retrieval_rows(vectors, 1, "none"))
+
+
 def test_csv_holds_what_was_measured(tmp_path):
     rows = list(retrieval_rows({"en": torch.randn(9, 4), "de": torch.randn(9, 4)}, layer=1))
     write_retrieval_csv(tmp_path / "retrieval.csv", {"before": rows, "after": rows})
@@ -143,6 +159,8 @@ def test_csv_holds_what_was_measured(tmp_path):
     assert records[0]["source_language"] == "en"
     assert float(records[0]["forward_accuracy"]) == rows[0].scores.forward_accuracy
     assert int(records[1]["num_pairs"]) == 9
+    found = float(records[0]["centered_forward_accuracy"])
+    assert found == rows[0].centered.forward_accuracy
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 1024])
