@@ -6,7 +6,7 @@ Shapes: B sentences, T tokens, C hidden size, L decoder blocks, n sentences in a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from crossalign.argument_checks import check_option
 from crossalign.models.aligned_as import choices_of
+from crossalign.models.streams import active_stream
 from crossalign.pooling.choices import POOL_TOKENS, POOLINGS
 from crossalign.pooling.content_tokens import content_mask, special_tokens
 from crossalign.pooling.functions import pool
@@ -39,7 +40,8 @@ def hidden_states_at(model: nn.Module, layer: int, **inputs: Any) -> Tensor:
     """Hidden states after block `layer` of a Hugging Face causal LM, running no block past it.
 
     The very values of `model(**inputs, output_hidden_states=True).hidden_states[layer]` (but for
-    Mamba and RWKV, whose tuple begins after the first block): the model runs as always until a hook
+    Mamba and RWKV, whose tuple begins after the first block; of Gemma 3n's four streams the active
+    one; blocks that a text does not pass are counted too): the model runs as always until a hook
     in front of the first block not needed stops it. The output embedding never runs. Gradients
     flow, gradient checkpointing, autocast and PEFT adapters work.
 
@@ -64,18 +66,20 @@ def hidden_states_at(model: nn.Module, layer: int, **inputs: Any) -> Tensor:
     decoder, blocks = find_blocks(model)
     check_layer("hidden_states_at", model, layer)
     index = layer % (len(blocks) + 1)
-    if index == len(blocks):
-        handle = decoder.register_forward_hook(_stop_after_final_norm)
-    else:
-        # In front of every other hook: FSDP must not gather a block that will not run.
-        handle = blocks[index].register_forward_pre_hook(
-            _stop_before_block, prepend=True, with_kwargs=True
-        )
-    with handle:
+    with ExitStack() as hooks:
+        if index == len(blocks):
+            hooks.enter_context(decoder.register_forward_hook(_stop_after_final_norm))
+        # The next block may not run: Mllama skips its cross-attention where there is no picture.
+        for block in blocks[index:]:
+            # In front of every other hook: FSDP must not gather a block that will not run.
+            hook = block.register_forward_pre_hook(
+                _stop_before_block, prepend=True, with_kwargs=True
+            )
+            hooks.enter_context(hook)
         try:
             model(**{**inputs, "use_cache": False})
         except _Reached as reached:
-            return reached.hidden
+            return active_stream(reached.hidden, model)
     raise RuntimeError(
         f"hidden_states_at: layer {layer} was never reached in the forward of "
         f"{type(model).__name__}; a model that skips blocks at random (LayerDrop) must be in eval "

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from crossalign.models.encode import find_blocks, hidden_states_at
+from crossalign.models.streams import active_stream
 
 
 def hidden_states_of(model: nn.Module, layers: Sequence[int], **inputs: Any) -> list[Tensor]:
@@ -32,14 +33,18 @@ def visit_layers(
     """
     _, blocks = find_blocks(model)
     last = max(layers)
+    pending = sorted(set(layers) - {last})
 
-    def hook(layer: int) -> Any:
+    def hook(index: int) -> Any:
         def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            visit(layer, args[0] if args else kwargs["hidden_states"])
+            # Also those whose own block was skipped, as Mllama's are for text.
+            while pending and pending[0] <= index:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                visit(pending.pop(0), active_stream(hidden, model))
 
-        return blocks[layer].register_forward_pre_hook(catch, prepend=True, with_kwargs=True)
+        return blocks[index].register_forward_pre_hook(catch, prepend=True, with_kwargs=True)
 
     with ExitStack() as hooks:
-        for layer in set(layers) - {last}:
-            hooks.enter_context(hook(layer))
+        for index in range(min(layers), last):
+            hooks.enter_context(hook(index))
         visit(last, hidden_states_at(model, last, **inputs))

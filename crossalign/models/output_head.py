@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from crossalign.models.encode import hidden_states_at
 from crossalign.models.next_token_loss import block_logits, product_dtype
 from crossalign.precision import without_autocast
 
@@ -50,15 +51,14 @@ def check_output_head(model: Any, input_ids: Tensor) -> None:
         ValueError: they differ, so that the loss would not be the model's own.
     """
     devices = [input_ids.device] if input_ids.is_cuda else []
+    inputs = {"input_ids": input_ids[:1, :2]}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with torch.random.fork_rng(devices):
-        output = model(
-            input_ids=input_ids[:1, :2],
-            attention_mask=torch.ones_like(input_ids[:1, :2]),
-            use_cache=False,
-            output_hidden_states=True,
-        )
+        output = model(**inputs, use_cache=False)
+    with torch.random.fork_rng(devices):  # dropout as before
+        last = hidden_states_at(model, -1, **inputs)
     head = output_head(model)
-    hidden = output.hidden_states[-1].flatten(0, 1).to(product_dtype(output.hidden_states[-1]))
+    hidden = last.flatten(0, 1).to(product_dtype(last))
     with without_autocast(hidden.device.type):
         logits = block_logits(hidden, *head[:2], 0, head.weight.shape[0], *head[2:])
     expected = output.logits.flatten(0, 1).to(logits.dtype)
