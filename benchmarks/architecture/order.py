@@ -23,7 +23,7 @@ ORDER_INSIDE = {
         *("shards", "agreement", "all_gather", "ring_pass", "ring", "loss"),
     ),
     "evaluation": (
-        *("statistics", "choice_scoring", "tasks", "vectors"),
+        *("statistics", "token_scores", "choice_scoring", "tasks", "vectors"),
         *("in_context", "summary", "translation", "data_report"),
     ),
     "evaluation.tasks": (

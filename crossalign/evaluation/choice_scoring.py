@@ -1,9 +1,9 @@
-"""What a live model makes of texts, computed by EleutherAI's lm-eval.
+"""What a live model makes of texts: their tokens by EleutherAI's lm-eval, and its text generation.
 
 A text is scored whole, from its first token on: sum_t log p(token_t | prefix, tokens before t),
 where the prefix is the token that the tokenizer itself puts first, or BOS, or EOS where there is no
-BOS. With a context, only the continuation's tokens are summed. lm-eval pads on the right and
-computes the log-softmax in float32, so in float32 a score depends neither on the batch nor on the
+BOS. With a context, only the continuation's tokens are summed. Texts are padded on the right and
+log-probabilities formed in float32, so in float32 a score depends neither on the batch nor on the
 tokenizer's padding side.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from crossalign.evaluation.token_scores import Request, continuation_log_probabilities
 from crossalign.models.encode import eval_mode, longest_input
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class ChoiceScorer:
             for the time of a call.
         tokenizer: its tokenizer; one without a padding token will do.
         batch_size: texts run at once, the longest first.
-        progress: show lm-eval's bars.
+        progress: show bars.
         group: processes that hold the same model; each does its share of every call, and all get
             all results. None: this process alone.
 
@@ -66,7 +67,7 @@ class ChoiceScorer:
             raise ValueError(f"ChoiceScorer: batch_size must be at least 1, got {batch_size}")
         self.model = model
         self.tokenizer = tokenizer
-        self.progress = progress
+        self.batch_size, self.progress = batch_size, progress
         self.group = group
         self.limit = longest_input(model, tokenizer)
         self._positions: dict[Candidate, int] = {}  # of candidates not yet scored
@@ -99,10 +100,8 @@ class ChoiceScorer:
             TooLongError: a candidate does not fit; nothing has been scored then, nothing is cut.
             ValueError: a continuation without tokens, or the model gives NaN.
         """
-        longest = 0
         for candidate in candidates:
             positions = self.num_positions(candidate)
-            longest = max(longest, positions)
             if positions < 1:
                 raise ValueError(f"no tokens to score in {candidate.continuation!r}")
             if self.limit is not None and positions > self.limit:
@@ -111,13 +110,40 @@ class ChoiceScorer:
                     f"{candidate.context[:40] or candidate.continuation[:40]!r}..."
                 )
         self._positions.clear()
-        self._lm._max_length = self.limit or longest  # lm-eval would cut at a guess of 2048
-        asked: list[tuple[Any, ...]] = [tuple(candidate) for candidate in candidates]
-        scores = [float(score) for score, _ in self._ask("loglikelihood", asked)]
+        scores = self._scores([self._request(candidate) for candidate in candidates])
         for candidate, score in zip(candidates, scores, strict=True):
             if math.isnan(score):
                 raise ValueError(f"the model gives NaN for {candidate.continuation[:40]!r}...")
         return scores
+
+    def _request(self, candidate: Candidate) -> Request:
+        """As lm-eval splits a text into tokens."""
+        context, continuation = candidate
+        if context:
+            return Request(*self._lm._encode_pair(context, continuation))
+        tokens = self._lm.tok_encode(continuation, add_special_tokens=False)
+        return Request([self._lm.prefix_token_id], tokens)
+
+    def _scores(self, requests: list[Request]) -> list[float]:
+        """Each is scored once, by one of the processes; neighbours, which share most, by the same
+        one."""
+        import torch.distributed as dist
+
+        rank = dist.get_rank(self.group) if self.group else 0
+        world = dist.get_world_size(self.group) if self.group else 1
+        bounds = [len(requests) * each // world for each in range(world + 1)]
+        with eval_mode(self.model):
+            scores = continuation_log_probabilities(
+                self.model,
+                requests[bounds[rank] : bounds[rank + 1]],
+                batch_size=self.batch_size,
+                progress=self.progress,
+            )
+        if self.group is None:
+            return scores
+        parts: list[Any] = [None] * world
+        dist.all_gather_object(parts, scores, group=self.group)
+        return [score for part in parts for score in part]
 
     def continue_greedily(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
         """What the model writes after each prompt, up to a line's end or the EOS token.

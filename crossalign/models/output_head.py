@@ -63,7 +63,8 @@ def check_output_head(model: Any, input_ids: Tensor) -> None:
         logits = block_logits(hidden, *head[:2], 0, head.weight.shape[0], *head[2:])
     expected = output.logits.flatten(0, 1).to(logits.dtype)
     # Wide enough for logits rounded to bfloat16; a missing multiplier or cap is far outside.
-    if not torch.allclose(logits, expected, rtol=0.0, atol=0.02 * float(expected.abs().max())):
+    limit = 0.02 * float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    if not torch.allclose(logits, expected, rtol=0.0, atol=limit, equal_nan=True):
         raise ValueError(
             f"lm: the logits of {type(model).__name__} must be those of its output embedding times "
             "config.logit_scale, divided by config.logits_scaling and bounded by "
