@@ -29,7 +29,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "cuda": torch.version.cuda,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        # The older switch may not be asked once the newer one has been used; this follows both.
+        "float32_cuda_precision": torch.backends.cuda.matmul.fp32_precision,
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

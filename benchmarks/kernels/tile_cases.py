@@ -22,7 +22,9 @@ _DTYPE_OPTIONS = {
     ),
     "fp16": ("symmetric", "everything"),
     "fp32": ("symmetric", "tf32", "everything"),
+    "fp64": ("symmetric", "everything"),
 }
+_DTYPES_OF_SIZE = {2: ("bf16", "fp16"), 4: ("fp32",), 8: ("fp64",)}
 FORWARD_OPTIONS: dict[str, dict[str, object]] = {
     "symmetric": {},
     "one_way": {"SYMMETRIC": False},
@@ -80,7 +82,7 @@ def _cases_of(
     tiles that these options run with."""
     cases = []
     for (arch, size), table in TILES.items():
-        for dtype in ("bf16", "fp16") if size == 2 else ("fp32",):
+        for dtype in _DTYPES_OF_SIZE[size]:
             for name in _DTYPE_OPTIONS[dtype]:
                 if name in options:
                     case_name, tiles = f"{prefix}_{dtype}_{name}", tiles_for(table, options[name])
@@ -112,8 +114,14 @@ def _tile_case(
         constexprs |= {"query_ids_ptr": None, "candidate_ids_ptr": None}
     if not constexprs["HAS_OWNERS"]:
         constexprs["negative_owner_ptr"] = None
+    if not constexprs["NEED_SCALE_GRAD"]:
+        constexprs["scale_partial_ptr"] = None
+    if dtype == "fp64":
+        constexprs["ACC_DTYPE"] = tl.float64
     constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
-    types = {"hard_negative_weight": "fp32", "row_counts_ptr": "*i32"}
+    types = dict.fromkeys(kernel.arg_names, "*fp64") if dtype == "fp64" else {}
+    types = {name: kind for name, kind in types.items() if name.endswith("_ptr")}
+    types |= {"hard_negative_weight": "fp32", "row_counts_ptr": "*i32"}
     types |= dict.fromkeys(("query_ids_ptr", "candidate_ids_ptr", "negative_owner_ptr"), "*i64")
     for argument, (rows, width) in blocks.items():
         matrix = f"tensordesc<{dtype}[{rows},{width}]>" if use_descriptors else f"*{dtype}"

@@ -5,12 +5,18 @@ from __future__ import annotations
 import triton.language as tl
 
 from benchmarks.kernels.compile_case import CompileCase, compile_case
-from crossalign.kernels import contrastive_coefficients, contrastive_join, pair_terms, row_norms
+from crossalign.kernels import (
+    contrastive_coefficients,
+    contrastive_join,
+    pair_terms,
+    row_gradients,
+    row_norms,
+)
 
 
 def vector_cases() -> list[CompileCase]:
     """Each with every option."""
-    return [_coefficients(), _join(), *_pair_terms(), *_row_norms()]
+    return [_coefficients(), _join(), *_pair_terms(), *_rows()]
 
 
 def _coefficients() -> CompileCase:
@@ -45,15 +51,17 @@ def _pair_terms() -> list[CompileCase]:
     ]
 
 
-def _row_norms() -> list[CompileCase]:
+def _rows() -> list[CompileCase]:
     """The widest block, in which a row of more features is read piece by piece."""
-    block_d, num_warps = row_norms._launch_shape(row_norms.LARGEST_BLOCK_D)
-    fixed: dict[str, object] = {"BLOCK_D": block_d, "ACC_DTYPE": tl.float32}
-    flags: dict[str, object] = {"NORMALIZE": True, "HAS_ROW_DIVISOR": True}
-    types = dict.fromkeys(("query_ptr", "columns_ptr", "x_ptr", "out_ptr"), "*bf16")
+    block_d, num_warps = row_norms.row_launch_shape(row_norms.LARGEST_BLOCK_D)
+    sizes: dict[str, object] = {"BLOCK_D": block_d}
+    embeddings = ("query_ptr", "columns_ptr", "candidates_ptr")
+    types = dict.fromkeys((*embeddings, "grad_query_ptr", "grad_candidates_ptr"), "*bf16")
+    cases = {
+        "inverse_norm_bf16": (row_norms._inverse_norm_kernel, sizes | {"ACC_DTYPE": tl.float32}),
+        "row_gradients_bf16": (row_gradients._row_gradients_kernel, sizes),
+    }
     return [
-        compile_case("inverse_norm_bf16", row_norms._inverse_norm_kernel, fixed, types, num_warps),
-        compile_case(
-            "scale_rows_bf16", row_norms._scale_rows_kernel, fixed | flags, types, num_warps
-        ),
+        compile_case(name, kernel, constexprs, types, num_warps)
+        for name, (kernel, constexprs) in cases.items()
     ]

@@ -114,22 +114,25 @@ def fused_contrastive_loss(
         return loss_across_ranks(arguments)
     check_arguments(arguments)
     use_triton = choose_backend("fused_contrastive_loss", backend, query) == "triton"
-    candidates = key if negatives is None else torch.cat([key, negatives])
+    num_candidates = len(key) + (0 if negatives is None else len(negatives))
     problem = build_problem(arguments)
-    if not use_triton and _gradients_fit_one_pass(arguments, candidates):
+    if not use_triton and _gradients_fit_one_pass(arguments):
         loss, sums = row_loss(
-            query, candidates, problem, weights, reduction, with_stats=return_stats
+            query, key, negatives, problem, weights, reduction, with_stats=return_stats
         )
     else:
         sums = contrastive_sums(
-            query, candidates, problem, with_stats=return_stats, use_triton=use_triton
+            query,
+            key,
+            problem,
+            negatives=negatives,
+            with_stats=return_stats,
+            use_triton=use_triton,
         )
         terms = pair_losses(sums, symmetric, use_triton=use_triton)
         loss = reduce_terms(terms, weights, reduction)
     rest = sums.row_negative_lse
-    has_none = len(candidates) == 1 or (
-        values_may_be_read(rest) and bool((rest == -math.inf).all())
-    )
+    has_none = num_candidates == 1 or (values_may_be_read(rest) and bool((rest == -math.inf).all()))
     if has_none and not torch.compiler.is_compiling():
         warn_without_negatives()
     if return_stats:
@@ -137,13 +140,13 @@ def fused_contrastive_loss(
     return loss
 
 
-def _gradients_fit_one_pass(arguments: LossArguments, candidates: Tensor) -> bool:
+def _gradients_fit_one_pass(arguments: LossArguments) -> bool:
     """Whether a gradient is wanted, and is one number times what the forward pass can form."""
     if arguments.symmetric or arguments.reduction == "none" or not torch.is_grad_enabled():
         return False
     if arguments.weights is not None and arguments.weights.requires_grad:
         return False
-    wanted = (arguments.query, candidates, arguments.temperature)
+    wanted = (*arguments[:3], arguments.temperature)
     return any(isinstance(x, Tensor) and x.requires_grad for x in wanted)
 
 

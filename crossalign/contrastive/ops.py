@@ -25,6 +25,7 @@ from crossalign.contrastive.problem import (
     ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,
+    GradientNeeds,
     empty_sums,
 )
 from crossalign.contrastive.terms import pair_terms
@@ -40,14 +41,15 @@ _GRADS_SCHEMA = ", ".join(f"Tensor grad_{name}" for name in ContrastiveGrads._fi
 
 torch.library.define(
     "crossalign::contrastive_fwd",
-    f"(Tensor query, Tensor candidates, {PROBLEM_SCHEMA}, "
+    f"(Tensor query, Tensor key, Tensor? negatives, {PROBLEM_SCHEMA}, "
     "Tensor? known_positive_logit, bool with_stats, "
     f"bool use_triton) -> ({', '.join(['Tensor'] * len(ContrastiveSums._fields))})",
 )
 torch.library.define(
     "crossalign::contrastive_bwd",
-    f"(Tensor query, Tensor candidates, {PROBLEM_SCHEMA}, {_SUMS_SCHEMA}, {_GRADS_SCHEMA}, "
-    "bool need_scale_grad, bool use_triton) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor query, Tensor key, Tensor? negatives, {PROBLEM_SCHEMA}, {_SUMS_SCHEMA}, "
+    f"{_GRADS_SCHEMA}, bool need_query, bool need_key, bool need_negatives, bool need_scale, "
+    "bool use_triton) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 _NUM_PROBLEM = len(ContrastiveProblem._fields)
 _NUM_SUMS = len(ContrastiveSums._fields)
@@ -55,17 +57,21 @@ _NUM_SUMS = len(ContrastiveSums._fields)
 
 def contrastive_sums(
     query: Tensor,
-    candidates: Tensor,
+    key: Tensor,
     problem: ContrastiveProblem,
     *,
+    negatives: Tensor | None = None,
     known_positive_logit: Tensor | None = None,
     with_stats: bool = False,
     use_triton: bool = False,
 ) -> ContrastiveSums:
-    """Differentiable in query, candidates and problem.scale; inputs are taken as checked."""
+    """Differentiable in query, key, negatives and problem.scale; inputs are taken as checked.
+
+    The candidates are key, then negatives: two arguments, so that a frozen one costs nothing.
+    """
     forward = torch.ops.crossalign.contrastive_fwd if ops_are_watched() else _Undispatched.apply
     outputs = forward(  # type: ignore[no-untyped-call]
-        query, candidates, *problem, known_positive_logit, with_stats, use_triton
+        query, key, negatives, *problem, known_positive_logit, with_stats, use_triton
     )
     return ContrastiveSums(*outputs)
 
@@ -76,18 +82,33 @@ def contrastive_gradients(
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
-    need_scale_grad: bool,
+    needs: GradientNeeds,
     *,
     use_triton: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of query, candidates and scale; the last is 0 where it is not needed."""
-    # A second differentiation has to meet the op, whose formula refuses it.
-    is_watched = torch.is_grad_enabled() or ops_are_watched()
-    backward = torch.ops.crossalign.contrastive_bwd if is_watched else _contrastive_bwd
-    gradients: tuple[Tensor, Tensor, Tensor] = backward(
-        query, candidates, *problem, *sums, *grads, need_scale_grad, use_triton
-    )
-    return gradients
+    """Of query, of the wanted candidates, and of scale; what is not needed has no elements."""
+    with without_autocast(query.device.type):
+        if use_triton and _may_launch(query, candidates):
+            from crossalign.kernels.contrastive_backward import contrastive_bwd
+
+            return contrastive_bwd(query, candidates, problem, sums, grads, needs)
+        return torch_passes.contrastive_bwd(query, candidates, problem, sums, grads, needs)
+
+
+def joined(key: Tensor, negatives: Tensor | None) -> Tensor:
+    """(M, D): the candidates."""
+    return key if negatives is None else torch.cat([key, negatives])
+
+
+def needs_of(needs_grad: Sequence[bool], key: Tensor, negatives: Tensor | None) -> GradientNeeds:
+    """needs_grad: of query, key, negatives and scale."""
+    need_query, need_key, need_negatives, need_scale = needs_grad
+    first = last = key.shape[0]
+    if need_key:
+        first = 0
+    if need_negatives and negatives is not None:
+        last += negatives.shape[0]
+    return GradientNeeds(need_query, first < last, need_scale, slice(first, last))
 
 
 def pair_losses(sums: ContrastiveSums, symmetric: bool, *, use_triton: bool = False) -> Tensor:
@@ -120,9 +141,12 @@ def _may_launch(query: Tensor, candidates: Tensor) -> bool:
     return query.shape[0] > 0 and candidates.shape[0] > 0
 
 
-def _contrastive_fwd(query: Tensor, candidates: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _contrastive_fwd(
+    query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
+) -> tuple[Tensor, ...]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     known_positive_logit, with_stats, use_triton = arguments[_NUM_PROBLEM:]
+    candidates = joined(key, negatives)
     with without_autocast(query.device.type):
         if use_triton and _may_launch(query, candidates):
             from crossalign.kernels.contrastive_forward import contrastive_fwd
@@ -133,36 +157,50 @@ def _contrastive_fwd(query: Tensor, candidates: Tensor, *arguments: Any) -> tupl
         )
 
 
-def _contrastive_bwd(
-    query: Tensor, candidates: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(
+    query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of query, key, negatives and scale; what is not needed has no elements."""
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     sums = ContrastiveSums(*arguments[_NUM_PROBLEM : _NUM_PROBLEM + _NUM_SUMS])
-    grads = ContrastiveGrads(*arguments[_NUM_PROBLEM + _NUM_SUMS : -2])
-    need_scale_grad, use_triton = arguments[-2:]
-    with without_autocast(query.device.type):
-        if use_triton and _may_launch(query, candidates):
-            from crossalign.kernels.contrastive_backward import contrastive_bwd
-
-            return contrastive_bwd(query, candidates, problem, sums, grads, need_scale_grad)
-        grad_query, grad_candidates, grad_scale = torch_passes.contrastive_bwd(
-            query, candidates, problem, sums, grads
-        )
-    return grad_query.contiguous(), grad_candidates.contiguous(), grad_scale
+    grads = ContrastiveGrads(*arguments[_NUM_PROBLEM + _NUM_SUMS : -5])
+    needs = needs_of(arguments[-5:-1], key, negatives)
+    of_query, of_candidates, of_scale = contrastive_gradients(
+        query, joined(key, negatives), problem, sums, grads, needs, use_triton=arguments[-1]
+    )
+    num_keys = key.shape[0] if arguments[-4] else 0
+    return of_query, of_candidates[:num_keys], of_candidates[num_keys:], of_scale
 
 
-def _contrastive_fwd_fake(query: Tensor, candidates: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _contrastive_bwd(*arguments: Any) -> tuple[Tensor, ...]:
+    """The same as an op, whose outputs are contiguous and share no storage."""
+    of_query, of_key, of_negatives, of_scale = _gradients(*arguments)
+    if of_negatives.shape[0]:
+        of_key, of_negatives = of_key.clone(), of_negatives.clone()
+    elif of_key.shape[0]:
+        of_negatives = of_key.new_empty(of_negatives.shape)
+    return of_query.contiguous(), of_key.contiguous(), of_negatives.contiguous(), of_scale
+
+
+def _contrastive_fwd_fake(
+    query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
+) -> tuple[Tensor, ...]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     with_stats = arguments[_NUM_PROBLEM + 1]
-    return empty_sums(query, problem, candidates.shape[0], with_stats)
+    num_candidates = key.shape[0] + (0 if negatives is None else negatives.shape[0])
+    return empty_sums(query, problem, num_candidates, with_stats)
 
 
 def _contrastive_bwd_fake(
-    query: Tensor, candidates: Tensor, scale: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    like = (query, candidates, scale)
-    grad_query, grad_candidates, grad_scale = (x.new_empty(x.shape) for x in like)
-    return grad_query, grad_candidates, grad_scale
+    query: Tensor, key: Tensor, negatives: Tensor | None, scale: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    need_query, need_key, need_negatives, need_scale = arguments[-5:-1]
+    sides = ((query, need_query), (key, need_key), (negatives, need_negatives))
+    of_sides = [
+        query.new_empty(x.shape[0] if is_needed and x is not None else 0, query.shape[1])
+        for x, is_needed in sides
+    ]
+    return (*of_sides, scale.new_empty(scale.shape if need_scale else (0,)))
 
 
 for _name, _function in (("fwd", _contrastive_fwd), ("bwd", _contrastive_bwd)):
@@ -172,17 +210,14 @@ torch.library.register_fake("crossalign::contrastive_bwd", _contrastive_bwd_fake
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    query, candidates, *arguments = inputs
+    query, key, negatives, *arguments = inputs
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     sums = ContrastiveSums(*output)
     ctx.options = problem._replace(
-        scale=None,  # type: ignore[arg-type]
-        query_ids=None,
-        candidate_ids=None,
-        negative_owner=None,
-    )
+        scale=None, query_ids=None, candidate_ids=None, negative_owner=None
+    )  # type: ignore[arg-type]
     ctx.use_triton = arguments[-1]
-    ctx.save_for_backward(query, candidates, *problem[:4], *output)
+    ctx.save_for_backward(query, key, negatives, *problem[:4], *output)
     ctx.mark_non_differentiable(*(getattr(sums, name) for name in NON_DIFFERENTIABLE_SUMS))
     ctx.set_materialize_grads(False)
 
@@ -200,22 +235,22 @@ def upstream_gradients(
 
 
 def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    query, candidates, *saved = ctx.saved_tensors
+    query, key, negatives, *saved = ctx.saved_tensors
     problem = ctx.options._replace(
         scale=saved[0], query_ids=saved[1], candidate_ids=saved[2], negative_owner=saved[3]
     )
     sums = ContrastiveSums(*saved[4:])
     grads = upstream_gradients(upstream, sums)
-    grad_query, grad_candidates, grad_scale = contrastive_gradients(
-        query, candidates, problem, sums, grads, ctx.needs_input_grad[2], use_triton=ctx.use_triton
+    # A second differentiation has to meet the op, whose formula refuses it.
+    is_watched = torch.is_grad_enabled() or ops_are_watched()
+    backward = torch.ops.crossalign.contrastive_bwd if is_watched else _gradients
+    needs_grad = tuple(ctx.needs_input_grad[:4])
+    gradients = backward(
+        query, key, negatives, *problem, *sums, *grads, *needs_grad, ctx.use_triton
     )
+    wanted = zip(gradients, needs_grad, strict=True)
     no_gradient = (None,) * (_NUM_PROBLEM - 1 + 3)
-    return (
-        grad_query,
-        grad_candidates,
-        grad_scale if ctx.needs_input_grad[2] else None,
-        *no_gradient,
-    )
+    return (*(grad if is_needed else None for grad, is_needed in wanted), *no_gradient)
 
 
 def refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:

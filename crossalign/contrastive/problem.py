@@ -132,6 +132,21 @@ class ContrastiveGrads(NamedTuple):
     column_positive_sum: Tensor
 
 
+class GradientNeeds(NamedTuple):
+    """Whose gradient a backward pass is to form: the others cost no product and no buffer."""
+
+    query: bool = True
+    candidates: bool = True
+    scale: bool = True
+    candidate_rows: slice | None = None  # the candidates that need one; None: all of them
+
+    def wanted(self, num_candidates: int) -> slice:
+        """The rows of the candidates whose gradient is formed."""
+        if not self.candidates:
+            return slice(0, 0)
+        return self.candidate_rows or slice(0, num_candidates)
+
+
 def label_range(problem: ContrastiveProblem, first_row: int, last_row: int) -> tuple[int, int, int]:
     """Rows of [first_row, last_row) whose positive is here: (first row, its column, how many)."""
     start = max(first_row, -problem.label_offset)

@@ -15,7 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.ops import PROBLEM_SCHEMA, refuse_second_derivative
+from crossalign.contrastive.ops import (
+    PROBLEM_SCHEMA,
+    joined,
+    needs_of,
+    refuse_second_derivative,
+)
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, tie_slack
 from crossalign.contrastive.terms import pair_terms, reduce_terms, term_gradients
 from crossalign.contrastive.torch_logits import GradientSums, LogitChunks, label_view
@@ -31,39 +36,44 @@ class RowLoss(NamedTuple):
     row_negative_lse: Tensor
     num_above: Tensor
     num_tied: Tensor
-    grad_query: Tensor  # (N, D)
-    grad_candidates: Tensor  # (M, D)
+    grad_query: Tensor  # (N, D), or without rows where nobody needs it; likewise the next two
+    grad_key: Tensor
+    grad_negatives: Tensor
     grad_scale: Tensor  # ()
 
 
 torch.library.define(
     "crossalign::row_loss_fwd",
-    f"(Tensor query, Tensor candidates, {PROBLEM_SCHEMA}, Tensor? weights, str reduction, "
-    f"bool with_stats) -> ({', '.join(['Tensor'] * len(RowLoss._fields))})",
+    f"(Tensor query, Tensor key, Tensor? negatives, {PROBLEM_SCHEMA}, Tensor? weights, "
+    "str reduction, bool with_stats, bool need_query, bool need_key, bool need_negatives, "
+    f"bool need_scale) -> ({', '.join(['Tensor'] * len(RowLoss._fields))})",
 )
 torch.library.define(
     "crossalign::row_loss_bwd",
-    "(Tensor upstream, Tensor query, Tensor candidates, Tensor scale, Tensor grad_query, "
-    "Tensor grad_candidates, Tensor grad_scale) -> (Tensor, Tensor, Tensor)",
+    "(Tensor upstream, Tensor query, Tensor key, Tensor? negatives, Tensor scale, "
+    "Tensor grad_query, Tensor grad_key, Tensor grad_negatives, Tensor grad_scale) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 _NUM_PROBLEM = len(ContrastiveProblem._fields)
 
 
 def row_loss(
     query: Tensor,
-    candidates: Tensor,
+    key: Tensor,
+    negatives: Tensor | None,
     problem: ContrastiveProblem,
     weights: Tensor | None,
     reduction: str,
     *,
     with_stats: bool,
 ) -> tuple[Tensor, ContrastiveSums]:
-    """The reduced loss, differentiable in query, candidates and problem.scale; the sums are not.
+    """The reduced loss, differentiable in embeddings and problem.scale; the sums are not.
 
     problem: not symmetric. weights: (N,) without gradient. reduction: "mean" or "sum".
     """
+    needs_grad = [x is not None and x.requires_grad for x in (query, key, negatives, problem.scale)]
     outputs = torch.ops.crossalign.row_loss_fwd(
-        query, candidates, *problem, weights, reduction, with_stats
+        query, key, negatives, *problem, weights, reduction, with_stats, *needs_grad
     )
     result, none = RowLoss(*outputs), query.new_empty(0)
     sums = ContrastiveSums(*[none] * len(ContrastiveSums._fields))
@@ -75,16 +85,26 @@ def row_loss(
 
 
 @torch.library.impl("crossalign::row_loss_fwd", "CompositeExplicitAutograd")
-def _row_loss_fwd(query: Tensor, candidates: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _row_loss_fwd(
+    query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
+) -> tuple[Tensor, ...]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
-    weights, reduction, with_stats = arguments[_NUM_PROBLEM:]
+    weights, reduction, with_stats, *needs_grad = arguments[_NUM_PROBLEM:]
     with without_autocast(query.device.type):
-        chunks = LogitChunks(query, candidates, problem)
+        chunks = LogitChunks(query, joined(key, negatives), problem)
         coefficients = _coefficients(chunks, weights, reduction)
-        sums, gradients = _sums_and_gradients(chunks, coefficients, with_stats)
+        gradients = GradientSums(chunks, chunks.dtype, needs_of(needs_grad, key, negatives))
+        sums = _sums_with_gradients(chunks, coefficients, gradients, with_stats)
         loss = reduce_terms(pair_terms(sums, symmetric=False), weights, reduction)
     shared = (sums.positive_logit, sums.row_negative_lse, sums.num_above, sums.num_tied)
-    return (loss, *shared, *(gradient.contiguous() for gradient in gradients.result()))
+    of_query, of_candidates, of_scale = gradients.result()
+    num_keys = key.shape[0] if needs_grad[1] else 0
+    of_key, of_negatives = of_candidates[:num_keys], of_candidates[num_keys:]
+    if of_negatives.shape[0]:  # the outputs of an op may not share storage
+        of_key, of_negatives = of_key.clone(), of_negatives.clone()
+    elif of_key.shape[0]:
+        of_negatives = of_key.new_empty(of_negatives.shape)
+    return (loss, *shared, of_query, of_key.contiguous(), of_negatives.contiguous(), of_scale)
 
 
 def _coefficients(chunks: LogitChunks, weights: Tensor | None, reduction: str) -> Tensor:
@@ -97,12 +117,12 @@ def _coefficients(chunks: LogitChunks, weights: Tensor | None, reduction: str) -
     return weights / weights.sum() if reduction == "mean" else weights
 
 
-def _sums_and_gradients(
-    chunks: LogitChunks, coefficients: Tensor, with_stats: bool
-) -> tuple[ContrastiveSums, GradientSums]:
-    """The one pass. coefficients: (N,) d loss / d term."""
+def _sums_with_gradients(
+    chunks: LogitChunks, coefficients: Tensor, gradients: GradientSums, with_stats: bool
+) -> ContrastiveSums:
+    """The one pass, which adds to the gradients. coefficients: (N,) d loss / d term."""
     problem = chunks.problem
-    sums, gradients = start_sums(chunks, with_stats), GradientSums(chunks, chunks.dtype)
+    sums = start_sums(chunks, with_stats)
     slack = (
         tie_slack(chunks.query, chunks.candidates, problem, sums.positive_logit)
         if with_stats
@@ -122,7 +142,7 @@ def _sums_and_gradients(
             logits_RM.addcmul_(positives_RM.to(logits_RM.dtype), by_positive[:, None])
         label_view(logits_RM, problem, rows).copy_(coefficients[rows] * by_positive_logit)
         gradients.add(rows, query_RD, logits_RM)
-    return sums, gradients
+    return sums
 
 
 def _exponentials(logits_RM: Tensor, bound: float | None) -> tuple[Tensor, Tensor]:
@@ -138,37 +158,45 @@ def _exponentials(logits_RM: Tensor, bound: float | None) -> tuple[Tensor, Tenso
 
 @torch.library.impl("crossalign::row_loss_bwd", "CompositeExplicitAutograd")
 def _row_loss_bwd(upstream: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of (query, candidates, scale), in their dtypes.
+    """Gradients of (query, key, negatives, scale), in their dtypes; those unneeded have no rows.
 
-    It is given those three, which it does not read, for autograd to know what it depends on.
+    It is given those four, which it does not read, for autograd to know what it depends on.
     """
-    inputs, gradients = tensors[:3], tensors[3:]
-    pairs = zip(gradients, inputs, strict=True)
-    return tuple((gradient * upstream).to(x.dtype).contiguous() for gradient, x in pairs)
+    query, scale, gradients = tensors[0], tensors[3], tensors[4:]
+    dtypes = (query.dtype, query.dtype, query.dtype, scale.dtype)
+    pairs = zip(gradients, dtypes, strict=True)
+    return tuple((gradient * upstream).to(dtype).contiguous() for gradient, dtype in pairs)
 
 
-def _row_loss_fwd_fake(query: Tensor, candidates: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    with_stats = arguments[-1]
+def _row_loss_fwd_fake(
+    query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
+) -> tuple[Tensor, ...]:
+    with_stats, need_query, need_key, need_negatives, _ = arguments[-5:]
 
     def empty(*size: Any, dtype: torch.dtype | None = None) -> Tensor:
         return query.new_empty(size, dtype=dtype or accumulator(query.dtype))
 
     num_queries = query.shape[0]
+    num_features = query.shape[1]
     num_counts = num_queries if with_stats else 0
+    num_negatives = negatives.shape[0] if need_negatives and negatives is not None else 0
     return RowLoss(
         loss=empty(),
         positive_logit=empty(num_queries),
         row_negative_lse=empty(num_queries),
         num_above=empty(num_counts, dtype=torch.int32),
         num_tied=empty(num_counts, dtype=torch.int32),
-        grad_query=empty(*query.shape),
-        grad_candidates=empty(*candidates.shape),
+        grad_query=empty(num_queries if need_query else 0, num_features),
+        grad_key=empty(key.shape[0] if need_key else 0, num_features),
+        grad_negatives=empty(num_negatives, num_features),
         grad_scale=empty(),
     )
 
 
 def _row_loss_bwd_fake(upstream: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in tensors[:3])
+    query, scale, gradients = tensors[0], tensors[3], tensors[4:]
+    of_sides = [query.new_empty(gradient.shape) for gradient in gradients[:3]]
+    return (*of_sides, scale.new_empty(()))
 
 
 torch.library.register_fake("crossalign::row_loss_fwd", _row_loss_fwd_fake)
@@ -177,18 +205,18 @@ torch.library.register_fake("crossalign::row_loss_bwd", _row_loss_bwd_fake)
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     result = RowLoss(*output)
-    gradients = (result.grad_query, result.grad_candidates, result.grad_scale)
-    ctx.save_for_backward(*inputs[:3], *gradients)
+    ctx.save_for_backward(*inputs[:4], *result[-4:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *others: None) -> tuple[Any, ...]:
     if upstream is None:
-        return (None,) * (2 + _NUM_PROBLEM + 3)
+        return (None,) * (3 + _NUM_PROBLEM + 7)
     gradients = torch.ops.crossalign.row_loss_bwd(upstream, *ctx.saved_tensors)
-    no_gradient = (None,) * (_NUM_PROBLEM - 1 + 3)
-    return (*gradients, *no_gradient)
+    wanted = zip(gradients, ctx.needs_input_grad[:4], strict=True)
+    no_gradient = (None,) * (_NUM_PROBLEM - 1 + 7)
+    return (*(grad if is_needed else None for grad, is_needed in wanted), *no_gradient)
 
 
 torch.library.register_autograd(

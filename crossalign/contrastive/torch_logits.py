@@ -8,12 +8,11 @@ Shape suffixes: R rows of a chunk, N queries, M candidates, K of them keys, D fe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.problem import ContrastiveProblem, label_range
+from crossalign.contrastive.problem import ContrastiveProblem, GradientNeeds, label_range
 from crossalign.precision import NORM_FLOOR, accumulator
 
 # Logits per chunk. On a CPU 2^22 float32 (16 MiB) are many enough rows for efficient products and
@@ -118,14 +117,6 @@ def label_view(tile_RM: Tensor, problem: ContrastiveProblem, rows: slice) -> Ten
     return tile_RM[row : row + count, first_column : first_column + count].diagonal()
 
 
-class GradientNeeds(NamedTuple):
-    """Whose gradient a backward pass is to form."""
-
-    query: bool = True
-    candidates: bool = True
-    scale: bool = True
-
-
 class GradientSums:
     """Gradients of queries, candidates and scale, added up chunk by chunk.
 
@@ -139,22 +130,24 @@ class GradientSums:
     ) -> None:
         """dtype: of the gradients of the queries and of the candidates; needs: default all."""
         self.chunks, self.needs = chunks, needs or GradientNeeds()
-        num_queries, num_candidates = chunks.query.shape[0], chunks.candidates_MD.shape[0]
-        num_features = chunks.query.shape[1]
+        num_queries, num_features = chunks.query.shape
+        num_candidates = chunks.candidates_MD.shape[0]
+        self.wanted = self.needs.wanted(num_candidates)
+        num_wanted = self.wanted.stop - self.wanted.start
+        # The scale's gradient follows from that of either side, if that is whole.
+        self.candidates_tell_scale = num_wanted == num_candidates and not self.needs.query
         self.grad_query_ND = chunks.query.new_empty(
             num_queries if self.needs.query else 0, num_features, dtype=dtype
         )
-        self.grad_candidates_MD = chunks.candidates_MD.new_zeros(
-            num_candidates if self.needs.candidates else 0, num_features
-        )
+        self.grad_candidates_MD = chunks.candidates_MD.new_zeros(num_wanted, num_features)
         self.grad_scale = torch.zeros_like(chunks.problem.scale)
 
     def add(self, rows: slice, query_RD: Tensor, grad_logits_RM: Tensor) -> None:
         """query_RD: the scaled queries of these rows; grad_logits_RM: G."""
         chunks, needs, scale = self.chunks, self.needs, self.chunks.problem.scale
-        if needs.candidates:
-            self.grad_candidates_MD.addmm_(grad_logits_RM.T, query_RD)
-        if not needs.query and (needs.candidates or not needs.scale):
+        if len(self.grad_candidates_MD):
+            self.grad_candidates_MD.addmm_(grad_logits_RM[:, self.wanted].T, query_RD)
+        if not needs.query and (self.candidates_tell_scale or not needs.scale):
             return
         grad_RD = grad_logits_RM @ chunks.candidates_MD
         self.grad_scale += (grad_RD * query_RD).sum() / scale
@@ -169,14 +162,13 @@ class GradientSums:
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of (query (N, D), candidates (M, D), scale ()); unneeded ones have no rows."""
         chunks, grad_candidates_MD = self.chunks, self.grad_candidates_MD
-        if self.needs.candidates:
-            if self.needs.scale and not self.needs.query:
-                total = (grad_candidates_MD * chunks.candidates_MD).sum()
-                self.grad_scale = total / chunks.problem.scale
-            if chunks.problem.normalize:
-                inverse_norm = chunks.candidate_inverse_norm
-                grad_candidates_MD = normalize_backward(
-                    grad_candidates_MD, chunks.candidates, inverse_norm
-                )
+        if self.needs.scale and self.candidates_tell_scale:
+            total = (grad_candidates_MD * chunks.candidates_MD).sum()
+            self.grad_scale = total / chunks.problem.scale
+        if chunks.problem.normalize and len(grad_candidates_MD):
+            inverse_norm = chunks.candidate_inverse_norm[self.wanted]
+            grad_candidates_MD = normalize_backward(
+                grad_candidates_MD, chunks.candidates[self.wanted], inverse_norm
+            )
         grad_candidates_MD = grad_candidates_MD.to(self.grad_query_ND.dtype)
         return self.grad_query_ND, grad_candidates_MD, self.grad_scale

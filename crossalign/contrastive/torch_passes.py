@@ -14,6 +14,7 @@ from crossalign.contrastive.problem import (
     ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,
+    GradientNeeds,
     empty_sums,
     label_range,
     tie_slack,
@@ -135,10 +136,12 @@ def contrastive_bwd(
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
+    needs: GradientNeeds | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of (query (N, D), candidates (M, D), scale ()), the first two in their dtype."""
+    """Gradients of (query (N, D), wanted candidates (m, D), scale ()), the first two in their
+    dtype; what is not needed has no rows."""
     chunks = LogitChunks(query, candidates, problem)
-    gradients = GradientSums(chunks, query.dtype)
+    gradients = GradientSums(chunks, query.dtype, needs)
     # A second workspace, kept: fresh memory for every chunk costs more than the arithmetic on it.
     scratch_RM = torch.empty_like(chunks.workspace_RM) if problem.symmetric else query.new_empty(0)
     for rows, query_RD, logits_RM, positives_RM in chunks:

@@ -104,8 +104,13 @@ def agree(
 
     Raises:
         ValueError: facts differ, or another rank has a problem; the same text on all those ranks.
-        RuntimeError: a rank is dead or did not come.
+        RuntimeError: a rank is dead or did not come; or a CUDA graph is being captured.
     """
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{function}: it must not be called with a group while a CUDA graph is captured, since "
+            "ranks agree through the host and barriers count calls; call it outside of the capture"
+        )
     sent: dict[str, object] = {"function": function, **facts}
     if problem is not None:
         text = one_line(f"{type(problem).__name__}: {problem}")

@@ -1,6 +1,6 @@
 """What the gradient of a tile of logits is formed from: one number per row or column and kind.
 
-    rows (5, N): coefficient, rest, own gradient, positive coefficient, fold of the inverse norm
+    rows (4, N): coefficient, rest, positive coefficient, fold of the inverse norm
     candidates (4, M): coefficient, rest, positive coefficient, fold
 
 Of bounded logits the coefficient is the upstream gradient times exp(-rest). One launch
@@ -25,7 +25,7 @@ BLOCK = 128  # numbers of one program
 class GradientVectors(NamedTuple):
     """What the tile kernel reads, one number per line."""
 
-    rows: Tensor  # (5, N)
+    rows: Tensor  # (4, N)
     candidates: Tensor  # (4, M)
 
 
@@ -41,7 +41,6 @@ def _coefficient(coefficient, rest, IS_BOUNDED: tl.constexpr):
 
 @triton.jit(do_not_specialize=BATCH_SIZES)
 def _coefficients_kernel(
-    grad_positive_logit_ptr,  # (N,)
     grad_row_negative_lse_ptr,  # (N,)
     grad_column_negative_lse_ptr,  # (K,)
     grad_row_positive_sum_ptr,  # (N,)
@@ -51,7 +50,7 @@ def _coefficients_kernel(
     row_fold_ptr,  # (N,)
     column_fold_ptr,  # (M,)
     factor_ptr,  # ()
-    rows_ptr,  # (5, N) out: coefficient, rest, own gradient, positive coefficient, fold
+    rows_ptr,  # (4, N) out: coefficient, rest, positive coefficient, fold
     columns_ptr,  # (4, M) out: coefficient, rest, positive coefficient, fold
     num_queries, num_candidates, num_keys,
     SYMMETRIC: tl.constexpr, IS_BOUNDED: tl.constexpr, MULTI_POSITIVE: tl.constexpr,
@@ -71,10 +70,8 @@ def _coefficients_kernel(
     grad = factor * tl.load(grad_row_negative_lse_ptr + offs, mask=is_row, other=0.0)
     rest = tl.load(row_negative_lse_ptr + offs, mask=is_row, other=0.0)
     coefficient, rest = _coefficient(grad, rest, IS_BOUNDED)
-    positive_logit = factor * tl.load(grad_positive_logit_ptr + offs, mask=is_row, other=0.0)
     tl.store(rows_ptr + offs, coefficient, mask=is_row)
     tl.store(rows_ptr + row_size + offs, rest, mask=is_row)
-    tl.store(rows_ptr + 2 * row_size + offs, positive_logit, mask=is_row)
     # exp(z - inf) = 0 for the negatives, which have no column term; exp(z - 0) could overflow.
     coefficient = tl.zeros((BLOCK,), ACC_DTYPE)
     rest = tl.full((BLOCK,), float("inf"), ACC_DTYPE)
@@ -86,14 +83,14 @@ def _coefficients_kernel(
     tl.store(columns_ptr + column_size + offs, rest, mask=is_column)
     if MULTI_POSITIVE:
         grad = factor * tl.load(grad_row_positive_sum_ptr + offs, mask=is_row, other=0.0)
-        tl.store(rows_ptr + 3 * row_size + offs, grad, mask=is_row)
+        tl.store(rows_ptr + 2 * row_size + offs, grad, mask=is_row)
         if SYMMETRIC:
             ptrs = grad_column_positive_sum_ptr + offs
             grad = factor * tl.load(ptrs, mask=is_key, other=0.0)
             tl.store(columns_ptr + 2 * column_size + offs, grad, mask=is_column)
     if NORMALIZE:
         fold = tl.load(row_fold_ptr + offs, mask=is_row, other=0.0)
-        tl.store(rows_ptr + 4 * row_size + offs, fold, mask=is_row)
+        tl.store(rows_ptr + 3 * row_size + offs, fold, mask=is_row)
         fold = tl.load(column_fold_ptr + offs, mask=is_column, other=0.0)
         tl.store(columns_ptr + 3 * column_size + offs, fold, mask=is_column)
 
@@ -110,10 +107,10 @@ def coefficients(
     """row_fold: (N,), column_fold: (M,), their part of the inverse norms; factor: () multiplies
     every coefficient."""
     num_queries = grads.positive_logit.shape[0]
-    rows = grads.positive_logit.new_empty(5, num_queries)
+    rows = grads.positive_logit.new_empty(4, num_queries)
     candidates = grads.positive_logit.new_empty(4, num_candidates)
     _coefficients_kernel[(triton.cdiv(max(num_queries, num_candidates), BLOCK),)](
-        **{f"grad_{name}_ptr": grad for name, grad in grads._asdict().items()},
+        **{f"grad_{name}_ptr": getattr(grads, name) for name in _READ},
         row_negative_lse_ptr=sums.row_negative_lse,
         column_negative_lse_ptr=sums.column_negative_lse,
         row_fold_ptr=row_fold,
@@ -133,3 +130,6 @@ def coefficients(
         ACC_DTYPE=accumulator_dtype(grads.positive_logit.dtype),
     )
     return GradientVectors(rows, candidates)
+
+
+_READ = ("row_negative_lse", "column_negative_lse", "row_positive_sum", "column_positive_sum")

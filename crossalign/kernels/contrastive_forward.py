@@ -154,6 +154,7 @@ def contrastive_fwd(
             triton.cdiv(query.shape[0], tiles.block_n),
             triton.cdiv(candidates.shape[0], tiles.block_m),
             program_slots(query),
+            tiles,
         )
         tie_lower, tie_upper = None, None
         if with_stats:

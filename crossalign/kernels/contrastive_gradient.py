@@ -1,14 +1,17 @@
 """The gradient of a chunk of logits, recomputed tile by tile and rounded for the products.
 
-    H[i, j] = G[i, j] * rq_i * rk_j,   G[i, j] = a_i e^z[i, j] + b_j e^z[i, j] (+ the positives'
-    coefficients), and grad_positive_logit[i] at the positive
+    H[i, j] = G[i, j] * rq_i * rk_j,   G[i, j] = a_i e^z[i, j] + b_j e^z[i, j] (+ the further
+    positives' coefficients), and 0 at the positive, which row_gradients adds in float32
 
 Logits are formed exactly as in the forward pass. G stays in float32 until the store; the gradient
 of the scale sums G * logit before the rounding. Reads 2 operand tiles per tile, writes each element
-of H once.
+of H once. The workspace holds whole tiles, so that stores need no mask: with one, Triton stores two
+bytes at a time where a thread could store sixteen.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -19,14 +22,28 @@ from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     LOG2_E,
     equal_ids,
-    holds_labels,
-    label_mask,
     negative_logits,
 )
 from crossalign.kernels.operands import SHORT_NAMES, TRITON_DTYPES, TileOperands
 from crossalign.kernels.tiles import Tiles, program_slots
 
 LOWEST = tl.constexpr(-3.0e38)
+
+
+class GradientChunk(NamedTuple):
+    """Rows times columns of logits, as large as the workspace."""
+
+    rows: slice
+    columns: slice
+    first_partial: int  # where this chunk's sums for the scale begin
+
+    @property
+    def num_columns(self) -> int:
+        return self.columns.stop - self.columns.start
+
+    def num_tiles(self, tiles: Tiles) -> int:
+        num_rows = self.rows.stop - self.rows.start
+        return triton.cdiv(num_rows, tiles.block_n) * triton.cdiv(self.num_columns, tiles.block_m)
 
 
 @triton.jit
@@ -73,19 +90,20 @@ def _rest_gradient(
 
 
 @triton.jit
-def _store_tile(
-    out, tile, stride, first_row, first_column, in_range_n, in_range_m,
-    USE_DESCRIPTORS: tl.constexpr,
-):  # fmt: skip
+def _store_tile(out, tile, stride, first_row, first_column, USE_DESCRIPTORS: tl.constexpr):
     if USE_DESCRIPTORS:
         out.store([first_row, first_column], tile)
     else:
         base = out + first_row.to(tl.int64) * stride + first_column
         ptrs = base + tl.arange(0, tile.shape[0])[:, None] * stride + tl.arange(0, tile.shape[1])
-        tl.store(ptrs, tile, mask=in_range_n[:, None] & in_range_m[None, :])
+        tl.store(ptrs, tile)
 
 
-@triton.jit(do_not_specialize=[*BATCH_SIZES, "first_chunk_row", "first_chunk_column"])
+@triton.jit(
+    do_not_specialize=[
+        *BATCH_SIZES, "first_chunk_row", "first_chunk_column", "first_partial",
+    ]
+)  # fmt: skip
 def _contrastive_bwd_kernel(
     query,  # (N, D) descriptor, or pointer
     candidates,  # (M, D) descriptor, or pointer
@@ -95,13 +113,13 @@ def _contrastive_bwd_kernel(
     query_ids_ptr,  # (N,)
     candidate_ids_ptr,  # (num_ids,)
     negative_owner_ptr,  # (M - K,)
-    row_vectors_ptr,  # (5, N): see contrastive_coefficients
+    row_vectors_ptr,  # (4, N): see contrastive_coefficients
     column_vectors_ptr,  # (4, M)
-    gradient_out,  # (chunk rows, chunk columns) descriptor, or pointer
-    scale_partial_ptr,  # (row tiles, column tiles) out: sums of G * logit off the positives
+    gradient_out,  # (whole tiles of rows, of columns) descriptor, or pointer
+    scale_partial_ptr,  # (tiles of all chunks,) out: sums of G * logit off the positives
     stride_qn, stride_cm, stride_gn,
     num_queries, num_candidates, num_keys, num_ids, num_features, label_offset,
-    first_chunk_row, first_chunk_column, num_tiles_m, num_tiles,
+    first_chunk_row, first_chunk_column, num_tiles_m, num_tiles, first_partial,
     hard_negative_weight,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
@@ -140,7 +158,7 @@ def _contrastive_bwd_kernel(
             SYMMETRIC, IS_BOUNDED,
         )  # fmt: skip
         if MULTI_POSITIVE:
-            coefficient = tl.load(row_ptrs + 3 * row_size, mask=in_range_n, other=0.0)[:, None]
+            coefficient = tl.load(row_ptrs + 2 * row_size, mask=in_range_n, other=0.0)[:, None]
             if SYMMETRIC:
                 column_part = tl.load(column_ptrs + 2 * column_size, mask=in_range_m, other=0.0)
                 coefficient += column_part[None, :]
@@ -158,19 +176,13 @@ def _contrastive_bwd_kernel(
                         gradient, negative_owner_ptr, offs_n, offs_m, num_keys, num_candidates
                     )
                 )
-            index = (first_row // BLOCK_N).to(tl.int64) * tl.cdiv(num_candidates, BLOCK_M)
-            tl.store(scale_partial_ptr + index + first_column // BLOCK_M, total)
-        if holds_labels(first_row, first_column, label_offset, BLOCK_N, BLOCK_M):
-            positive_logit = tl.load(row_ptrs + 2 * row_size, mask=in_range_n, other=0.0)[:, None]
-            gradient = tl.where(
-                label_mask(offs_n, offs_m, label_offset, num_keys), positive_logit, gradient
-            )
+            tl.store(scale_partial_ptr + first_partial + tile, total)
         if NORMALIZE:
-            gradient *= tl.load(row_ptrs + 4 * row_size, mask=in_range_n, other=0.0)[:, None]
+            gradient *= tl.load(row_ptrs + 3 * row_size, mask=in_range_n, other=0.0)[:, None]
             gradient *= tl.load(column_ptrs + 3 * column_size, mask=in_range_m, other=0.0)[None, :]
         _store_tile(
             gradient_out, gradient.to(DTYPE), stride_gn, first_row - first_chunk_row,
-            first_column - first_chunk_column, in_range_n, in_range_m, USE_DESCRIPTORS,
+            first_column - first_chunk_column, USE_DESCRIPTORS,
         )  # fmt: skip
 
 
@@ -178,16 +190,12 @@ def gradient_tiles(
     operands: TileOperands,
     vectors: GradientVectors,
     tiles: Tiles,
-    rows: slice,
-    span: slice,
+    chunk: GradientChunk,
     gradient: Tensor,
-    scale_partial: Tensor,
-    need_scale_grad: bool,
+    scale_partial: Tensor | None,
 ) -> None:
-    """Fills gradient (chunk rows, chunk columns) with H."""
-    num_tiles_m = triton.cdiv(gradient.shape[1], tiles.block_m)
-    num_tiles = triton.cdiv(gradient.shape[0], tiles.block_n) * num_tiles_m
-    _contrastive_bwd_kernel[(min(num_tiles, program_slots(operands.query)),)](
+    """Fills gradient (whole tiles of the chunk's rows and columns) with H."""
+    _contrastive_bwd_kernel[(min(chunk.num_tiles(tiles), program_slots(operands.query)),)](
         **operands.tile_arguments(tiles),
         **operands.rule_arguments(),
         row_vectors_ptr=vectors.rows,
@@ -195,10 +203,11 @@ def gradient_tiles(
         gradient_out=operands.output(gradient, tiles),
         scale_partial_ptr=scale_partial,
         stride_gn=gradient.stride(0),
-        first_chunk_row=rows.start,
-        first_chunk_column=span.start,
-        num_tiles_m=num_tiles_m,
-        num_tiles=num_tiles,
-        NEED_SCALE_GRAD=need_scale_grad,
+        first_chunk_row=chunk.rows.start,
+        first_chunk_column=chunk.columns.start,
+        num_tiles_m=triton.cdiv(chunk.num_columns, tiles.block_m),
+        num_tiles=chunk.num_tiles(tiles),
+        first_partial=chunk.first_partial,
+        NEED_SCALE_GRAD=scale_partial is not None,
         DTYPE=TRITON_DTYPES[SHORT_NAMES[gradient.dtype]],
     )

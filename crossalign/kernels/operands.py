@@ -141,7 +141,11 @@ def _has_aligned_rows(x: Tensor, per_16_bytes: int) -> bool:
 
 
 def dot_precision(x: Tensor) -> str:
-    """float32 products are IEEE unless PyTorch's own switch allows tf32."""
-    if x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+    """float32 products are IEEE unless PyTorch's own switch for CUDA products allows tf32.
+
+    torch.get_float32_matmul_precision() raises once the newer switch has been used; that one
+    follows the older.
+    """
+    if x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "ieee"

@@ -1,12 +1,8 @@
-"""Inverse norms of rows, and the backward of dividing by them; one program per row.
+"""Inverse norms of the rows of two matrices; one program per row.
 
     inverse_norm[i] = 1 / max(||x_i||, 1e-12)
-    grad_x = factor / divisor * (g - u <u, g>) * inverse_norm,  u = x * inverse_norm
 
-Below the floor the norm is a constant, and nothing is projected away.
-
-Reads each row once (backward: twice, the second time from cache), accumulates in float32 (float64
-for float64), writes each element once.
+Reads each row once, accumulates in float32 (float64 for float64).
 """
 
 from __future__ import annotations
@@ -63,7 +59,7 @@ def inverse_norms(query: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     results = (query.new_empty(x.shape[0], dtype=dtype) for x in (query, candidates))
     query_inverse_norm, candidate_inverse_norm = results
     if num_rows:
-        block_d, num_warps = _launch_shape(query.shape[1])
+        block_d, num_warps = row_launch_shape(query.shape[1])
         with device_guard(query):
             _inverse_norm_kernel[(num_rows,)](
                 query,
@@ -81,88 +77,7 @@ def inverse_norms(query: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     return query_inverse_norm, candidate_inverse_norm
 
 
-@triton.jit
-def _scale_rows_kernel(
-    grad_ptr,  # (n, D) accumulator dtype
-    x_ptr,  # (n, D)
-    inverse_norm_ptr,  # (n,)
-    row_divisor_ptr,  # (n,)
-    factor_ptr,  # ()
-    out_ptr,  # (n, D) out
-    stride_gn,
-    stride_xn,
-    stride_on,
-    num_features,
-    BLOCK_D: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    HAS_ROW_DIVISOR: tl.constexpr,
-):
-    """out = factor / row_divisor * grad, taken back through the normalisation if asked."""
-    row = tl.program_id(0).to(tl.int64)
-    factor = tl.load(factor_ptr)
-    if HAS_ROW_DIVISOR:
-        factor /= tl.load(row_divisor_ptr + row)
-    inverse_norm = 1.0
-    along = 0.0
-    if NORMALIZE:
-        inverse_norm = tl.load(inverse_norm_ptr + row)
-        products = tl.zeros((BLOCK_D,), ACC_DTYPE)
-        for first_feature in range(0, num_features, BLOCK_D):
-            offs_d = first_feature + tl.arange(0, BLOCK_D)
-            in_range_d = offs_d < num_features
-            x = tl.load(x_ptr + row * stride_xn + offs_d, mask=in_range_d, other=0.0)
-            grad = tl.load(grad_ptr + row * stride_gn + offs_d, mask=in_range_d, other=0.0)
-            products += x.to(ACC_DTYPE) * grad
-        along = tl.sum(products, 0) * inverse_norm * inverse_norm
-        along = tl.where(inverse_norm >= 1.0 / _FLOOR, 0.0, along)
-    for first_feature in range(0, num_features, BLOCK_D):
-        offs_d = first_feature + tl.arange(0, BLOCK_D)
-        in_range_d = offs_d < num_features
-        grad = tl.load(grad_ptr + row * stride_gn + offs_d, mask=in_range_d, other=0.0)
-        if NORMALIZE:
-            x = tl.load(x_ptr + row * stride_xn + offs_d, mask=in_range_d, other=0.0)
-            grad = (grad - along * x.to(ACC_DTYPE)) * inverse_norm
-        result = (grad * factor).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + row * stride_on + offs_d, result, mask=in_range_d)
-
-
-def scale_rows(
-    grad: Tensor,
-    x: Tensor,
-    inverse_norm: Tensor | None,
-    row_divisor: Tensor | None,
-    factor: Tensor,
-    out: Tensor,
-) -> None:
-    """out (n, D) = factor / row_divisor[:, None] * grad, through the normalisation of x if given.
-
-    grad: (n, D or more) accumulator dtype; x, out: (n, D); all with unit stride along D.
-    """
-    if x.shape[0] == 0:
-        return
-    block_d, num_warps = _launch_shape(out.shape[1])
-    with device_guard(x):
-        _scale_rows_kernel[(x.shape[0],)](
-            grad,
-            x,
-            inverse_norm,
-            row_divisor,
-            factor,
-            out,
-            stride_gn=grad.stride(0),
-            stride_xn=x.stride(0),
-            stride_on=out.stride(0),
-            num_features=out.shape[1],
-            BLOCK_D=block_d,
-            ACC_DTYPE=accumulator_dtype(x.dtype),
-            NORMALIZE=inverse_norm is not None,
-            HAS_ROW_DIVISOR=row_divisor is not None,
-            num_warps=num_warps,
-        )
-
-
-def _launch_shape(num_features: int) -> tuple[int, int]:
+def row_launch_shape(num_features: int) -> tuple[int, int]:
     """(BLOCK_D, num_warps): one block for a whole row where it fits."""
     block_d = min(triton.next_power_of_2(num_features), LARGEST_BLOCK_D)
     return block_d, min(8, max(1, block_d // 256))

@@ -40,6 +40,7 @@ class TileTable(NamedTuple):
 
 
 _IEEE = Tiles(128, 64, 16, 8, 3)
+_FLOAT64 = Tiles(64, 64, 16, 8, 2)
 # (architecture, bytes per element). The largest that spill no more than a few registers outside of
 # the product loop, with Triton 3.6 and 3.7. Operands come from L2, of which tiles of 128 x 64 ask
 # twice the bytes that tiles of 128 x 256 do. See benchmarks/results/kernel_resources.md.
@@ -65,6 +66,10 @@ TILES = {
     (80, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
     (90, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
     (100, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
+    # Within the 99 KiB that a block may have on a GPU of the consumer line.
+    (80, 8): TileTable(_FLOAT64, _FLOAT64, _FLOAT64, _FLOAT64),
+    (90, 8): TileTable(_FLOAT64, _FLOAT64, _FLOAT64, _FLOAT64),
+    (100, 8): TileTable(_FLOAT64, _FLOAT64, _FLOAT64, _FLOAT64),
 }
 
 
@@ -77,14 +82,14 @@ def architecture(x: Tensor) -> int:
 def forward_tiles(x: Tensor, problem: ContrastiveProblem) -> Tiles:
     if INTERPRETED:
         return INTERPRETER_TILES
-    table = TILES[architecture(x), min(4, x.element_size())]
+    table = TILES[architecture(x), x.element_size()]
     return table.forward_masked if problem.multi_positive else table.forward
 
 
 def backward_tiles(x: Tensor, problem: ContrastiveProblem) -> Tiles:
     if INTERPRETED:
         return INTERPRETER_TILES
-    table = TILES[architecture(x), min(4, x.element_size())]
+    table = TILES[architecture(x), x.element_size()]
     is_masked = problem.multi_positive or problem.bound is None
     return table.backward_masked if is_masked else table.backward
 
@@ -94,6 +99,10 @@ def program_slots(x: Tensor) -> int:
     if not x.is_cuda:
         return 2
     return int(torch.cuda.get_device_properties(x.device).multi_processor_count)
+
+
+# Plans whose longest program is within this of the shortest possible count as equally short.
+EQUALLY_SHORT = 1.005
 
 
 class ProgramPlan(NamedTuple):
@@ -106,8 +115,9 @@ class ProgramPlan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def plan_programs(row_blocks: int, column_blocks: int, slots: int) -> ProgramPlan:
-    """The partition whose largest rectangle is smallest; of equals, the fewest splits."""
+def plan_programs(row_blocks: int, column_blocks: int, slots: int, tiles: Tiles) -> ProgramPlan:
+    """The partition whose largest rectangle is smallest; of equally short ones, that whose programs
+    read the fewest different rows at a time, which L2 has to hold."""
     if not (row_blocks and column_blocks):
         return ProgramPlan(1, 1, 0, 0)
     plans = []
@@ -116,5 +126,7 @@ def plan_programs(row_blocks: int, column_blocks: int, slots: int) -> ProgramPla
         blocks_per_group = -(-row_blocks // min(row_blocks, slots // splits))
         groups = -(-row_blocks // blocks_per_group)
         plan = ProgramPlan(groups, splits, blocks_per_group, blocks_per_split)
-        plans.append((blocks_per_group * blocks_per_split, splits, plan))
-    return min(plans)[2]
+        live_rows = groups * tiles.block_n + splits * tiles.block_m
+        plans.append((blocks_per_group * blocks_per_split, live_rows, plan))
+    longest = EQUALLY_SHORT * min(plans)[0]
+    return min(plan[1:] for plan in plans if plan[0] <= longest)[1]

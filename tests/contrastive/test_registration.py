@@ -67,7 +67,9 @@ def test_gradcheck_of_the_forward_op(name: str, needs: tuple[int, ...], backend:
             given[needs.index(i)] if i in needs else leaf.detach() for i, leaf in enumerate(leaves)
         )
         problem = make_problem(OPTIONS[name], 3, scale)
-        result = contrastive_sums(query, candidates, problem, use_triton=backend == "triton")
+        result = contrastive_sums(
+            query, candidates[:3], problem, negatives=candidates[3:], use_triton=backend == "triton"
+        )
         return tuple(getattr(result, field) for field in ContrastiveGrads._fields)
 
     # The interpreter takes seconds for every element's own difference quotient.
@@ -78,8 +80,10 @@ def test_gradcheck_of_the_forward_op(name: str, needs: tuple[int, ...], backend:
 @pytest.mark.filterwarnings("default:The .grad attribute")  # of PyTorch 2.15's opcheck itself
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("transposed", [False, True], ids=["rows", "transposed"])
-@pytest.mark.parametrize("name", ["symmetric", "positives", "raw_masked"])
-def test_opcheck(name: str, transposed: bool, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "with_negatives"), [("symmetric", True), ("positives", False), ("raw_masked", True)]
+)
+def test_opcheck(name: str, with_negatives: bool, transposed: bool, backend: str) -> None:
     query, candidates, scale = make_leaves()
     if transposed:
         query, candidates = (
@@ -87,14 +91,15 @@ def test_opcheck(name: str, transposed: bool, backend: str) -> None:
         )
     problem, use_triton = make_problem(OPTIONS[name], 3, scale), backend == "triton"
     forward = torch.ops.crossalign.contrastive_fwd.default
-    torch.library.opcheck(forward, (query, candidates, *problem, None, True, use_triton))
-    with torch.no_grad():
-        sums = ContrastiveSums(*forward(query, candidates, *problem, None, False, use_triton))
-        plain = [leaf.detach() for leaf in (query, candidates, scale)]
-        detached = problem._replace(scale=plain[2])
+    sides = (query, candidates[:3], candidates[3:]) if with_negatives else (query, candidates, None)
+    torch.library.opcheck(forward, (*sides, *problem, None, True, use_triton))
+    plain = [None if side is None else side.detach() for side in sides]
+    detached = problem._replace(scale=scale.detach())
+    sums = ContrastiveSums(*forward(*plain, *detached, None, False, use_triton))
     grads = [torch.randn_like(getattr(sums, field)) for field in ContrastiveGrads._fields]
-    arguments = (*plain[:2], *detached, *sums, *grads, True, use_triton)
-    torch.library.opcheck(torch.ops.crossalign.contrastive_bwd.default, arguments)
+    for needs in ((True, True, with_negatives, True), (True, False, False, False)):
+        arguments = (*plain, *detached, *sums, *grads, *needs, use_triton)
+        torch.library.opcheck(torch.ops.crossalign.contrastive_bwd.default, arguments)
 
 
 ROW_LOSSES = [name for name in OPTIONS if not OPTIONS[name].get("symmetric")]
@@ -107,7 +112,8 @@ def test_gradcheck_of_the_row_loss(name: str, reduction: str) -> None:
 
     def loss(query: Tensor, candidates: Tensor, scale: Tensor) -> Tensor:
         problem = make_problem(options, 3, scale)
-        return row_loss(query, candidates, problem, weights, reduction, with_stats=False)[0]
+        sides = (query, candidates[:3], candidates[3:])
+        return row_loss(*sides, problem, weights, reduction, with_stats=False)[0]
 
     assert torch.autograd.gradcheck(loss, make_leaves())
 
@@ -123,8 +129,10 @@ def test_opcheck_of_the_row_loss(name: str, transposed: bool) -> None:
         )
     arguments = (*make_problem(OPTIONS[name], 3, scale), torch.rand(5), "mean", True)
     forward = torch.ops.crossalign.row_loss_fwd.default
-    torch.library.opcheck(forward, (query, candidates, *arguments))
-    plain = [leaf.detach() for leaf in (query, candidates, scale)]
+    sides = (query, candidates[:3], candidates[3:])
+    for needs in ((True, True, True, True), (False, True, False, False)):
+        torch.library.opcheck(forward, (*sides, *arguments, *needs))
+    plain = [leaf.detach() for leaf in (*sides, scale)]
     gradients = [torch.randn_like(leaf) for leaf in plain]
     upstream = torch.tensor(0.3, dtype=torch.float64)
     backward = torch.ops.crossalign.row_loss_bwd.default

@@ -57,7 +57,7 @@ def test_no_tensor_of_queries_times_columns(bound: float | None, symmetric: bool
         grads = [torch.ones_like(getattr(sums, name)) for name in ContrastiveGrads._fields]
         torch_passes.contrastive_bwd(query, candidates, problem, sums, ContrastiveGrads(*grads))
         if not symmetric:
-            row_loss(query, candidates, problem, None, "mean", with_stats=True)
+            row_loss(query, candidates, None, problem, None, "mean", with_stats=True)
     assert 0 < largest.elements <= torch_logits.CPU_CHUNK_LOGITS < 4096 * 5120 / 4
 
 

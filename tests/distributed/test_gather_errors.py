@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from crossalign.distributed import symmetric_gather
 from crossalign.distributed.gather import gather_negatives
+from crossalign.distributed.rank_agreement import agree
 from tests.support.built_extension import extension_folder, use_extension
 from tests.support.process_group import RankError, run_ranks
 
@@ -203,3 +204,10 @@ def test_memory_goes_with_its_group() -> None:
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"gather_negatives: {message}"):
         gather_negatives(**arguments)
+
+
+def test_a_cuda_graph_that_captures_a_gather_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its replay would wait for a barrier of an old number, that is for nobody."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"gather_negatives: .* while a CUDA graph is captured"):
+        agree("gather_negatives", {}, None)  # type: ignore[arg-type]

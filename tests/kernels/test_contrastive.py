@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossalign import ContrastiveLoss, fused_contrastive_loss
-from crossalign.contrastive.problem import ContrastiveGrads
+from crossalign.contrastive.problem import ContrastiveGrads, GradientNeeds
 from tests.support.allocations import LargestAllocation
 from tests.support.contrastive_cases import (
     LOSS_CASES,
@@ -55,7 +55,7 @@ def test_pointers_load_what_descriptors_load(
 @pytest.mark.parametrize("row_blocks", [1, 2, 13, 512])
 @pytest.mark.parametrize("column_blocks", [1, 3, 64, 1000])
 def test_a_plan_covers_every_tile_once(row_blocks: int, column_blocks: int, slots: int) -> None:
-    plan = tiles.plan_programs(row_blocks, column_blocks, slots)
+    plan = tiles.plan_programs(row_blocks, column_blocks, slots, tiles.INTERPRETER_TILES)
     assert plan.groups * plan.splits <= slots
     assert (plan.groups - 1) * plan.blocks_per_group < row_blocks
     assert plan.groups * plan.blocks_per_group >= row_blocks
@@ -67,7 +67,7 @@ def test_a_plan_covers_every_tile_once(row_blocks: int, column_blocks: int, slot
 
 @pytest.mark.parametrize("row_blocks", [0, 3])
 def test_a_plan_of_nothing_has_no_tiles(row_blocks: int) -> None:
-    plan = tiles.plan_programs(row_blocks, 0 if row_blocks else 3, 8)
+    plan = tiles.plan_programs(row_blocks, 0 if row_blocks else 3, 8, tiles.INTERPRETER_TILES)
     assert plan.blocks_per_group * plan.blocks_per_split == 0
 
 
@@ -81,7 +81,7 @@ def test_no_tensor_of_queries_times_columns(backend: str) -> None:
     with LargestAllocation() as largest:
         sums = contrastive_fwd(query, candidates, problem, None, True)
         grads = [torch.ones_like(getattr(sums, name)) for name in ContrastiveGrads._fields]
-        contrastive_bwd(query, candidates, problem, sums, ContrastiveGrads(*grads), True)
+        contrastive_bwd(query, candidates, problem, sums, ContrastiveGrads(*grads), GradientNeeds())
     assert 0 < largest.elements <= CHUNK * CHUNK < 100 * 150
 
 

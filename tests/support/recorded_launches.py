@@ -24,6 +24,7 @@ from triton.backends.driver import DriverBase
 from triton.runtime.driver import driver
 
 from benchmarks.kernel_resources import SHARED_LIMIT
+from crossalign.contrastive.problem import GradientNeeds
 from crossalign.kernels import contrastive_forward as forward_kernels
 from crossalign.kernels import contrastive_gradient as gradient_kernels
 from crossalign.kernels import masked_mean_pool, masked_mean_pool_backward, tiles
@@ -130,7 +131,8 @@ def contrastive(
     problem = make_problem(num_queries, dtype, **options)
     sums = contrastive_fwd(query, candidates, problem, None, with_stats)
     grads = pair_terms_bwd(torch.ones_like(pair_terms_fwd(sums)), sums)
-    contrastive_bwd(query, candidates, problem, sums, grads, need_scale_grad)
+    needs = GradientNeeds(True, slice(0, num_candidates), need_scale_grad)
+    contrastive_bwd(query, candidates, problem, sums, grads, needs)
 
 
 def padded(

@@ -74,7 +74,8 @@ def gathered_gradients(
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
     batch: ShardedBatch,
-    need_scale_grad: bool,
+    need_query: bool,
+    need_scale: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Of this rank's query, key, negatives, and of scale (this rank's part)."""
     coefficients = column_coefficients(sums, grads, problem)
@@ -82,12 +83,13 @@ def gathered_gradients(
         coefficients = gather_rows(coefficients, batch.keys)
     sums, grads = with_column_coefficients(sums, grads, coefficients, problem)
     grad_query, grad_candidates, grad_scale = block_gradients(
-        query, candidates, problem, sums, grads, batch, need_scale_grad
+        query, candidates, problem, sums, grads, batch, need_query, need_scale
     )
     grad_key = grad_negatives = None
+    num_keys = problem.num_keys if batch.keys_need_grad else 0
     if batch.keys_need_grad:
-        grad_key = reduce_rows(grad_candidates[: problem.num_keys], batch.keys, candidates.dtype)
+        grad_key = reduce_rows(grad_candidates[:num_keys], batch.keys, candidates.dtype)
     if batch.negatives_need_grad:
-        further = grad_candidates[problem.num_keys :]
+        further = grad_candidates[num_keys:]
         grad_negatives = reduce_rows(further, batch.negatives, candidates.dtype)
     return grad_query, grad_key, grad_negatives, grad_scale

@@ -92,12 +92,20 @@ def _loss_across_ranks(arguments: LossArguments) -> Any:
     schedule = _SCHEDULES[name]
     problem = schedule.problem(build_problem(arguments), batch)
     scale = problem.scale
+    need_scale = scale.requires_grad
     if any(record["needs gradient"] for record in records):
         inputs = (arguments.query, arguments.key, arguments.negatives, scale)
         if not any(given.requires_grad for given in inputs if given is not None):
             scale = scale.detach().requires_grad_()  # this rank, too, takes part in the backward
     outputs = _SumsAcrossRanks.apply(  # type: ignore[no-untyped-call]
-        arguments.query, arguments.key, arguments.negatives, scale, problem, batch, schedule
+        arguments.query,
+        arguments.key,
+        arguments.negatives,
+        scale,
+        problem,
+        batch,
+        schedule,
+        need_scale,
     )
     return _reduce(arguments, ContrastiveSums(*outputs), problem, batch)
 
@@ -115,11 +123,12 @@ class _SumsAcrossRanks(torch.autograd.Function):
         problem: ContrastiveProblem,
         batch: ShardedBatch,
         schedule: _Schedule,
+        need_scale: bool,
     ) -> tuple[Tensor, ...]:
         problem = problem._replace(scale=scale)
         sums, candidates = schedule.sums(query, key, negatives, problem, batch)
         ctx.problem = problem._replace(scale=None)  # type: ignore[arg-type]
-        ctx.batch, ctx.schedule = batch, schedule
+        ctx.batch, ctx.schedule, ctx.need_scale = batch, schedule, need_scale
         ctx.save_for_backward(query, candidates, scale, *sums)
         ctx.mark_non_differentiable(*(getattr(sums, name) for name in NON_DIFFERENTIABLE_SUMS))
         ctx.set_materialize_grads(False)
@@ -130,6 +139,7 @@ class _SumsAcrossRanks(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         query, candidates, scale, *saved = ctx.saved_tensors
         sums = ContrastiveSums(*saved)
+        need_query, need_key, need_negatives = ctx.needs_input_grad[:3]
         grad_query, grad_key, grad_negatives, grad_scale = ctx.schedule.gradients(
             query,
             candidates,
@@ -137,9 +147,16 @@ class _SumsAcrossRanks(torch.autograd.Function):
             sums,
             upstream_gradients(upstream, sums),
             ctx.batch,
-            ctx.needs_input_grad[3],
+            need_query,
+            ctx.need_scale,
         )
-        return grad_query, grad_key, grad_negatives, grad_scale, None, None, None
+        return (
+            grad_query if need_query else None,
+            grad_key if need_key else None,
+            grad_negatives if need_negatives else None,
+            grad_scale if ctx.need_scale else None,
+            *(None,) * 4,
+        )
 
 
 def _reduce(

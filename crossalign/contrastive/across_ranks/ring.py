@@ -20,6 +20,7 @@ from crossalign.contrastive.across_ranks.shards import (
     block_sums,
     column_coefficients,
     column_parts,
+    wanted_candidates,
     with_column_coefficients,
     with_column_parts,
 )
@@ -54,13 +55,13 @@ def ring_gradients(
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
     batch: ShardedBatch,
-    need_scale_grad: bool,
+    need_query: bool,
+    need_scale: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Of this rank's query, key, negatives, and of scale (this rank's part)."""
     wide = accumulator(query.dtype)
-    grad_query = torch.zeros_like(query, dtype=wide)
+    grad_query = query.new_zeros(query.shape if need_query else (0,), dtype=wide)
     grad_scale = torch.zeros_like(problem.scale)
-    is_wanted = batch.keys_need_grad or batch.negatives_need_grad
     num_candidates = _rows_of_columns(batch)
     coefficients = column_coefficients(sums, grads, problem)
     shard = _shard(candidates, problem, batch)
@@ -76,18 +77,21 @@ def ring_gradients(
         if inverse_norm:
             block_sums = block_sums._replace(candidate_inverse_norm=inverse_norm[0])
         of_query, of_columns, of_scale = block_gradients(
-            query, arrived[0], block, block_sums, block_grads, batch, need_scale_grad
+            query, arrived[0], block, block_sums, block_grads, batch, need_query, need_scale
         )
-        grad_query.add_(of_query)
-        grad_scale.add_(of_scale)
-        return of_columns.to(wide) if is_wanted else of_columns.new_empty((len(of_columns), 0))
+        if need_query:
+            grad_query.add_(of_query)
+        if need_scale:
+            grad_scale.add_(of_scale)
+        return of_columns.to(wide)
 
-    grad_candidates = circulate(shard, batch.keys, visit, torch.add, num_candidates)
-    grad_key = grad_negatives = None
-    if is_wanted:
-        grad_candidates = grad_candidates.to(candidates.dtype)
-        num_keys = batch.keys.rows[batch.rank]
-        grad_key, grad_negatives = grad_candidates[:num_keys], grad_candidates[num_keys:]
+    pairs = zip(batch.keys.rows, num_candidates, strict=True)
+    wanted = [wanted_candidates(batch, *pair) for pair in pairs]
+    num_wanted = [rows.stop - rows.start for rows in wanted]
+    grad_candidates = circulate(shard, batch.keys, visit, torch.add, num_wanted)
+    grad_candidates = grad_candidates.to(candidates.dtype)
+    num_keys = batch.keys.rows[batch.rank] if batch.keys_need_grad else 0
+    grad_key, grad_negatives = grad_candidates[:num_keys], grad_candidates[num_keys:]
     return grad_query.to(query.dtype), grad_key, grad_negatives, grad_scale
 
 

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from crossalign.contrastive.ops import contrastive_gradients, contrastive_sums
-from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive.problem import (
+    ContrastiveGrads,
+    ContrastiveProblem,
+    ContrastiveSums,
+    GradientNeeds,
+)
 from crossalign.distributed.gather import ShardLayout
 
 
@@ -60,12 +65,21 @@ def block_gradients(
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
     batch: ShardedBatch,
-    need_scale_grad: bool,
+    need_query: bool,
+    need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of query, candidates and scale; sums and grads are those of the whole batch."""
+    """Of query, wanted candidates and scale; sums and grads are those of the whole batch."""
+    wanted = wanted_candidates(batch, problem.num_keys, candidates.shape[0])
+    needs = GradientNeeds(need_query, wanted.start < wanted.stop, need_scale, wanted)
     return contrastive_gradients(
-        query, candidates, problem, sums, grads, need_scale_grad, use_triton=batch.use_triton
+        query, candidates, problem, sums, grads, needs, use_triton=batch.use_triton
     )
+
+
+def wanted_candidates(batch: ShardedBatch, num_keys: int, num_candidates: int) -> slice:
+    """The candidates whose gradient some rank needs, of keys that come before negatives."""
+    first = 0 if batch.keys_need_grad else num_keys
+    return slice(first, num_candidates if batch.negatives_need_grad else num_keys)
 
 
 def column_parts(sums: ContrastiveSums, problem: ContrastiveProblem) -> Tensor:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from crossalign.argument_checks import values_may_be_read
 from crossalign.contrastive.across_ranks.ring_pass import Travelling, circulate
+from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid.agreement import (
     ShardedPairs,
     agree_on_arguments,
@@ -32,7 +33,6 @@ from crossalign.contrastive.sigmoid.problem import (
     build_problem,
 )
 from crossalign.contrastive.terms import reduce_terms
-from crossalign.contrastive.torch_logits import GradientNeeds
 from crossalign.distributed.gather import gather_rows, reduce_rows
 from crossalign.distributed.rank_agreement import check_group, graph_break
 from crossalign.precision import accumulator

@@ -11,13 +11,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid import torch_passes
 from crossalign.contrastive.sigmoid.problem import (
     SigmoidProblem,
     SigmoidSums,
     empty_gradients,
 )
-from crossalign.contrastive.torch_logits import GradientNeeds
 from crossalign.precision import accumulator, without_autocast
 
 _PROBLEM_SCHEMA = (
@@ -59,7 +59,7 @@ def sigmoid_gradients(
     """Of query, key, scale and bias; what is not needed has no rows, or is 0."""
     norms = (sums.query_inverse_norm, sums.key_inverse_norm)
     gradients: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.crossalign.sigmoid_bwd(
-        query, key, *problem, *norms, grad_terms, *needs, use_triton
+        query, key, *problem, *norms, grad_terms, *needs[:3], use_triton
     )
     return gradients
 

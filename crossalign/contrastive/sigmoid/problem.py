@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from crossalign.contrastive.problem import ContrastiveProblem
+from crossalign.contrastive.problem import ContrastiveProblem, GradientNeeds
 from crossalign.contrastive.terms import scale_tensor
-from crossalign.contrastive.torch_logits import GradientNeeds
 from crossalign.precision import accumulator
 
 

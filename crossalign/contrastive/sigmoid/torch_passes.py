@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid.problem import SigmoidProblem, SigmoidSums
 from crossalign.contrastive.terms import SOFTPLUS_THRESHOLD
 from crossalign.contrastive.torch_logits import (
-    GradientNeeds,
     GradientSums,
     LogitChunks,
     label_view,
