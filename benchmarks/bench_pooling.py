@@ -17,7 +17,8 @@ from torch import Tensor
 
 from benchmarks.accuracy import Verdict, allowed_error, relative_error
 from benchmarks.command_line import arguments_of, harness_of
-from benchmarks.harness import Harness, Trial, Work
+from benchmarks.harness import Harness, Work
+from benchmarks.timing import Trial
 from crossalign import reference
 from crossalign.pooling.functions import masked_mean_pool, mean_pool_varlen
 

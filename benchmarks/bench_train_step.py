@@ -27,7 +27,8 @@ import torch
 
 from benchmarks.accuracy import Verdict, allowed_error, relative_error
 from benchmarks.command_line import arguments_of
-from benchmarks.harness import Harness, Trial
+from benchmarks.harness import Harness
+from benchmarks.timing import Trial
 from benchmarks.train_step_cases import PRESETS, Case, least_work, make_inputs, make_model
 from benchmarks.train_step_implementations import (
     Step,

@@ -23,6 +23,12 @@ def arguments_of(docstring: str, presets: Iterable[str]) -> argparse.Namespace:
         default=float("inf"),
         help="start no further measurement after this time (default: none)",
     )
+    parser.add_argument(
+        "--row-seconds",
+        type=float,
+        default=float("inf"),
+        help="give up an implementation of one case after this time (default: never)",
+    )
     parser.add_argument("--output", type=Path, help="result file (default: named by the run)")
     return parser.parse_args()
 
@@ -34,4 +40,5 @@ def harness_of(subject: str, arguments: argparse.Namespace) -> Harness:
         arguments.output,
         seconds=arguments.seconds,
         budget_seconds=arguments.budget_seconds,
+        row_seconds=arguments.row_seconds,
     )

@@ -16,6 +16,7 @@ Loss = Callable[[Inputs], Tensor]
 
 SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0  # where its authors start
 MODULES = {
+    "memeff": "memeff",
     "inf-cl": "inf_cl",
     "cut-cross-entropy": "cut_cross_entropy",
     "cut-cross-entropy exact": "cut_cross_entropy",
@@ -42,6 +43,8 @@ def implementation(name: str, symmetric: bool) -> Loss:
         return lambda inputs: compiled(inputs.query, inputs.key, symmetric)
     if name == SIGMOID:
         return _siglip_kernel
+    if name == "memeff":
+        return _memeff(symmetric)
     one_way = {
         "inf-cl": _inf_cl,
         "cut-cross-entropy": lambda query, key: _cut_cross_entropy(query, key, "high"),
@@ -74,6 +77,18 @@ def _crossalign(inputs: Inputs, backend: str) -> Tensor:
         inputs.query, inputs.key, inputs.negatives, backend=backend, **inputs.options
     )
     return result[0] if inputs.options.get("return_stats") else result
+
+
+def _memeff(symmetric: bool) -> Loss:
+    """Not stable=True, its default, which gives gradients of another scale than the loss has."""
+    import memeff
+
+    options = {"temperature": TEMPERATURE, "normalized_inputs": True, "stable": False}
+    if symmetric:
+        loss = memeff.MemoryEfficientCLIPLoss(**options)
+    else:  # similarities differ by at most 2, so a margin of 2 leaves out no negative
+        loss = memeff.MemoryEfficientQwen3Loss(margin=2.0, **options)
+    return lambda inputs: loss(inputs.query, inputs.key)
 
 
 def _inf_cl(query: Tensor, key: Tensor) -> Tensor:

@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
-# Tests and benchmarks on a machine with one NVIDIA GPU, in one call of under nine minutes.
+# The first minutes on a machine with one NVIDIA GPU, in one call of under ten minutes: is it right, how
+# fast is it, which tiles are best; tests and the other benchmarks with what is left.
 #
 # Needs python3 with torch, triton, transformers, pytest, pytest-benchmark and pytest-xdist; installs
 # nothing for good and reaches no network. Results and the log go to $OUT (default:
-# benchmarks/results).
+# benchmarks/results), each written as it comes: a call that is cut off keeps what it measured.
 #   BENCHMARK_COMMIT=abc1234   the commit of this tree, where its history did not come along;
 #                              append -dirty if the tree differs from it
 #   PYTHON=python3             the interpreter
+#   LIMIT_SECONDS=565          of the whole call
 # Peers are measured if their wheels lie in .whl/. On a machine with a network:
-#   python3 -m pip download --no-deps --only-binary=:all: --dest .whl \
+#   python3 -m pip download --no-deps --only-binary=:all: --dest .whl memeff==0.3.1 \
 #       inf-cl==1.2.1 cut-cross-entropy==25.1.1 siglip-kernel==0.1.2 liger-kernel==0.8.5
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 export OUT=${OUT:-$PWD/benchmarks/results} PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-limit=530 # seconds for everything
+export CUBLAS_WORKSPACE_CONFIG=:4096:8
+limit=${LIMIT_SECONDS:-565}
+shortest=15 # seconds; a stage that would get less is left out
 
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "h200.sh: $python finds no NVIDIA GPU here; nothing was measured" >&2
@@ -22,42 +26,72 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
 fi
 
 mkdir -p "$OUT"
-exec > >(tee "$OUT/h200.log") 2>&1
+exec > >(tee -a "$OUT/h200.log") 2>&1
 failed=()
 
-# step NAME SECONDS COMMAND...: a step that fails or takes too long does not keep others from running
-step() {
-    local name=$1 seconds=$2 code=0
+# stage NAME SECONDS COMMAND...: never longer than what is left of the whole, and never without a limit
+# (`timeout 0` is none). It ends with SIGINT, at which Python still says what it knows. A stage that
+# fails or takes too long does not keep others from running.
+stage() {
+    local name=$1 seconds=$2 left=$((limit - SECONDS)) code=0
     shift 2
+    if ((left < shortest)); then
+        echo "== $name is left out: $left s are left"
+        return
+    fi
+    if ((seconds > left)); then seconds=$left; fi
     echo "== $name, at most $seconds s, after $SECONDS s"
-    timeout --kill-after=10 "$seconds" "$@" || code=$?
+    timeout --signal=INT --kill-after=8 "$seconds" "$@" || code=$?
     if ((code)); then
         failed+=("$name")
         echo "== $name failed: exit status $code (124: out of time)"
     fi
 }
 
-nvidia-smi
+# contrastive GROUP... : ours and plain PyTorch in every case first, peers second
+contrastive() {
+    "$python" -m benchmarks.bench_contrastive --preset h200 --seconds 0.3 --row-seconds 40 --group "$@"
+}
+export -f contrastive
+export python
+
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit --format=csv
+stage environment 40 "$python" -c 'import sys, torch, triton
+print(sys.version, torch.__version__, triton.__version__, torch.cuda.get_device_name())'
+stage check 150 "$python" -m crossalign check --json
+stage headline 60 bash -c 'contrastive headline --budget-seconds 45'
 if compgen -G '.whl/*.whl' >/dev/null; then
     site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT
-    step peers 60 "$python" -m pip install --quiet --no-index --no-deps --target "$site" .whl/*.whl
+    stage peers-install 30 "$python" -m pip install --quiet --no-index --no-deps --target "$site" .whl/*.whl
     PYTHONPATH=$PYTHONPATH:$site
+    stage peers 80 bash -c 'contrastive headline peers sigmoid --budget-seconds 65'
 fi
+stage tile-sweep 150 "$python" -m benchmarks.sweep_tiles --seconds 140
+if command -v ncu >/dev/null; then
+    stage counters 45 ncu --clock-control none --section SpeedOfLight --section WarpStateStats \
+        --section MemoryWorkloadAnalysis --section ComputeWorkloadAnalysis \
+        -k 'regex:_contrastive_(fwd|bwd)_kernel' --launch-skip 2 --launch-count 2 \
+        "$python" -m benchmarks.sweep_tiles --steps 3
+fi
+if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        stage "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 3 \
+            "$python" -m benchmarks.sweep_tiles --steps 1 --rows 700 --width 200
+    done
+fi
+stage sizes 60 bash -c 'contrastive size width options dtype --budget-seconds 50'
+stage tests 300 "$python" -m pytest -m cuda -n 8 --quiet -W default -p no:cacheprovider \
+    --continue-on-collection-errors tests/kernels tests/contrastive tests/pooling tests/distributed
+stage pooling 60 "$python" -m benchmarks.bench_pooling --preset h200 --seconds 0.3 --row-seconds 20
 if [[ -f csrc/build_extension.py ]]; then
-    step extension 90 env CROSSALIGN_BUILD_EXTENSION=1 \
+    stage extension 90 env CROSSALIGN_BUILD_EXTENSION=1 TORCH_CUDA_ARCH_LIST=9.0 \
         "$python" -c 'from setuptools import setup; setup()' --quiet build_ext --inplace
 fi
-step tests 180 "$python" -m pytest -m cuda -n 4 --quiet -p no:cacheprovider
-step pooling 60 "$python" -m benchmarks.bench_pooling --preset h200 --seconds 0.3
-step gather 40 "$python" -m benchmarks.bench_gather --ranks 2 --device cuda --repeats 20
+stage gather 40 "$python" -m benchmarks.bench_gather --ranks 2 --device cuda --repeats 20
 # Needs transformers. Both sides of a case come before its parts, which the budget may leave out.
-step train_step 80 "$python" -m benchmarks.bench_train_step --preset gpu --seconds 0.5 \
+stage train_step 80 "$python" -m benchmarks.bench_train_step --preset gpu --seconds 0.5 \
     --budget-seconds 55
-# The last step gets what is left; it starts no measurement in its last 50 seconds.
-left=$((limit - SECONDS))
-step contrastive "$left" "$python" -m benchmarks.bench_contrastive --preset h200 --seconds 0.4 \
-    --budget-seconds $((left - 50))
 
 echo "== results in $OUT, after $SECONDS s"
 if ((${#failed[@]})); then

@@ -1,6 +1,6 @@
 """The only timing and memory code of the benchmarks: check, then measure, then write one row.
 
-Times are medians with 20th and 80th percentile, after a warm-up by time, cold cache on a GPU.
+Times are medians with 20th and 80th percentile; timing.py takes them.
 Memory is the peak above the inputs: on a GPU what PyTorch's allocator reports; on a CPU the
 process's resident high-water mark, which the Linux kernel keeps and which is reset before each
 measured call. It misses nothing (no sampling), and freed heap pages are handed back first, so two
@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from benchmarks.accuracy import Verdict
 from benchmarks.provenance import clock_state, provenance, result_path
 from benchmarks.resident_memory import peak_resident_mib
+from benchmarks.timing import Clock, Trial, clear, percentile, runner, time_limit
 
 PASSES = ("forward", "backward", "both")
 MIB = 2**20
-GRAPH_BELOW_MS = 0.1  # shorter calls are also timed inside a captured graph, without launch gaps
+GRAPH_BELOW_MS = 2.0  # shorter calls are also timed inside a captured graph, without launch gaps
 CACHE_BYTES, MAX_ROTATIONS = 128 * MIB, 32  # twice the L2 cache of an H200
-MIN_REPEATS, MAX_REPEATS = 3, 200
 
 
 class Work(NamedTuple):
@@ -37,13 +36,6 @@ class Work(NamedTuple):
 
     flops: float
     bytes: float
-
-
-class Trial(NamedTuple):
-    """One set of inputs: the call to measure, and the tensors whose gradients it forms."""
-
-    forward: Callable[[], Tensor]
-    leaves: Sequence[Tensor]
 
 
 class Harness:
@@ -57,9 +49,12 @@ class Harness:
         *,
         seconds: float = 1.0,
         budget_seconds: float = float("inf"),
+        row_seconds: float = float("inf"),
     ) -> None:
+        """seconds: of timing per pass; row_seconds: of an implementation's check and all passes."""
         self.device = torch.device(device)
-        self.seconds = seconds
+        self.clock = Clock(self.device, seconds)
+        self.row_seconds = row_seconds
         self.deadline = time.monotonic() + budget_seconds
         self.run = {"subject": subject, **provenance(self.device)}
         self.path = output or result_path(subject, self.run)
@@ -88,18 +83,19 @@ class Harness:
             self.skip(case, implementation, dtype, "out of the time budget")
             return
         try:
-            verdict = check()
-            row |= {"error": verdict.error, "error_allowed": verdict.allowed}
-            if not verdict.error <= verdict.allowed:
-                self._write(row, status="wrong: not timed")
-                return
-            for name, least in work.items():
-                self._measure_pass(row | {"pass": name}, trials, dtype, least, once)
+            with time_limit(min(self.row_seconds, self.deadline - time.monotonic())):
+                verdict = check()
+                row |= {"error": verdict.error, "error_allowed": verdict.allowed}
+                if not verdict.error <= verdict.allowed:
+                    self._write(row, status="wrong: not timed")
+                    return
+                for name, least in work.items():
+                    self._measure_pass(row | {"pass": name}, trials, dtype, least, once)
         except Exception as problem:  # a failure is a row, not the end of the run
             self._write(row, status=_describe(problem))
         finally:
             for trial in trials:
-                _clear(trial.leaves)
+                clear(trial.leaves)
             self._release()
 
     def skip(
@@ -125,10 +121,10 @@ class Harness:
         if dtype not in self._ceilings:
             size, copied = (1024, 256 * MIB) if self.device.type == "cpu" else (8192, 2048 * MIB)
             a, b = (torch.randn(size, size, device=self.device, dtype=dtype) for _ in "ab")
-            product_ms = statistics.median(self._times(lambda: a @ b, _nothing))
+            product_ms = statistics.median(self.clock.times(lambda: a @ b))
             source = torch.empty(copied, dtype=torch.uint8, device=self.device).random_()
             target = torch.empty_like(source)
-            copy_ms = statistics.median(self._times(lambda: target.copy_(source), _nothing))
+            copy_ms = statistics.median(self.clock.times(lambda: target.copy_(source)))
             self._ceilings[dtype] = {
                 "matrix_tflops": 2 * size**3 / product_ms / 1e9,
                 "copy_gbps": 2 * source.numel() / copy_ms / 1e6,
@@ -145,10 +141,10 @@ class Harness:
         work: Work,
         once: bool,
     ) -> None:
-        prepare, call = _runner(row["pass"], trials[0])
+        prepare, call = runner(row["pass"], trials[0])
         ceilings = self.ceilings(dtype)
-        times = self._times(call, prepare, repeats=1 if once else None)
-        _clear(trials[0].leaves)
+        times = self.clock.times(call, prepare, repeats=1 if once else None)
+        clear(trials[0].leaves)
         peak_mib = self._peak_mib(prepare, call)
         median = statistics.median(times)
         tflops, gbps = work.flops / median / 1e9, work.bytes / median / 1e6
@@ -157,8 +153,8 @@ class Harness:
         )
         numbers = {
             "median_ms": median,
-            "p20_ms": _percentile(times, 0.2),
-            "p80_ms": _percentile(times, 0.8),
+            "p20_ms": percentile(times, 0.2),
+            "p80_ms": percentile(times, 0.8),
             "repeats": len(times),
             "peak_mib": peak_mib,
             "tflops": tflops,
@@ -167,57 +163,13 @@ class Harness:
             "share_of_ceiling": floor_ms / median,
             **ceilings,
         }
-        short = self.device.type == "cuda" and median < GRAPH_BELOW_MS
-        if short and row["pass"] != "backward":
-            numbers["graph_median_ms"] = self._graph_ms(row["pass"], trials)
         self._write(row, status="ok", **numbers, **clock_state(self.device))
-
-    def _times(
-        self, call: Callable[[], Any], prepare: Callable[[], None], repeats: int | None = None
-    ) -> list[float]:
-        """Milliseconds of each repeat; prepare() runs before each and is not timed."""
-        clock = self._cuda_ms if self.device.type == "cuda" else _host_ms
-        if repeats is None:
-            warm_until = time.monotonic() + self.seconds / 4
-            single_ms = clock(call, prepare, 1)[0]
-            while time.monotonic() < warm_until:
-                single_ms = clock(call, prepare, 1)[0]
-            wanted = int(self.seconds * 1000 / max(single_ms, 1e-3))
-            repeats = min(max(wanted, MIN_REPEATS), MAX_REPEATS)
-        return clock(call, prepare, repeats)
-
-    def _cuda_ms(
-        self, call: Callable[[], Any], prepare: Callable[[], None], repeats: int
-    ) -> list[float]:
-        """Device events; a buffer larger than the L2 cache is overwritten before each call."""
-        flush = torch.empty(256 * MIB, dtype=torch.uint8, device=self.device)
-        events = [[torch.cuda.Event(enable_timing=True) for _ in "se"] for _ in range(repeats)]
-        for start, end in events:
-            prepare()
-            flush.zero_()
-            start.record()
-            call()
-            end.record()
-        torch.cuda.synchronize(self.device)
-        return [start.elapsed_time(end) for start, end in events]
-
-    def _graph_ms(self, name: str, trials: Sequence[Trial]) -> float:
-        """One call inside a captured graph that rotates over the input sets: a cold cache."""
-        runners = [_runner(name, trial) for trial in trials]
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            for prepare, call in runners * 3:
-                prepare()
-                call()
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        for prepare, _ in runners:
-            prepare()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _, call in runners:
-                call()
-        return statistics.median(self._times(graph.replay, _nothing)) / len(trials)
+        is_short = self.device.type == "cuda" and median < GRAPH_BELOW_MS
+        if is_short and not once and row["pass"] != "backward":
+            # After the row is written, and as a row of its own: a call that cannot be captured,
+            # such as a peer's that waits for the device, may take the process along.
+            graph_ms = self.clock.graph_ms(row["pass"], trials)
+            self._write(row | {"timing": "graph"}, status="ok", median_ms=graph_ms)
 
     def _peak_mib(self, prepare: Callable[[], None], call: Callable[[], Any]) -> float | None:
         """Peak of one call above what is held before its preparation, gradients included."""
@@ -246,51 +198,6 @@ class Harness:
         ours = row["implementation"].startswith("crossalign")
         if ours and status.startswith(("wrong", "failed")):
             self.failed.append(f"{label}: {status}")
-
-
-def _runner(name: str, trial: Trial) -> tuple[Callable[[], None], Callable[[], Any]]:
-    """(prepare, call) of one pass; backward() gets its graph from prepare()."""
-    outputs: list[Tensor] = []
-
-    def clear() -> None:
-        _clear(trial.leaves)
-
-    def clear_and_run_forward() -> None:
-        clear()
-        outputs.append(trial.forward())
-
-    def backward(output: Tensor) -> None:
-        output.backward(torch.ones_like(output))
-
-    if name in ("forward", "step"):  # a step does all itself
-        return clear, trial.forward
-    if name == "backward":
-        return clear_and_run_forward, lambda: backward(outputs.pop())
-    return clear, lambda: backward(trial.forward())
-
-
-def _host_ms(call: Callable[[], Any], prepare: Callable[[], None], repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        prepare()
-        start = time.perf_counter()
-        result = call()
-        times.append((time.perf_counter() - start) * 1000)
-        del result
-    return times
-
-
-def _clear(leaves: Sequence[Tensor]) -> None:
-    for leaf in leaves:
-        leaf.grad = None
-
-
-def _nothing() -> None:
-    pass
-
-
-def _percentile(values: list[float], share: float) -> float:
-    return float(torch.tensor(values, dtype=torch.float64).quantile(share))
 
 
 def _describe(problem: Exception) -> str:

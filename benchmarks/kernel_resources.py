@@ -37,6 +37,7 @@ STACK_BUDGET_BYTES = 128
 SPILL_BUDGET = 80
 
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|IMMA|DMMA|QGMMA|UTC\w*MMA)\b")
+VECTOR_COPY = re.compile(r"async_copy_global_to_local.*: tensor<\d+x!tt\.ptr")
 COPIES = {"UTMALDG": "TMA", "LDGSTS": "cp.async"}
 
 
@@ -54,6 +55,9 @@ class Row:
     shared: int
     tensor_core: str
     copies: str
+    barriers: int
+    shuffles: int
+    vector_copies: int  # asynchronous copies of 1-D tensors in Triton's intermediate code
 
 
 def kernel_modules() -> list[str]:
@@ -131,6 +135,9 @@ def measure(index: int, arch: int) -> Row:
         shared=int(compiled.metadata.shared),
         tensor_core=" ".join(sorted(set(TENSOR_CORE.findall(sass)))) or "-",
         copies=" ".join(name for code, name in COPIES.items() if code in sass) or "-",
+        barriers=len(re.findall(r"\bBAR\b", sass)),
+        shuffles=len(re.findall(r"\bSHFL\b", sass)),
+        vector_copies=len(VECTOR_COPY.findall(compiled.asm["ttgir"])),
     )
 
 
@@ -163,17 +170,18 @@ def render(rows: list[Row], compilers: str) -> str:
         "",
         f"Compiled with {compilers}; regenerate with `make resources`.",
         "Registers and stack bytes are per thread, shared memory bytes per block; spills count the",
-        "instructions that move registers to or from local memory.",
+        "instructions that move registers to or from local memory. Barriers and shuffles count the",
+        "instructions of a whole kernel, in which Triton may have a loop's body twice.",
         "",
         "| kernel configuration | arch | warps | stages | registers | stack | spills | shared |"
-        " tensor cores | copies |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        " tensor cores | copies | barriers | shuffles |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         lines.append(
             f"| {row.case} | sm_{row.arch} | {row.num_warps} | {row.num_stages} | {row.registers} "
             f"| {row.stack} | {row.spill_instructions} | {row.shared} | {row.tensor_core} "
-            f"| {row.copies} |"
+            f"| {row.copies} | {row.barriers} | {row.shuffles} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -94,9 +94,10 @@ inline int64_t access_bytes(int64_t row_bytes, const std::vector<int64_t>& addre
   return bits & -bits;
 }
 
-// True for the whole block if a meeting failed: what the peers hold is then unknown.
-__device__ inline bool meeting_failed(const int* status) {
-  const int failed = threadIdx.x == 0 ? *static_cast<const volatile int*>(status) : 0;
+// True for the whole block if a meeting failed: what the peers hold is then unknown. The flag lies in
+// the GPU's own memory; over the bus every block would wait a microsecond or two for the host's.
+__device__ inline bool meeting_failed(const int* flag) {
+  const int failed = threadIdx.x == 0 ? *static_cast<const volatile int*>(flag) : 0;
   return __syncthreads_or(failed) != 0;
 }
 

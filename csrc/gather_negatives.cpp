@@ -27,8 +27,8 @@ void parallel_rows(int64_t rows, int64_t columns, const Run& run) {
 
 // published[i] = rows[i], or rows[i] / max(||rows[i]||, 1e-12), in the type of published.
 void publish_rows_cpu(const Tensor& rows, bool normalize, const Tensor& published,
-                      const Tensor& status) {
-  check_publish(rows, published, status);
+                      const Tensor& failed) {
+  check_publish(rows, published, failed);
   const int64_t columns = rows.size(1);
   with_cast_types(rows.scalar_type(), published.scalar_type(), [&](auto in, auto out) {
     using In = decltype(in);
@@ -55,8 +55,8 @@ void publish_rows_cpu(const Tensor& rows, bool normalize, const Tensor& publishe
 
 // gathered = the rows at peers[0], peers[1], ..., one after the other.
 void pull_rows_cpu(const std::vector<int64_t>& peers, const std::vector<int64_t>& peer_rows,
-                   const Tensor& gathered, const Tensor& status) {
-  check_pull(peers, peer_rows, gathered, status);
+                   const Tensor& gathered, const Tensor& failed) {
+  check_pull(peers, peer_rows, gathered, failed);
   const int64_t row_bytes = gathered.size(1) * static_cast<int64_t>(gathered.element_size());
   char* target = static_cast<char*>(gathered.mutable_data_ptr());
   for (size_t peer = 0; peer < peers.size(); ++peer) {
@@ -70,8 +70,8 @@ void pull_rows_cpu(const std::vector<int64_t>& peers, const std::vector<int64_t>
 
 // total[i] = sum over the peers, in their order, of row first_row + i of each.
 void sum_rows_cpu(const std::vector<int64_t>& peers, int64_t first_row, ScalarType peer_dtype,
-                  const Tensor& total, const Tensor& status) {
-  check_sum(peers, first_row, total, status);
+                  const Tensor& total, const Tensor& failed) {
+  check_sum(peers, first_row, total, failed);
   const int64_t columns = total.size(1);
   with_sum_types(peer_dtype, total.scalar_type(), [&](auto in, auto out) {
     using In = decltype(in);
@@ -99,10 +99,11 @@ void sum_rows_cpu(const std::vector<int64_t>& peers, int64_t first_row, ScalarTy
 }
 
 // Posts `number` to every rank, then waits until every rank has posted it or a later one.
-// flags[r] is rank r's array, one int64 per rank. On time-out, status = 1 + the rank that is missing.
-void meet_cpu(const Tensor& /*buffer*/, const std::vector<int64_t>& flags, int64_t rank,
-              int64_t number, double timeout_s, const Tensor& status) {
-  check_meet(flags, rank, timeout_s, status);
+// flags[r] is rank r's array, one int64 per rank. On time-out, status = 1 + the rank that is missing;
+// on a GPU the same in `failed`, its own memory, where its later kernels look.
+void meet_cpu(const Tensor& buffer, const std::vector<int64_t>& flags, int64_t rank, int64_t number,
+              double timeout_s, const Tensor& failed, const Tensor& status) {
+  check_meet(buffer, flags, rank, timeout_s, failed, status);
   for (const int64_t address : flags) {
     __atomic_store_n(reinterpret_cast<int64_t*>(address) + rank, number, __ATOMIC_RELEASE);
   }
@@ -128,14 +129,14 @@ void meet_cpu(const Tensor& /*buffer*/, const std::vector<int64_t>& flags, int64
 // Addresses are integers, since a peer's memory has no tensor here. `buffer` is this rank's own; it
 // tells meet where to run.
 STABLE_TORCH_LIBRARY(crossalign_ext, m) {
-  m.def("publish_rows(Tensor rows, bool normalize, Tensor(a!) published, Tensor status) -> ()");
-  m.def("pull_rows(int[] peers, int[] peer_rows, Tensor(a!) gathered, Tensor status) -> ()");
+  m.def("publish_rows(Tensor rows, bool normalize, Tensor(a!) published, Tensor failed) -> ()");
+  m.def("pull_rows(int[] peers, int[] peer_rows, Tensor(a!) gathered, Tensor failed) -> ()");
   m.def(
       "sum_rows(int[] peers, int first_row, ScalarType peer_dtype, Tensor(a!) total, "
-      "Tensor status) -> ()");
+      "Tensor failed) -> ()");
   m.def(
       "meet(Tensor(a!) buffer, int[] flags, int rank, int number, float timeout_s, "
-      "Tensor(b!) status) -> ()");
+      "Tensor(b!) failed, Tensor(c!) status) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(crossalign_ext, CPU, m) {

@@ -14,8 +14,8 @@ namespace crossalign {
 template <typename In, typename Out, int kWidth>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     publish_rows_kernel(const In* __restrict__ rows, Out* __restrict__ published, int64_t num_rows,
-                        int64_t columns, bool normalize, const int* status) {
-  if (meeting_failed(status)) {
+                        int64_t columns, bool normalize, const int* failed) {
+  if (meeting_failed(failed)) {
     return;  // a peer may still be reading what stands here
   }
   using Acc = typename Accumulator<In>::type;
@@ -55,15 +55,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 }
 
 void publish_rows_cuda(const Tensor& rows, bool normalize, const Tensor& published,
-                       const Tensor& status) {
-  check_publish(rows, published, status);
+                       const Tensor& failed) {
+  check_publish(rows, published, failed);
   if (rows.numel() == 0) {
     return;
   }
   const Launch launch(rows);
   const int64_t num_rows = rows.size(0);
   const int64_t columns = rows.size(1);
-  const int* failed = status_on_device(status);
+  const int* flag = static_cast<const int*>(failed.const_data_ptr());
   with_cast_types(rows.scalar_type(), published.scalar_type(), [&](auto in, auto out) {
     using In = decltype(in);
     using Out = decltype(out);
@@ -74,7 +74,7 @@ void publish_rows_cuda(const Tensor& rows, bool normalize, const Tensor& publish
     const int64_t bits = reinterpret_cast<int64_t>(source) | reinterpret_cast<int64_t>(target);
     const auto run = [&](auto width) {
       publish_rows_kernel<In, Out, decltype(width)::value><<<blocks, kThreads, 0, launch.stream>>>(
-          source, target, num_rows, columns, normalize, failed);
+          source, target, num_rows, columns, normalize, flag);
     };
     if (columns % kWidth == 0 && bits % 16 == 0) {
       run(std::integral_constant<int, kWidth>());
@@ -90,8 +90,8 @@ void publish_rows_cuda(const Tensor& rows, bool normalize, const Tensor& publish
 template <typename Word>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     pull_rows_kernel(const Peers peers, Word* __restrict__ gathered, int64_t row_words,
-                     const int* status) {
-  const bool failed = meeting_failed(status);
+                     const int* flag) {
+  const bool failed = meeting_failed(flag);
   const int peer = blockIdx.y;
   const Word* source = reinterpret_cast<const Word*>(peers.base[peer]);
   Word* target = gathered + peers.first_row[peer] * row_words;
@@ -118,8 +118,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 }
 
 void pull_rows_cuda(const std::vector<int64_t>& addresses, const std::vector<int64_t>& peer_rows,
-                    const Tensor& gathered, const Tensor& status) {
-  check_pull(addresses, peer_rows, gathered, status);
+                    const Tensor& gathered, const Tensor& failed) {
+  check_pull(addresses, peer_rows, gathered, failed);
   if (gathered.numel() == 0) {
     return;
   }
@@ -130,14 +130,14 @@ void pull_rows_cuda(const std::vector<int64_t>& addresses, const std::vector<int
   }
   const int64_t row_bytes = gathered.size(1) * static_cast<int64_t>(gathered.element_size());
   void* target = gathered.mutable_data_ptr();
-  const int* failed = status_on_device(status);
+  const int* flag = static_cast<const int*>(failed.const_data_ptr());
   const auto run = [&](auto word) {
     using Word = decltype(word);
     const int64_t row_words = row_bytes / static_cast<int64_t>(sizeof(Word));
     const int64_t most = *std::max_element(peer_rows.begin(), peer_rows.end()) * row_words;
     const dim3 grid(launch.blocks(most, kThreads * kLoads, peers.count), peers.count);
     pull_rows_kernel<Word><<<grid, kThreads, 0, launch.stream>>>(
-        peers, static_cast<Word*>(target), row_words, failed);
+        peers, static_cast<Word*>(target), row_words, flag);
     CUDA_CHECK(cudaGetLastError());
   };
   switch (access_bytes(row_bytes, addresses, target)) {
@@ -154,9 +154,9 @@ void pull_rows_cuda(const std::vector<int64_t>& addresses, const std::vector<int
 template <typename In, typename Out, int kWidth>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     sum_rows_kernel(const Peers peers, Out* __restrict__ total, int64_t first, int64_t vectors,
-                    const int* status) {
+                    const int* flag) {
   using Acc = typename Accumulator<In>::type;
-  const bool failed = meeting_failed(status);
+  const bool failed = meeting_failed(flag);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < vectors;
        i += stride) {
@@ -194,15 +194,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 }
 
 void sum_rows_cuda(const std::vector<int64_t>& addresses, int64_t first_row, ScalarType peer_dtype,
-                   const Tensor& total, const Tensor& status) {
-  check_sum(addresses, first_row, total, status);
+                   const Tensor& total, const Tensor& failed) {
+  check_sum(addresses, first_row, total, failed);
   if (total.numel() == 0) {
     return;
   }
   const Launch launch(total);
   const Peers peers = peers_of(addresses);
   const int64_t columns = total.size(1);
-  const int* failed = status_on_device(status);
+  const int* flag = static_cast<const int*>(failed.const_data_ptr());
   with_sum_types(peer_dtype, total.scalar_type(), [&](auto in, auto out) {
     using In = decltype(in);
     using Out = decltype(out);
@@ -214,7 +214,7 @@ void sum_rows_cuda(const std::vector<int64_t>& addresses, int64_t first_row, Sca
       const int64_t vectors = total.numel() / kChosen;
       sum_rows_kernel<In, Out, kChosen>
           <<<launch.blocks(vectors, kThreads, 1), kThreads, 0, launch.stream>>>(
-              peers, target, first_row * columns, vectors, failed);
+              peers, target, first_row * columns, vectors, flag);
     };
     if (access_bytes(row_bytes, addresses, nullptr) == 16 &&
         reinterpret_cast<int64_t>(target) % (sizeof(Out) * kWidth) == 0) {
@@ -243,11 +243,11 @@ __device__ uint64_t nanoseconds() {
 }
 
 // Thread r tells rank r that this rank has arrived, then waits for rank r's word. A failed meeting
-// is final: later ones return at once.
+// is final: later ones return at once, and tell nobody that this rank has come.
 __global__ void meet_kernel(const Flags flags, int rank, int64_t number, uint64_t timeout_ns,
-                            int* status) {
+                            int* failed, int* status) {
   const int peer = threadIdx.x;
-  if (peer >= flags.count || *static_cast<volatile int*>(status) != 0) {
+  if (peer >= flags.count || *static_cast<volatile int*>(failed) != 0) {
     return;
   }
   __threadfence_system();
@@ -255,6 +255,7 @@ __global__ void meet_kernel(const Flags flags, int rank, int64_t number, uint64_
   const uint64_t start = nanoseconds();
   while (load_acquire(flags.of_rank[rank] + peer) < number) {
     if (nanoseconds() - start > timeout_ns) {
+      *static_cast<volatile int*>(failed) = peer + 1;
       *static_cast<volatile int*>(status) = peer + 1;
       __threadfence_system();
       return;
@@ -264,8 +265,8 @@ __global__ void meet_kernel(const Flags flags, int rank, int64_t number, uint64_
 }
 
 void meet_cuda(const Tensor& buffer, const std::vector<int64_t>& addresses, int64_t rank,
-               int64_t number, double timeout_s, const Tensor& status) {
-  check_meet(addresses, rank, timeout_s, status);
+               int64_t number, double timeout_s, const Tensor& failed, const Tensor& status) {
+  check_meet(buffer, addresses, rank, timeout_s, failed, status);
   const Launch launch(buffer);
   Flags flags{};
   flags.count = static_cast<int>(addresses.size());
@@ -275,6 +276,7 @@ void meet_cuda(const Tensor& buffer, const std::vector<int64_t>& addresses, int6
   const int threads = (flags.count + kWarp - 1) / kWarp * kWarp;
   meet_kernel<<<1, threads, 0, launch.stream>>>(flags, static_cast<int>(rank), number,
                                                 static_cast<uint64_t>(timeout_s * 1e9),
+                                                static_cast<int*>(failed.mutable_data_ptr()),
                                                 status_on_device(status));
   CUDA_CHECK(cudaGetLastError());
 }

@@ -52,10 +52,20 @@ inline void check_status(const Tensor& status) {
                   status.numel(), " of ", status.scalar_type());
 }
 
-inline void check_publish(const Tensor& rows, const Tensor& published, const Tensor& status) {
-  check_status(status);
+// Where the operators of one device learn that a meeting failed: in that device's own memory.
+inline void check_failed(const Tensor& failed, const Tensor& like) {
+  STD_TORCH_CHECK(failed.scalar_type() == ScalarType::Int && failed.numel() == 1 &&
+                      failed.is_cuda() == like.is_cuda() &&
+                      failed.get_device_index() == like.get_device_index(),
+                  "failed must be one int32 on the device of the data, index ",
+                  like.get_device_index(), ", got ", failed.numel(), " of ", failed.scalar_type(),
+                  ", index ", failed.get_device_index());
+}
+
+inline void check_publish(const Tensor& rows, const Tensor& published, const Tensor& failed) {
   check_matrix("rows", rows);
   check_matrix("published", published);
+  check_failed(failed, rows);
   STD_TORCH_CHECK(rows.size(0) == published.size(0) && rows.size(1) == published.size(1),
                   "published must have the shape of rows (", rows.size(0), ", ", rows.size(1),
                   "), got (", published.size(0), ", ", published.size(1), ")");
@@ -66,10 +76,10 @@ inline void check_publish(const Tensor& rows, const Tensor& published, const Ten
 }
 
 inline void check_pull(const std::vector<int64_t>& peers, const std::vector<int64_t>& peer_rows,
-                       const Tensor& gathered, const Tensor& status) {
+                       const Tensor& gathered, const Tensor& failed) {
   check_ranks("peers", peers);
   check_matrix("gathered", gathered);
-  check_status(status);
+  check_failed(failed, gathered);
   STD_TORCH_CHECK(peer_rows.size() == peers.size(), "peer_rows must have one number per peer (",
                   peers.size(), "), got ", peer_rows.size());
   int64_t total = 0;
@@ -84,16 +94,17 @@ inline void check_pull(const std::vector<int64_t>& peers, const std::vector<int6
 }
 
 inline void check_sum(const std::vector<int64_t>& peers, int64_t first_row, const Tensor& total,
-                      const Tensor& status) {
+                      const Tensor& failed) {
   check_ranks("peers", peers);
   check_matrix("total", total);
-  check_status(status);
+  check_failed(failed, total);
   STD_TORCH_CHECK(first_row >= 0, "first_row must not be negative, got ", first_row);
 }
 
-inline void check_meet(const std::vector<int64_t>& flags, int64_t rank, double timeout_s,
-                       const Tensor& status) {
+inline void check_meet(const Tensor& buffer, const std::vector<int64_t>& flags, int64_t rank,
+                       double timeout_s, const Tensor& failed, const Tensor& status) {
   check_ranks("flags", flags);
+  check_failed(failed, buffer);
   check_status(status);
   STD_TORCH_CHECK(rank >= 0 && rank < static_cast<int64_t>(flags.size()), "rank must be 0 to ",
                   flags.size() - 1, ", got ", rank);

@@ -18,10 +18,10 @@ from crossalign.kernels.tiles import TILES, Tiles, TileTable
 _DTYPE_OPTIONS = {
     "bf16": (
         *("symmetric", "one_way", "online", "temperature", "ids_stats", "owners"),
-        *("private", "positives", "everything"),
+        *("private", "positives", "kept", "kept_one_way", "kept_owners", "everything"),
     ),
     "fp16": ("symmetric", "everything"),
-    "fp32": ("symmetric", "tf32", "everything"),
+    "fp32": ("symmetric", "tf32", "kept", "everything"),
     "fp64": ("symmetric", "everything"),
 }
 _DTYPES_OF_SIZE = {2: ("bf16", "fp16"), 4: ("fp32",), 8: ("fp64",)}
@@ -33,6 +33,9 @@ FORWARD_OPTIONS: dict[str, dict[str, object]] = {
     "owners": {"HAS_IDS": True, "HAS_OWNERS": True, "WITH_STATS": True},
     "private": {"HAS_OWNERS": True, "SHARE_NEGATIVES": False},
     "positives": {"HAS_IDS": True, "MULTI_POSITIVE": True},
+    "kept": {"KEPT": True},
+    "kept_one_way": {"KEPT": True, "SYMMETRIC": False},
+    "kept_owners": {"KEPT": True, "HAS_IDS": True, "HAS_OWNERS": True, "WITH_STATS": True},
     "tf32": {"PRECISION": "tf32"},
     "everything": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
@@ -101,7 +104,7 @@ def _tile_case(
     """A launch of `kernel` with these tiles and options, as the launcher would make it."""
     use_descriptors = arch >= 90
     blocks = {"query": (tiles.block_n, tiles.block_d), "candidates": (tiles.block_m, tiles.block_d)}
-    blocks["gradient_out"] = (tiles.block_n, tiles.block_m)
+    blocks["gradient_out"] = blocks["kept"] = (tiles.block_n, tiles.block_m)
     constexprs: dict[str, object] = {
         "BLOCK_N": tiles.block_n, "BLOCK_M": tiles.block_m, "BLOCK_D": tiles.block_d,
         "ACC_DTYPE": tl.float32, "PRECISION": "ieee", "NORMALIZE": True,
@@ -118,6 +121,8 @@ def _tile_case(
         constexprs["scale_partial_ptr"] = None
     if dtype == "fp64":
         constexprs["ACC_DTYPE"] = tl.float64
+    if not constexprs.pop("KEPT", False):
+        constexprs["kept"] = None
     constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
     types = dict.fromkeys(kernel.arg_names, "*fp64") if dtype == "fp64" else {}
     types = {name: kind for name, kind in types.items() if name.endswith("_ptr")}

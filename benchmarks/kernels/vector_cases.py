@@ -8,6 +8,8 @@ from benchmarks.kernels.compile_case import CompileCase, compile_case
 from crossalign.kernels import (
     contrastive_coefficients,
     contrastive_join,
+    kept_exponentials,
+    one_pass,
     pair_terms,
     row_gradients,
     row_norms,
@@ -16,7 +18,7 @@ from crossalign.kernels import (
 
 def vector_cases() -> list[CompileCase]:
     """Each with every option."""
-    return [_coefficients(), _join(), *_pair_terms(), *_rows()]
+    return [_coefficients(), _join(), _kept_gradient(), *_pair_terms(), *_rows()]
 
 
 def _coefficients() -> CompileCase:
@@ -38,6 +40,13 @@ def _join() -> CompileCase:
     return compile_case("join", contrastive_join._join_kernel, constexprs, counts, num_warps=4)
 
 
+def _kept_gradient() -> CompileCase:
+    constexprs: dict[str, object] = {"SYMMETRIC": True, "BLOCK_N": 16, "BLOCK_M": 256}
+    types = {"kept_ptr": "*bf16", "gradient_ptr": "*bf16"}
+    kernel = kept_exponentials._kept_gradient_kernel
+    return compile_case("kept_gradient_bf16", kernel, constexprs, types, num_warps=4)
+
+
 def _pair_terms() -> list[CompileCase]:
     constexprs: dict[str, object] = {
         "SYMMETRIC": True,
@@ -55,10 +64,11 @@ def _rows() -> list[CompileCase]:
     """The widest block, in which a row of more features is read piece by piece."""
     block_d, num_warps = row_norms.row_launch_shape(row_norms.LARGEST_BLOCK_D)
     sizes: dict[str, object] = {"BLOCK_D": block_d}
-    embeddings = ("query_ptr", "columns_ptr", "candidates_ptr")
+    embeddings = ("query_ptr", "columns_ptr", "candidates_ptr", "scaled_ptr")
     types = dict.fromkeys((*embeddings, "grad_query_ptr", "grad_candidates_ptr"), "*bf16")
     cases = {
         "inverse_norm_bf16": (row_norms._inverse_norm_kernel, sizes | {"ACC_DTYPE": tl.float32}),
+        "scaled_queries_bf16": (one_pass._scaled_queries_kernel, sizes | {"ONE_WEIGHT": False}),
         "row_gradients_bf16": (row_gradients._row_gradients_kernel, sizes),
     }
     return [

@@ -12,6 +12,7 @@ from crossalign.argument_checks import check_positive_finite, values_may_be_read
 from crossalign.backends import choose_backend
 from crossalign.contrastive.across_ranks.loss import loss_across_ranks
 from crossalign.contrastive.arguments import check_arguments, check_options
+from crossalign.contrastive.one_pass import one_pass_loss, one_pass_takes
 from crossalign.contrastive.ops import contrastive_sums, pair_losses
 from crossalign.contrastive.problem import LossArguments
 from crossalign.contrastive.row_loss import row_loss
@@ -116,8 +117,10 @@ def fused_contrastive_loss(
     use_triton = choose_backend("fused_contrastive_loss", backend, query) == "triton"
     num_candidates = len(key) + (0 if negatives is None else len(negatives))
     problem = build_problem(arguments)
-    if not use_triton and _gradients_fit_one_pass(arguments):
-        loss, sums = row_loss(
+    in_one_pass = _gradients_fit_one_pass(arguments)
+    if in_one_pass and (not use_triton or one_pass_takes(query, problem)):
+        one_pass = one_pass_loss if use_triton else row_loss
+        loss, sums = one_pass(
             query, key, negatives, problem, weights, reduction, with_stats=return_stats
         )
     else:

@@ -85,19 +85,33 @@ def contrastive_gradients(
     needs: GradientNeeds,
     *,
     use_triton: bool = False,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of query, of the wanted candidates, and of scale; what is not needed has no elements."""
+    """Of query, of the wanted candidates, and of scale; what is not needed has no elements.
+
+    kept: what _kept_for_backward gave, filled by the forward pass.
+    """
     with without_autocast(query.device.type):
         if use_triton and _may_launch(query, candidates):
             from crossalign.kernels.contrastive_backward import contrastive_bwd
 
-            return contrastive_bwd(query, candidates, problem, sums, grads, needs)
+            return contrastive_bwd(query, candidates, problem, sums, grads, needs, kept)
         return torch_passes.contrastive_bwd(query, candidates, problem, sums, grads, needs)
 
 
 def joined(key: Tensor, negatives: Tensor | None) -> Tensor:
     """(M, D): the candidates."""
     return key if negatives is None else torch.cat([key, negatives])
+
+
+def separated(of_key: Tensor, of_negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """Two parts of one matrix, contiguous and without common storage, as outputs of an op must be;
+    copied only if both have rows."""
+    if of_negatives.shape[0] == 0:
+        return of_key.contiguous(), of_negatives.new_empty(of_negatives.shape)
+    if of_key.shape[0] == 0:
+        return of_key.new_empty(of_key.shape), of_negatives.contiguous()
+    return of_key.clone(), of_negatives.clone()
 
 
 def needs_of(needs_grad: Sequence[bool], key: Tensor, negatives: Tensor | None) -> GradientNeeds:
@@ -142,7 +156,11 @@ def _may_launch(query: Tensor, candidates: Tensor) -> bool:
 
 
 def _contrastive_fwd(
-    query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None,
+    *arguments: Any,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     known_positive_logit, with_stats, use_triton = arguments[_NUM_PROBLEM:]
@@ -151,14 +169,20 @@ def _contrastive_fwd(
         if use_triton and _may_launch(query, candidates):
             from crossalign.kernels.contrastive_forward import contrastive_fwd
 
-            return contrastive_fwd(query, candidates, problem, known_positive_logit, with_stats)
+            return contrastive_fwd(
+                query, candidates, problem, known_positive_logit, with_stats, kept
+            )
         return torch_passes.contrastive_fwd(
             query, candidates, problem, known_positive_logit, with_stats
         )
 
 
 def _gradients(
-    query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None,
+    *arguments: Any,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of query, key, negatives and scale; what is not needed has no elements."""
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
@@ -166,7 +190,14 @@ def _gradients(
     grads = ContrastiveGrads(*arguments[_NUM_PROBLEM + _NUM_SUMS : -5])
     needs = needs_of(arguments[-5:-1], key, negatives)
     of_query, of_candidates, of_scale = contrastive_gradients(
-        query, joined(key, negatives), problem, sums, grads, needs, use_triton=arguments[-1]
+        query,
+        joined(key, negatives),
+        problem,
+        sums,
+        grads,
+        needs,
+        use_triton=arguments[-1],
+        kept=kept,
     )
     num_keys = key.shape[0] if arguments[-4] else 0
     return of_query, of_candidates[:num_keys], of_candidates[num_keys:], of_scale
@@ -175,11 +206,7 @@ def _gradients(
 def _contrastive_bwd(*arguments: Any) -> tuple[Tensor, ...]:
     """The same as an op, whose outputs are contiguous and share no storage."""
     of_query, of_key, of_negatives, of_scale = _gradients(*arguments)
-    if of_negatives.shape[0]:
-        of_key, of_negatives = of_key.clone(), of_negatives.clone()
-    elif of_key.shape[0]:
-        of_negatives = of_key.new_empty(of_negatives.shape)
-    return of_query.contiguous(), of_key.contiguous(), of_negatives.contiguous(), of_scale
+    return of_query.contiguous(), *separated(of_key, of_negatives), of_scale
 
 
 def _contrastive_fwd_fake(
@@ -209,7 +236,22 @@ torch.library.register_fake("crossalign::contrastive_fwd", _contrastive_fwd_fake
 torch.library.register_fake("crossalign::contrastive_bwd", _contrastive_bwd_fake)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _kept_for_backward(
+    query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
+) -> Tensor | None:
+    """A workspace for the exponentials, where keeping them saves the backward a product."""
+    num_candidates = key.shape[0] + (0 if negatives is None else negatives.shape[0])
+    if not arguments[-1] or query.shape[0] == 0 or num_candidates == 0:
+        return None
+    from crossalign.kernels.kept_exponentials import kept_for_backward
+
+    problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
+    return kept_for_backward(query.shape[0], num_candidates, query, problem)
+
+
+def _save_for_backward(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], kept: Tensor | None = None
+) -> None:
     query, key, negatives, *arguments = inputs
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     sums = ContrastiveSums(*output)
@@ -217,7 +259,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
         scale=None, query_ids=None, candidate_ids=None, negative_owner=None
     )  # type: ignore[arg-type]
     ctx.use_triton = arguments[-1]
-    ctx.save_for_backward(query, key, negatives, *problem[:4], *output)
+    ctx.save_for_backward(query, key, negatives, kept, *problem[:4], *output)
     ctx.mark_non_differentiable(*(getattr(sums, name) for name in NON_DIFFERENTIABLE_SUMS))
     ctx.set_materialize_grads(False)
 
@@ -235,7 +277,7 @@ def upstream_gradients(
 
 
 def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    query, key, negatives, *saved = ctx.saved_tensors
+    query, key, negatives, kept, *saved = ctx.saved_tensors
     problem = ctx.options._replace(
         scale=saved[0], query_ids=saved[1], candidate_ids=saved[2], negative_owner=saved[3]
     )
@@ -243,11 +285,12 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     grads = upstream_gradients(upstream, sums)
     # A second differentiation has to meet the op, whose formula refuses it.
     is_watched = torch.is_grad_enabled() or ops_are_watched()
-    backward = torch.ops.crossalign.contrastive_bwd if is_watched else _gradients
     needs_grad = tuple(ctx.needs_input_grad[:4])
-    gradients = backward(
-        query, key, negatives, *problem, *sums, *grads, *needs_grad, ctx.use_triton
-    )
+    arguments = (query, key, negatives, *problem, *sums, *grads, *needs_grad, ctx.use_triton)
+    if is_watched:
+        gradients = torch.ops.crossalign.contrastive_bwd(*arguments)
+    else:
+        gradients = _gradients(*arguments, kept=kept)
     wanted = zip(gradients, needs_grad, strict=True)
     no_gradient = (None,) * (_NUM_PROBLEM - 1 + 3)
     return (*(grad if is_needed else None for grad, is_needed in wanted), *no_gradient)
@@ -264,8 +307,9 @@ def refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
 class _Undispatched(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        output = _contrastive_fwd(*arguments)
-        _save_for_backward(ctx, arguments, output)
+        kept = _kept_for_backward(*arguments) if any(ctx.needs_input_grad) else None
+        output = _contrastive_fwd(*arguments, kept=kept)
+        _save_for_backward(ctx, arguments, output, kept)
         return output
 
     backward = staticmethod(_backward)

@@ -20,6 +20,7 @@ from crossalign.contrastive.ops import (
     joined,
     needs_of,
     refuse_second_derivative,
+    separated,
 )
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, tie_slack
 from crossalign.contrastive.terms import pair_terms, reduce_terms, term_gradients
@@ -99,12 +100,8 @@ def _row_loss_fwd(
     shared = (sums.positive_logit, sums.row_negative_lse, sums.num_above, sums.num_tied)
     of_query, of_candidates, of_scale = gradients.result()
     num_keys = key.shape[0] if needs_grad[1] else 0
-    of_key, of_negatives = of_candidates[:num_keys], of_candidates[num_keys:]
-    if of_negatives.shape[0]:  # the outputs of an op may not share storage
-        of_key, of_negatives = of_key.clone(), of_negatives.clone()
-    elif of_key.shape[0]:
-        of_negatives = of_key.new_empty(of_negatives.shape)
-    return (loss, *shared, of_query, of_key.contiguous(), of_negatives.contiguous(), of_scale)
+    of_sides = separated(of_candidates[:num_keys], of_candidates[num_keys:])
+    return (loss, *shared, of_query.contiguous(), *of_sides, of_scale)
 
 
 def _coefficients(chunks: LogitChunks, weights: Tensor | None, reduction: str) -> Tensor:

@@ -73,6 +73,8 @@ class SymmetricWorkspace:
         # A GPU reports a missing peer through host memory, which is read without waiting for it.
         is_cuda = self.buffer.is_cuda
         self.status = torch.zeros(1, dtype=torch.int32, pin_memory=is_cuda)
+        # The same for this rank's own kernels, which would wait for the bus.
+        self.failed = torch.zeros(1, dtype=torch.int32, device=self.buffer.device)
         self.last_use = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
 
     def gather(self, x: Tensor, rows: Sequence[int], dtype: torch.dtype, normalize: bool) -> Tensor:
@@ -81,9 +83,9 @@ class SymmetricWorkspace:
         gathered = x.new_empty((sum(rows), x.shape[1]), dtype=dtype)
         with self._in_stream_order():
             self._barrier()  # everybody has read what the buffers held before
-            ops.publish_rows(x, normalize, self._data(x.shape, dtype), self.status)
+            ops.publish_rows(x, normalize, self._data(x.shape, dtype), self.failed)
             self._barrier()  # everybody has published
-            ops.pull_rows(self.data_addresses, list(rows), gathered, self.status)
+            ops.pull_rows(self.data_addresses, list(rows), gathered, self.failed)
         return gathered
 
     def reduce(self, grad: Tensor, rows: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -93,9 +95,9 @@ class SymmetricWorkspace:
         first = sum(rows[: self.rank])
         with self._in_stream_order():
             self._barrier()
-            ops.publish_rows(grad, False, self._data(grad.shape, grad.dtype), self.status)
+            ops.publish_rows(grad, False, self._data(grad.shape, grad.dtype), self.failed)
             self._barrier()
-            ops.sum_rows(self.data_addresses, first, grad.dtype, total, self.status)
+            ops.sum_rows(self.data_addresses, first, grad.dtype, total, self.failed)
         return total
 
     def _data(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -140,7 +142,13 @@ class SymmetricWorkspace:
 
     def _meet(self, timeout_s: float) -> None:
         torch.ops.crossalign_ext.meet(
-            self.buffer, self.memory.addresses, self.rank, self.barriers, timeout_s, self.status
+            self.buffer,
+            self.memory.addresses,
+            self.rank,
+            self.barriers,
+            timeout_s,
+            self.failed,
+            self.status,
         )
 
     def _raise_if_missed(self) -> None:
@@ -218,7 +226,8 @@ def _why_not(group: dist.ProcessGroup, device: torch.device) -> str:
     try:  # one rank meets itself: launching fails if there is no code for this GPU
         status = torch.zeros(1, dtype=torch.int32, pin_memory=True)
         flag = torch.zeros(1, dtype=torch.int64, device=device)
-        torch.ops.crossalign_ext.meet(flag, [flag.data_ptr()], 0, 1, 1.0, status)
+        failed = torch.zeros(1, dtype=torch.int32, device=device)
+        torch.ops.crossalign_ext.meet(flag, [flag.data_ptr()], 0, 1, 1.0, failed, status)
         torch.cuda.synchronize(device)
     except RuntimeError as error:
         return str(error).partition("\n")[0]

@@ -23,7 +23,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from crossalign.contrastive.problem import (
@@ -36,7 +35,9 @@ from crossalign.contrastive.problem import (
 from crossalign.kernels.contrastive_coefficients import coefficients
 from crossalign.kernels.contrastive_gradient import GradientChunk, gradient_tiles
 from crossalign.kernels.contrastive_logits import LN_2
+from crossalign.kernels.kept_exponentials import empty_kept, kept_gradient
 from crossalign.kernels.launch import INTERPRETED, device_guard
+from crossalign.kernels.matrix_products import accumulate
 from crossalign.kernels.operands import TileOperands
 from crossalign.kernels.row_gradients import row_gradients
 from crossalign.kernels.tiles import Tiles, backward_tiles
@@ -56,8 +57,12 @@ def contrastive_bwd(
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
     needs: GradientNeeds,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of (query (N, D), wanted candidates (m, D), scale ()); of size 0 if not needed."""
+    """Gradients of (query (N, D), wanted candidates (m, D), scale ()); of size 0 if not needed.
+
+    kept: the exponentials, if the forward pass kept them.
+    """
     norms = (sums.query_inverse_norm, sums.candidate_inverse_norm) if problem.normalize else None
     operands = TileOperands.make(query, candidates, problem, norms)
     tiles = backward_tiles(query, problem)
@@ -75,7 +80,7 @@ def contrastive_bwd(
     num_queries, num_candidates = query.shape[0], candidates.shape[0]
     wanted, width = needs.wanted(num_candidates), operands.query.shape[1]
     chunks = _chunks_of(num_queries, num_candidates, needs, tiles)
-    gradient = _workspace(num_queries, num_candidates, tiles, query)
+    gradient = empty_kept(min(num_queries, CHUNK), min(num_candidates, CHUNK), query)
     sums_of = _ProductSums(
         empty(min(num_queries, CHUNK) if needs.query else 0, width),
         empty(wanted.stop - wanted.start, width),
@@ -90,7 +95,10 @@ def contrastive_bwd(
         vectors = coefficients(grads, sums, problem, row_fold, column_fold, num_candidates, factor)
         for rows, row in zip(_pieces(num_queries), chunks, strict=True):
             for chunk in row:
-                gradient_tiles(operands, vectors, tiles, chunk, gradient, scale_partial)
+                if kept is not None and scale_partial is None:
+                    kept_gradient(kept, vectors, chunk, gradient, problem)
+                else:
+                    gradient_tiles(operands, vectors, tiles, chunk, gradient, scale_partial)
                 sums_of.add(chunk, gradient, query_matrix, candidate_matrix)
             row_gradients(
                 operands,
@@ -133,13 +141,6 @@ def _overlap(part: slice, wanted: slice) -> range:
     return range(max(part.start, wanted.start), min(part.stop, wanted.stop))
 
 
-def _workspace(num_queries: int, num_candidates: int, tiles: Tiles, like: Tensor) -> Tensor:
-    """Whole tiles, at most CHUNK x CHUNK."""
-    num_rows = triton.cdiv(min(num_queries, CHUNK), tiles.block_n) * tiles.block_n
-    num_columns = triton.cdiv(min(num_candidates, CHUNK), tiles.block_m) * tiles.block_m
-    return like.new_empty(num_rows, num_columns)
-
-
 def _scale_gradient(
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
@@ -174,23 +175,11 @@ class _ProductSums(NamedTuple):
         num_rows = rows.stop - rows.start
         if len(self.query):
             tile = gradient[:num_rows, : chunk.num_columns]
-            _accumulate(self.query[:num_rows], tile, candidates[columns], columns.start == 0)
+            accumulate(self.query[:num_rows], tile, candidates[columns], columns.start == 0)
         if part := _overlap(columns, self.wanted):
             tile = gradient[:num_rows, part.start - columns.start : part.stop - columns.start]
             total = self.candidates[part.start - self.wanted.start : part.stop - self.wanted.start]
-            _accumulate(total, tile.T, query[rows], rows.start == 0)
-
-
-def _accumulate(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> None:
-    """total += left @ right, float32 sums of 16-bit operands; the first product overwrites."""
-    # With another shape PyTorch would resize a view, and the sum would go nowhere.
-    assert total.shape == (left.shape[0], right.shape[1]), (total.shape, left.shape, right.shape)
-    if left.dtype == total.dtype:
-        torch.addmm(total, left, right, beta=0 if is_first else 1, out=total)
-    elif left.is_cuda:
-        torch.addmm(total, left, right, torch.float32, beta=0 if is_first else 1, out=total)
-    else:  # the interpreter: PyTorch has no mixed product on the CPU
-        torch.addmm(total, left.float(), right.float(), beta=0 if is_first else 1, out=total)
+            accumulate(total, tile.T, query[rows], rows.start == 0)
 
 
 def _coefficient_factor(query: Tensor, grads: ContrastiveGrads) -> Tensor | None:

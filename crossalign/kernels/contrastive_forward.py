@@ -7,7 +7,8 @@ Each program owns a group of row blocks and a split of the candidates and walks 
 order: row sums stay in registers, column sums in the group's own line of a (groups, K) workspace.
 Nothing is shared between programs, so there are no atomics and the same input gives the same bits.
 Where a small enough bound of the logits is known no maximum is subtracted, and one exp2 per logit
-serves both directions; otherwise both sums follow an online maximum.
+serves both directions; otherwise both sums follow an online maximum. Exponentials of bounded logits
+can be kept, in the operands' dtype and times the candidate's inverse norm, for the backward pass.
 
 2 N M D operations; a tile reads (BLOCK_N + BLOCK_M) D elements, mostly from L2; writes O(N + M).
 Accumulates in float32 (float64 for float64). Source: the online softmax of Milakov and
@@ -29,8 +30,9 @@ from crossalign.kernels.contrastive_logits import (
     negative_logits,
 )
 from crossalign.kernels.contrastive_sums import add_exponentials, add_positives, count
+from crossalign.kernels.kept_exponentials import keep_exponentials
 from crossalign.kernels.launch import device_guard
-from crossalign.kernels.operands import TileOperands
+from crossalign.kernels.operands import SHORT_NAMES, TRITON_DTYPES, TileOperands
 from crossalign.kernels.positive_logits import positive_logits, tie_bounds
 from crossalign.kernels.tiles import ProgramPlan, forward_tiles, plan_programs, program_slots
 
@@ -52,7 +54,8 @@ def _contrastive_fwd_kernel(
     row_positive_ptr,  # (2, splits, N) out: sums of logits, counts
     column_positive_ptr,  # (2, groups, K) out
     row_counts_ptr,  # (2, splits, N) out: above the positive logit, at least tied with it
-    stride_qn, stride_cm,
+    kept,  # (N or more, M or more) out, descriptor, pointer or None: e^z / norm of the candidate
+    stride_qn, stride_cm, stride_kn,
     num_queries, num_candidates, num_keys, num_ids, num_features, label_offset,
     num_groups, blocks_per_group, blocks_per_split,
     hard_negative_weight,
@@ -61,7 +64,7 @@ def _contrastive_fwd_kernel(
     NORMALIZE: tl.constexpr, USE_DESCRIPTORS: tl.constexpr,
     SYMMETRIC: tl.constexpr, IS_BOUNDED: tl.constexpr, HAS_IDS: tl.constexpr,
     MULTI_POSITIVE: tl.constexpr, HAS_OWNERS: tl.constexpr, SHARE_NEGATIVES: tl.constexpr,
-    WITH_STATS: tl.constexpr,
+    WITH_STATS: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Adds the tiles of this program's rectangle, row group times column split, to its sums."""
     group = tl.program_id(0) % num_groups
@@ -117,6 +120,11 @@ def _contrastive_fwd_kernel(
             num_at_least = tl.where(is_first, 0, num_at_least) + count(compared >= lower[:, None])
             tl.store(row_counts_ptr + row_offs, num_above, mask=in_range_n)
             tl.store(row_counts_ptr + row_lines + row_offs, num_at_least, mask=in_range_n)
+        if kept is not None:
+            keep_exponentials(
+                kept, logits, candidate_inverse_norm_ptr, stride_kn, first_row, first_column,
+                num_queries, num_candidates, USE_DESCRIPTORS, DTYPE,
+            )  # fmt: skip
         row_sum = add_exponentials(
             tl.where(is_first, no_sum, row_sum), logits, column_partial_ptr + column_offs, is_key,
             is_begun, SYMMETRIC, IS_BOUNDED,
@@ -130,12 +138,22 @@ def contrastive_fwd(
     problem: ContrastiveProblem,
     known_positive_logit: Tensor | None,
     with_stats: bool,
+    kept: Tensor | None = None,
 ) -> ContrastiveSums:
     """query: (N, D), candidates: (M, D), both with rows; known_positive_logit: (N,) positive
-    logits where they are not
-    among these."""
-    tiles = forward_tiles(query, problem)
+    logits where they are not among these; kept: see kept_exponentials, filled."""
     operands = TileOperands.make(query, candidates, problem)
+    return forward_sums(operands, known_positive_logit, with_stats, kept)
+
+
+def forward_sums(
+    operands: TileOperands,
+    known_positive_logit: Tensor | None,
+    with_stats: bool,
+    kept: Tensor | None,
+) -> ContrastiveSums:
+    query, candidates, problem = operands.query, operands.candidates, operands.problem
+    tiles = forward_tiles(query, problem)
     positive_logit = None if known_positive_logit is None else known_positive_logit.clone()
     tile_arguments, positive_log2 = operands.tile_arguments(tiles), None
     with device_guard(query):
@@ -168,10 +186,13 @@ def contrastive_fwd(
             **{f"{name}_ptr": part for name, part in partials._asdict().items()},
             tie_lower_ptr=tie_lower,
             tie_upper_ptr=tie_upper,
+            kept=None if kept is None else operands.output(kept, tiles),
+            stride_kn=0 if kept is None else kept.stride(0),
             num_groups=plan.groups,
             blocks_per_group=plan.blocks_per_group,
             blocks_per_split=plan.blocks_per_split,
             WITH_STATS=with_stats,
+            DTYPE=TRITON_DTYPES[SHORT_NAMES[query.dtype]],
         )
         join(partials, sums, problem.bound is not None)
     return sums

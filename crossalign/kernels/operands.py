@@ -52,6 +52,19 @@ class TileOperands:
             norms = none, none.clone()
         return cls(query, candidates, problem, *norms)
 
+    def of_rows(self, rows: slice) -> TileOperands:
+        """Some of the queries against all candidates."""
+        ids, owner = self.problem.query_ids, self.problem.negative_owner
+        problem = self.problem._replace(
+            query_ids=None if ids is None else ids[rows],
+            negative_owner=None if owner is None else owner - rows.start,
+            label_offset=self.problem.label_offset + rows.start,
+        )
+        inverse_norm = self.query_inverse_norm[rows]
+        return TileOperands(
+            self.query[rows], self.candidates, problem, inverse_norm, self.candidate_inverse_norm
+        )
+
     def tile_arguments(self, tiles: Tiles) -> dict[str, Any]:
         """What similarity_tile and scaled_tile take."""
         normalize = self.problem.normalize

@@ -147,8 +147,11 @@ def row_gradients(
     outs: tuple[Tensor, Tensor],
     rows: slice,
     candidates: slice,
+    scale: Tensor | None = None,
 ) -> None:
     """Fills outs: grad_query (N, D) at rows, grad_candidates (m, D) if candidates is not empty.
+
+    scale: () what the gradients are multiplied by; default: that of the problem.
 
     sums: (rows, D or more) and (m, D or more), one stride; divisors: (N,) and (M,), of the sums.
     """
@@ -167,7 +170,7 @@ def row_gradients(
             query_divisor_ptr=divisors[0],
             candidate_divisor_ptr=divisors[1],
             grad_positive_logit_ptr=grad_positive_logit,
-            scale_ptr=problem.scale,
+            scale_ptr=problem.scale if scale is None else scale,
             grad_query_ptr=outs[0],
             grad_candidates_ptr=outs[1],
             stride_sn=sums[0].stride(0),

@@ -18,8 +18,9 @@ from benchmarks import report
 from benchmarks.accuracy import Verdict, relative_error
 from benchmarks.contrastive_cases import COMPILED, PRESETS, Case, Inputs, make_inputs
 from benchmarks.contrastive_implementations import implementation
-from benchmarks.harness import PASSES, Harness, Trial, Work
+from benchmarks.harness import PASSES, Harness, Work
 from benchmarks.resident_memory import peak_resident_mib
+from benchmarks.timing import Trial
 from benchmarks.train_step_cases import PRESETS as STEP_PRESETS
 
 ROOT = Path(__file__).parents[2]

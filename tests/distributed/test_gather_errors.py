@@ -208,6 +208,7 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
 
 def test_a_cuda_graph_that_captures_a_gather_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its replay would wait for a barrier of an old number, that is for nobody."""
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for name in ("is_initialized", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
     with pytest.raises(RuntimeError, match=r"gather_negatives: .* while a CUDA graph is captured"):
         agree("gather_negatives", {}, None)  # type: ignore[arg-type]

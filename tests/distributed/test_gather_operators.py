@@ -94,7 +94,7 @@ def test_meeting_waits_for_the_last_rank_and_names_a_missing_one() -> None:
     seen = status()
 
     def come(rank: int, number: int, timeout_s: float) -> None:
-        ops().meet(flags, addresses(list(flags)), rank, number, timeout_s, seen)
+        ops().meet(flags, addresses(list(flags)), rank, number, timeout_s, status(), seen)
 
     first = threading.Thread(target=come, args=(0, 1, 30.0))
     first.start()
@@ -113,7 +113,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "publish_rows": (X, True, torch.empty(4, 3), status()),
     "pull_rows": ([X.data_ptr()], [4], torch.empty(4, 3), status()),
     "sum_rows": ([X.data_ptr()], 1, torch.float32, torch.empty(2, 3), status()),
-    "meet": (FLAGS, [FLAGS.data_ptr()], 0, 1, 1.0, status()),
+    "meet": (FLAGS, [FLAGS.data_ptr()], 0, 1, 1.0, status(), status()),
 }
 
 
@@ -139,7 +139,8 @@ BAD_CALLS = [
     ("publish_rows", 0, X.double(), "float64 rows must stay float64, got Float"),
     ("publish_rows", 2, X.double(), "cannot write Float rows as Double"),
     ("publish_rows", 2, X[:2], r"published must have the shape of rows \(4, 3\), got \(2, 3\)"),
-    ("publish_rows", 3, WRONG, "status must be one int32 on the CPU .* got 1 of Float"),
+    ("publish_rows", 3, WRONG, "failed must be one int32 on the device of the data, .* 1 of Float"),
+    ("meet", 6, WRONG, "status must be one int32 on the CPU .* got 1 of Float"),
     ("pull_rows", 0, [], "peers must hold 1 to 72 addresses, got 0"),
     ("pull_rows", 0, [1] * 73, "peers must hold 1 to 72 addresses, got 73"),
     ("pull_rows", 0, [0], r"peers\[0\] must be an address, got 0"),

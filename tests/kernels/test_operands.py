@@ -77,12 +77,12 @@ def test_the_positive_is_added_in_float32(backend: str, monkeypatch: pytest.Monk
     """
     from crossalign.kernels import contrastive_backward
 
-    accumulate = contrastive_backward._accumulate
+    accumulate = contrastive_backward.accumulate
 
     def rounded(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> None:
         accumulate(total, left.bfloat16().float(), right, is_first)
 
-    monkeypatch.setattr(contrastive_backward, "_accumulate", rounded)
+    monkeypatch.setattr(contrastive_backward, "accumulate", rounded)
     query, key = torch.randn(96, 16).bfloat16().float(), torch.randn(96, 16).bfloat16().float()
     upstream = torch.rand(96) + 0.5
     got = gradients(query, key, upstream)

@@ -64,6 +64,12 @@ def test_kernels_fit_the_architecture(rows: list[Row]) -> None:
     assert not spilling, "over the budget of stack and spills"
 
 
+def test_no_vector_is_copied_ahead_of_its_stores(rows: list[Row]) -> None:
+    """Partial sums of columns are stored in one tile and loaded in the next. Were that load made an
+    asynchronous copy that runs ahead, it would bring the sum before the store."""
+    assert not [row for row in rows if row.vector_copies]
+
+
 def test_the_committed_table_is_current(rows: list[Row]) -> None:
     committed = kernel_resources.TABLE.read_text()
     compilers = kernel_resources.versions()
