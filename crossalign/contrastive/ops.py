@@ -96,7 +96,10 @@ def contrastive_gradients(
             from crossalign.kernels.contrastive_backward import contrastive_bwd
 
             return contrastive_bwd(query, candidates, problem, sums, grads, needs, kept)
-        return torch_passes.contrastive_bwd(query, candidates, problem, sums, grads, needs)
+        of_query, of_candidates, of_scale = torch_passes.contrastive_bwd(
+            query, candidates, problem, sums, grads, needs
+        )
+    return of_query, of_candidates, of_scale if needs.scale else of_scale.new_empty(0)
 
 
 def joined(key: Tensor, negatives: Tensor | None) -> Tensor:
