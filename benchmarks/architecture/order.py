@@ -15,7 +15,7 @@ ORDER = (
 ORDER_INSIDE = {
     "contrastive": (
         *("problem", "options", "arguments", "terms", "torch_logits", "torch_passes"),
-        *("ops", "row_loss", "one_pass", "across_ranks", "sigmoid", "loss"),
+        *("sides", "ops", "row_loss", "one_pass", "across_ranks", "sigmoid", "loss"),
         *("matryoshka", "negative_queue"),
         *("replayed_state", "input_chunks", "gradient_reduction", "second_pass", "gradient_cache"),
     ),

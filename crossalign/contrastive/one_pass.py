@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from crossalign.argument_checks import ops_are_watched
-from crossalign.contrastive.ops import joined, needs_of, refuse_second_derivative
+from crossalign.contrastive.ops import refuse_second_derivative
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive.sides import joined, needs_of
 from crossalign.contrastive.terms import reduce_terms
 from crossalign.precision import without_autocast
 

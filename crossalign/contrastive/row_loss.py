@@ -15,14 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.ops import (
-    PROBLEM_SCHEMA,
-    joined,
-    needs_of,
-    refuse_second_derivative,
-    separated,
-)
+from crossalign.contrastive.ops import PROBLEM_SCHEMA, refuse_second_derivative
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, tie_slack
+from crossalign.contrastive.sides import joined, needs_of, separated
 from crossalign.contrastive.terms import pair_terms, reduce_terms, term_gradients
 from crossalign.contrastive.torch_logits import GradientSums, LogitChunks, label_view
 from crossalign.contrastive.torch_passes import start_sums, take_labels

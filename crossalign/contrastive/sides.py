@@ -1,0 +1,36 @@
+"""Keys and negatives: two arguments of an op, one matrix of candidates inside of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from crossalign.contrastive.problem import GradientNeeds
+
+
+def joined(key: Tensor, negatives: Tensor | None) -> Tensor:
+    """(M, D): the candidates."""
+    return key if negatives is None else torch.cat([key, negatives])
+
+
+def separated(of_key: Tensor, of_negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """Two parts of one matrix, contiguous and without common storage, as outputs of an op must be;
+    copied only if both have rows."""
+    if of_negatives.shape[0] == 0:
+        return of_key.contiguous(), of_negatives.new_empty(of_negatives.shape)
+    if of_key.shape[0] == 0:
+        return of_key.new_empty(of_key.shape), of_negatives.contiguous()
+    return of_key.clone(), of_negatives.clone()
+
+
+def needs_of(needs_grad: Sequence[bool], key: Tensor, negatives: Tensor | None) -> GradientNeeds:
+    """needs_grad: of query, key, negatives and scale."""
+    need_query, need_key, need_negatives, need_scale = needs_grad
+    first = last = key.shape[0]
+    if need_key:
+        first = 0
+    if need_negatives and negatives is not None:
+        last += negatives.shape[0]
+    return GradientNeeds(need_query, first < last, need_scale, slice(first, last))
