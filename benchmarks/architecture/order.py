@@ -13,6 +13,7 @@ ORDER = (
 )
 # The same inside a room, where its parts are many. A name stands for a folder or for a module.
 ORDER_INSIDE = {
+    "integrations": ("host", "sentence_transformers", "open_clip", "lightly"),
     "contrastive": (
         *("problem", "options", "arguments", "terms", "torch_logits", "torch_passes"),
         *("sides", "ops", "row_loss", "one_pass", "across_ranks", "sigmoid", "loss"),
