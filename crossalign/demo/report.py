@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from crossalign.analysis.figures import draw_languages
@@ -90,7 +90,12 @@ def write_report(
 
 def _template() -> Any:
     environment = Environment(
-        loader=PackageLoader("crossalign.demo", "."), autoescape=True, undefined=StrictUndefined
+        # The style is that of every report.
+        loader=ChoiceLoader(
+            [PackageLoader("crossalign.demo", "."), PackageLoader("crossalign.analysis", ".")]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
     )
     return environment.get_template("report.html")
 
