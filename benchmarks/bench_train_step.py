@@ -46,10 +46,12 @@ class StepHarness(Harness):
 
     case: Case
     implementation: str
+    step: Step
 
     def _peak_mib(self, prepare: Callable[[], None], call: Callable[[], Any]) -> float | None:
         if self.device.type != "cpu":
             return super()._peak_mib(prepare, call)
+        self.step.optimizer.state.clear()  # makes room; the next step makes it anew
         # Forked from a server that has imported what is needed and run nothing.
         processes = multiprocessing.get_context("forkserver")
         processes.set_forkserver_preload([peak_in_this_process.__module__, "transformers"])
@@ -67,6 +69,7 @@ def run_case(harness: StepHarness, case: Case, groups: Sequence[str] = GROUPS) -
     model = make_model(case, harness.device, dtype)
     plain = loss_and_gradients(Step(model, batch, frozenset(), case.layer))
     allowed = allowed_error(relative_error(plain, truth), dtype)
+    del plain
     initial = [weight.detach().clone() for weight in model.parameters()]
     for name, parts in implementations(harness.device).items():
         if GROUPS[name not in SIDES] not in groups:
@@ -75,7 +78,7 @@ def run_case(harness: StepHarness, case: Case, groups: Sequence[str] = GROUPS) -
             for weight, value in zip(model.parameters(), initial, strict=True):
                 weight.copy_(value)
         step = Step(model, batch, parts, case.layer)
-        harness.case, harness.implementation = case, name
+        harness.case, harness.implementation, harness.step = case, name, step
 
         def check(step: Step = step) -> Verdict:
             return Verdict(relative_error(loss_and_gradients(step), truth), allowed)
