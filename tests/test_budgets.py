@@ -27,6 +27,8 @@ LARGE_KERNELS = {
     "crossalign/kernels/contrastive_forward.py _contrastive_fwd_kernel",
     "crossalign/kernels/contrastive_gradient.py _contrastive_bwd_kernel",
     "crossalign/kernels/contrastive_logits.py negative_logits",
+    "crossalign/kernels/sigmoid_forward.py _sigmoid_fwd_kernel",
+    "crossalign/kernels/sigmoid_gradient.py _sigmoid_bwd_kernel",
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

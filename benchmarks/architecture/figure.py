@@ -15,12 +15,13 @@ FOUNDATIONS = "foundations"
 # Modules that every room may use: what lies flat below the rooms, and the records of the loss.
 BELOW = (
     *("version", "precision", "settings", "argument_checks", "backends", "reference"),
-    "contrastive.problem",
+    *("contrastive.problem", "contrastive.sigmoid.problem"),
 )
 # Room -> what it is for, and its column in the figure: by hand, so that arrows pass beside boxes.
 ROOMS = {
     "cli": ("commands", 2.1),
     "demo": ("shows it", 2.1),
+    "check": ("right here, and fast?", 0.0),
     "integrations": ("for other libraries", -0.1),
     "alignment": ("trains", 1.0),
     "analysis": ("layers, reported", 3.3),

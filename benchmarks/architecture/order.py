@@ -6,10 +6,10 @@ from __future__ import annotations
 # from its own. The records that ops and kernels share are below both.
 ORDER = (
     *("version", "precision", "files", "settings", "argument_checks", "backends"),
-    *("contrastive.problem", "reference"),
+    *("contrastive.problem", "contrastive.sigmoid.problem", "reference"),
     *("kernels", "distributed", "pooling", "contrastive", "build_report"),
     *("models", "data", "evaluation", "alignment", "analysis", "integrations"),
-    *("demo", "cli", "__main__"),
+    *("check", "demo", "cli", "__main__"),
 )
 # The same inside a room, where its parts are many. A name stands for a folder or for a module.
 ORDER_INSIDE = {

@@ -12,6 +12,8 @@ from crossalign.kernels.contrastive_forward import _contrastive_fwd_kernel
 from crossalign.kernels.contrastive_gradient import _contrastive_bwd_kernel
 from crossalign.kernels.operands import TRITON_DTYPES
 from crossalign.kernels.positive_logits import _positive_logits_kernel
+from crossalign.kernels.sigmoid_forward import _sigmoid_fwd_kernel
+from crossalign.kernels.sigmoid_gradient import _sigmoid_bwd_kernel
 from crossalign.kernels.tiles import TILES, Tiles, TileTable
 
 # All options in bfloat16; the plainest and the heaviest in the other dtypes.
@@ -19,9 +21,10 @@ _DTYPE_OPTIONS = {
     "bf16": (
         *("symmetric", "one_way", "online", "temperature", "ids_stats", "owners"),
         *("private", "positives", "kept", "kept_one_way", "kept_owners", "everything"),
+        *("plain", "ids"),
     ),
-    "fp16": ("symmetric", "everything"),
-    "fp32": ("symmetric", "tf32", "kept", "everything"),
+    "fp16": ("symmetric", "everything", "plain"),
+    "fp32": ("symmetric", "tf32", "kept", "everything", "plain"),
     "fp64": ("symmetric", "everything"),
 }
 _DTYPES_OF_SIZE = {2: ("bf16", "fp16"), 4: ("fp32",), 8: ("fp64",)}
@@ -55,6 +58,11 @@ BACKWARD_OPTIONS: dict[str, dict[str, object]] = {
         "IS_BOUNDED": False, "NEED_SCALE_GRAD": True,
     },
 }  # fmt: skip
+SIGMOID_OPTIONS: dict[str, dict[str, object]] = {
+    "plain": {"NEED_SCALAR_GRADS": True},
+    "ids": {"NEED_SCALAR_GRADS": True, "HAS_IDS": True},
+    "tf32": {"NEED_SCALAR_GRADS": True, "PRECISION": "tf32"},
+}
 
 
 def tile_cases() -> list[CompileCase]:
@@ -63,6 +71,8 @@ def tile_cases() -> list[CompileCase]:
         *_cases_of(_contrastive_fwd_kernel, "contrastive_fwd", FORWARD_OPTIONS, _forward_tiles),
         *_cases_of(_contrastive_bwd_kernel, "contrastive_bwd", BACKWARD_OPTIONS, _backward_tiles),
         *_cases_of(_positive_logits_kernel, "positive_logits", {"symmetric": {}}, _forward_tiles),
+        *_cases_of(_sigmoid_fwd_kernel, "sigmoid_fwd", SIGMOID_OPTIONS, _sigmoid_forward_tiles),
+        *_cases_of(_sigmoid_bwd_kernel, "sigmoid_bwd", SIGMOID_OPTIONS, _sigmoid_backward_tiles),
     ]
 
 
@@ -73,6 +83,14 @@ def _forward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
 def _backward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
     is_masked = options.get("MULTI_POSITIVE") or not options.get("IS_BOUNDED", True)
     return table.backward_masked if is_masked else table.backward
+
+
+def _sigmoid_forward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
+    return table.forward_masked if options.get("HAS_IDS") else table.forward
+
+
+def _sigmoid_backward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
+    return table.backward_masked
 
 
 def _cases_of(

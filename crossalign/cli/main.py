@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from crossalign.cli import align, analyze, data_build, data_check, demo, evaluate, info
+from crossalign.cli import align, analyze, check, data_build, data_check, demo, evaluate, info
 from crossalign.cli.parser import Parser, one_line
 from crossalign.version import __version__
 
@@ -56,6 +56,7 @@ def build_parser() -> Parser:
     _add_command(parts, "check", data_check)
     for name, command in (("align", align), ("analyze", analyze), ("evaluate", evaluate)):
         _add_command(commands, name, command)
+    _add_command(commands, "check", check)
     _add_command(commands, "info", info)
     return parser
 

@@ -24,13 +24,12 @@ from crossalign.contrastive.sigmoid.agreement import (
     fill_missing,
     sharded_pairs,
 )
-from crossalign.contrastive.sigmoid.arguments import NAME
+from crossalign.contrastive.sigmoid.arguments import NAME, build_problem
 from crossalign.contrastive.sigmoid.ops import sigmoid_gradients, sigmoid_sums
 from crossalign.contrastive.sigmoid.problem import (
     SigmoidArguments,
     SigmoidProblem,
     SigmoidSums,
-    build_problem,
 )
 from crossalign.contrastive.terms import reduce_terms
 from crossalign.distributed.gather import gather_rows, reduce_rows

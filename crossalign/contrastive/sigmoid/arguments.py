@@ -1,9 +1,10 @@
-"""The checks of fused_sigmoid_loss: every one is made before any pass runs."""
+"""The checks of fused_sigmoid_loss, made before any pass runs, and the problem that passes get."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from crossalign.argument_checks import (
@@ -19,7 +20,9 @@ from crossalign.argument_checks import (
     check_weights,
     values_may_be_read,
 )
-from crossalign.contrastive.sigmoid.problem import SigmoidArguments
+from crossalign.contrastive.sigmoid.problem import SigmoidArguments, SigmoidProblem
+from crossalign.contrastive.terms import scale_tensor
+from crossalign.precision import accumulator
 
 NAME = "fused_sigmoid_loss"
 
@@ -99,3 +102,22 @@ def _check_pair_weights(arguments: SigmoidArguments, weights: Tensor) -> None:
     is_own_mean = arguments.group is None and arguments.reduction == "mean"
     if is_own_mean and values_may_be_read(weights) and not bool((weights != 0).any()):
         raise ValueError(f'{NAME}: weights must not all be 0 with reduction="mean"')
+
+
+def build_problem(arguments: SigmoidArguments) -> SigmoidProblem:
+    """Of this process's own rows and keys."""
+    query, bias = arguments.query, arguments.bias
+    dtype = accumulator(query.dtype)
+    if isinstance(bias, Tensor):
+        bias = bias.to(device=query.device, dtype=dtype)
+    else:
+        bias = torch.full((), float(bias), device=query.device, dtype=dtype)
+    ids = None if arguments.ids is None else arguments.ids.long()
+    return SigmoidProblem(
+        scale=scale_tensor(arguments.temperature, query),
+        bias=bias,
+        query_ids=ids,
+        key_ids=ids,
+        label_offset=0,
+        normalize=arguments.normalize,
+    )

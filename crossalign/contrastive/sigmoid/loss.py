@@ -7,9 +7,9 @@ from torch.distributed import ProcessGroup
 
 from crossalign.backends import choose_backend
 from crossalign.contrastive.sigmoid.across_ranks import loss_across_ranks
-from crossalign.contrastive.sigmoid.arguments import NAME, check_arguments
+from crossalign.contrastive.sigmoid.arguments import NAME, build_problem, check_arguments
 from crossalign.contrastive.sigmoid.ops import sigmoid_sums
-from crossalign.contrastive.sigmoid.problem import SigmoidArguments, build_problem
+from crossalign.contrastive.sigmoid.problem import SigmoidArguments
 from crossalign.contrastive.terms import reduce_terms
 
 

@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from crossalign.contrastive.problem import ContrastiveProblem, GradientNeeds
-from crossalign.contrastive.terms import scale_tensor
-from crossalign.precision import accumulator
 
 
 class SigmoidArguments(NamedTuple):
@@ -80,22 +77,3 @@ def empty_gradients(query: Tensor, key: Tensor, needs: GradientNeeds) -> tuple[T
         x.new_empty((x.shape[0] if need else 0, x.shape[1])) for x, need in sides
     )
     return grad_query, grad_key
-
-
-def build_problem(arguments: SigmoidArguments) -> SigmoidProblem:
-    """Of this process's own rows and keys."""
-    query, bias = arguments.query, arguments.bias
-    dtype = accumulator(query.dtype)
-    if isinstance(bias, Tensor):
-        bias = bias.to(device=query.device, dtype=dtype)
-    else:
-        bias = torch.full((), float(bias), device=query.device, dtype=dtype)
-    ids = None if arguments.ids is None else arguments.ids.long()
-    return SigmoidProblem(
-        scale=scale_tensor(arguments.temperature, query),
-        bias=bias,
-        query_ids=ids,
-        key_ids=ids,
-        label_offset=0,
-        normalize=arguments.normalize,
-    )

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from crossalign import fused_sigmoid_loss
 from crossalign.contrastive import torch_logits
+from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid import torch_passes
 from crossalign.contrastive.sigmoid.problem import SigmoidProblem
-from crossalign.contrastive.torch_logits import GradientNeeds
 from tests.support.allocations import LargestAllocation
-from tests.support.pooling_cases import RUNS, Run
+from tests.support.pooling_cases import BACKENDS, RUNS, Run
 from tests.support.sigmoid_cases import (
     LEAVES,
     SIGMOID_CASES,
@@ -26,8 +26,6 @@ from tests.support.sigmoid_cases import (
 )
 
 SUBSETS = [subset for size in (1, 2, 3) for subset in combinations(LEAVES, size)]
-RUNS = [run for run in RUNS if run.values[0].backend == "torch"]
-BACKENDS = ["torch"]
 
 
 # Equals reference
@@ -67,7 +65,7 @@ def test_a_written_out_example() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_small_terms_and_gradients_keep_their_digits(backend: str) -> None:
-    """At a bias of -30 every negative adds 1e-13, and the sum over them is still exact."""
+    """A bias of -30: every negative adds 1e-13. Rounding such a logit is 2e-6 of the term."""
     query = torch.zeros(40, 2)
     query[:, 0] = 1
     key = torch.zeros(40, 2)
@@ -84,9 +82,9 @@ def test_small_terms_and_gradients_keep_their_digits(backend: str) -> None:
         query, key, temperature=1.0, bias=-bias, ids=ids, reduction="sum", backend=backend
     )
     expected = 1600 * torch.tensor(-30.0, dtype=torch.float64).exp()
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss.double(), expected, rtol=4e-6, atol=0)
     (grad,) = torch.autograd.grad(loss, bias)
-    torch.testing.assert_close(grad.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad.double(), expected, rtol=4e-6, atol=0)
 
 
 # Edges

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossalign import fused_sigmoid_loss, reference
+from tests.support.pooling_cases import needs_interpreter
 from tests.support.process_group import run_ranks
 
 D = 6
@@ -151,6 +152,21 @@ def test_loss_and_gradients_equal_one_process(world_size: int) -> None:
         for gather in SCHEDULES:
             results = [results[index][gather] for results in by_rank]
             assert_equals_one_process(case, results, 1e-12 if case.dtype == torch.float64 else 2e-5)
+
+
+KERNEL_CASES = [
+    Case((5, 3), ("temperature", "bias"), {}, torch.float32),
+    Case((0, 6), ("ids", "weights"), {"reduction": "sum"}, torch.float32),
+]
+
+
+@pytest.mark.parametrize("backend", [pytest.param("triton", marks=needs_interpreter)])
+def test_triton_kernels_serve_every_rank(backend: str) -> None:
+    """With a rank that has no rows, for which there is nothing to launch."""
+    by_rank = run_ranks(run_cases, 2, KERNEL_CASES, backend)
+    for index, case in enumerate(KERNEL_CASES):
+        for gather in SCHEDULES:
+            assert_equals_one_process(case, [one[index][gather] for one in by_rank], 2e-5)
 
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))

@@ -12,8 +12,8 @@ from torch._subclasses import FakeTensorMode
 from crossalign import fused_sigmoid_loss
 from crossalign.contrastive.sigmoid.ops import sigmoid_sums
 from crossalign.contrastive.sigmoid.problem import SigmoidProblem
+from tests.support.pooling_cases import BACKENDS
 
-BACKENDS = ["torch"]
 IDS = torch.tensor([7, 2, 7, 0, 1])
 # Five queries against seven keys, of which the first is another rank's: query i's own is i + 1.
 OPTIONS: dict[str, dict[str, Any]] = {
