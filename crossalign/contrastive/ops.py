@@ -234,8 +234,9 @@ def _save_for_backward(
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     sums = ContrastiveSums(*output)
     ctx.options = problem._replace(
-        scale=None, query_ids=None, candidate_ids=None, negative_owner=None
-    )  # type: ignore[arg-type]
+        scale=None,  # type: ignore[arg-type]
+        query_ids=None, candidate_ids=None, negative_owner=None,
+    )  # fmt: skip
     ctx.use_triton = arguments[-1]
     ctx.save_for_backward(query, key, negatives, kept, *problem[:4], *output)
     ctx.mark_non_differentiable(*(getattr(sums, name) for name in NON_DIFFERENTIABLE_SUMS))

@@ -106,7 +106,8 @@ def agree(
         ValueError: facts differ, or another rank has a problem; the same text on all those ranks.
         RuntimeError: a rank is dead or did not come; or a CUDA graph is being captured.
     """
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    is_initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if is_initialized and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             f"{function}: it must not be called with a group while a CUDA graph is captured, since "
             "ranks agree through the host and barriers count calls; call it outside of the capture"

@@ -43,7 +43,7 @@ class GradientChunk(NamedTuple):
 
     def num_tiles(self, tiles: Tiles) -> int:
         num_rows = self.rows.stop - self.rows.start
-        return triton.cdiv(num_rows, tiles.block_n) * triton.cdiv(self.num_columns, tiles.block_m)
+        return -(-num_rows // tiles.block_n) * -(-self.num_columns // tiles.block_m)
 
 
 @triton.jit

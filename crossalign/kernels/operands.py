@@ -10,10 +10,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from crossalign.contrastive.problem import ContrastiveProblem, accumulator
+from crossalign.contrastive.problem import ContrastiveProblem
 from crossalign.kernels.launch import INTERPRETED, accumulator_dtype
 from crossalign.kernels.row_norms import inverse_norms
 from crossalign.kernels.tiles import Tiles, architecture
+from crossalign.precision import accumulator
 
 TRITON_DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32, "fp64": tl.float64}
 SHORT_NAMES = {

@@ -67,7 +67,7 @@ TILES = {
     (90, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
     (100, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
     # Within the 99 KiB that a block may have on a GPU of the consumer line.
-    (80, 8): TileTable(_FLOAT64, _FLOAT64, _FLOAT64, _FLOAT64),
+    (80, 8): TileTable(_FLOAT64, _FLOAT64, _FLOAT64, Tiles(64, 32, 16, 8, 2)),
     (90, 8): TileTable(_FLOAT64, _FLOAT64, _FLOAT64, _FLOAT64),
     (100, 8): TileTable(_FLOAT64, _FLOAT64, _FLOAT64, _FLOAT64),
 }
