@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossalign.argument_checks import check_option
-from crossalign.contrastive.problem import accumulator
 from crossalign.pooling.choices import CENTERS
+from crossalign.precision import accumulator
 
 
 def center_vectors(
