@@ -20,6 +20,7 @@ from crossalign.data.builders import TrainingItem, TranslationItems
 from crossalign.data.indexed_data import num_negatives
 from crossalign.data.items import label_answers
 from crossalign.data.meaning_ids import meaning_ids
+from crossalign.data.mixture import pair_stream
 from crossalign.data.pairs import Pair
 from crossalign.data.permutation import ShuffledStream
 from crossalign.models.encode import longest_input, pad_right
@@ -101,8 +102,8 @@ class Batches:
         self.rank, self.world_size = rank, world_size
         limit = longest_input(model, tokenizer)
         self.max_length = min(config.max_length, limit or config.max_length)
-        self.pair_stream = ShuffledStream(len(pairs), f"pairs {config.seed}")
         self.batch_size = _at_most(config.batch_size, len(pairs), "batch_size", "pairs")
+        self.pair_stream = pair_stream(pairs, f"pairs {config.seed}", self.batch_size)
         self.lm_items: Sequence[TrainingItem] = ()
         self.lm_batch_size = 0
         if config.lm_weight > 0:

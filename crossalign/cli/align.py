@@ -13,7 +13,8 @@ from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.run_config import RunConfig
 from crossalign.cli.parser import Parser
 from crossalign.cli.settings_file import as_flags, read_settings
-from crossalign.data.languages import check_languages
+from crossalign.data.mixture import BATCH_LANGUAGES, MIXINGS, Mixing
+from crossalign.data.pair_sources import PairSource, parse_pair_sources
 from crossalign.files.lock import locked
 from crossalign.files.temporary import full_disk_named, temporary_folder
 from crossalign.settings import (
@@ -39,7 +40,8 @@ class AlignPaths:
 
     model: str = required("a causal language model", group=_DATA, metavar="NAME_OR_DIR")
     pairs: tuple[str, ...] = required(
-        "one TSV or JSON-lines file, or two parallel text files; .gz of each",
+        "one TSV or JSON-lines file, or two parallel text files; .gz of each. Several corpora with "
+        "their languages: en-de:FILE, or en-de:FILE,FILE for parallel files, ...",
         group=_DATA,
         metavar="FILE",
     )
@@ -58,6 +60,28 @@ class AlignPaths:
         group=_DATA,
         metavar="CODE",
     )
+    mix: str = setting(
+        "size",
+        "how often each corpus of --pairs is drawn: in proportion to its size, equally, or to "
+        "size ** (1 / --mix-temperature)",
+        group=_DATA,
+        choices=MIXINGS,
+    )
+    mix_temperature: float = setting(
+        5.0, "of --mix temperature: 1 is by size, more is more equal", group=_DATA, above=0
+    )
+    batch_languages: str = setting(
+        "mixed",
+        "what a batch holds: pairs of any corpus of --pairs, or of one corpus",
+        group=_DATA,
+        choices=BATCH_LANGUAGES,
+    )
+    skip_bad_lines: int = setting(
+        0,
+        "lines of each corpus that may be unusable: they are counted and left out",
+        group=_DATA,
+        lowest=0,
+    )
     cache: Path | None = setting(
         None,
         "directory for the indices of --pairs and --lm-data, to be used again; None = a temporary "
@@ -68,12 +92,30 @@ class AlignPaths:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if len(self.pairs) > 2:
-            raise SettingError(f"pairs must be one file or two, got {len(self.pairs)}", "pairs")
         if len(self.languages) not in (0, 2):
             shown = " ".join(self.languages)
             raise SettingError(f"languages must be two codes, got {shown}", "languages")
-        check_languages(self.languages)
+        try:
+            _ = self.sources
+        except ValueError as error:
+            raise SettingError(str(error), "pairs", "languages") from None
+
+    @property
+    def sources(self) -> list[PairSource]:
+        """The files of --pairs, each with its languages."""
+        return parse_pair_sources(self.pairs, self.languages)
+
+    @property
+    def mixing(self) -> Mixing:
+        """How the corpora of --pairs are drawn."""
+        return Mixing(self.mix, self.mix_temperature, self.batch_languages)
+
+    def stored_pairs(self) -> list[str]:
+        """What config.yaml holds of --pairs: absolute paths, with languages where they had some."""
+        sources = [source.resolved() for source in self.sources]
+        if len(sources) == 1 and sources[0].languages == self.languages:
+            return [str(path) for path in sources[0].paths]
+        return [str(source) for source in sources]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +145,9 @@ class AlignSettings(NamedTuple):
         """What config.yaml holds: plain values, files by their absolute paths."""
         settings = asdict(self.paths) | asdict(self.training) | asdict(self.run)
         del settings["output"]
-        for name in ("pairs", "evaluate_pairs"):
-            settings[name] = [str(Path(path).resolve()) for path in settings[name]]
+        settings["pairs"] = self.paths.stored_pairs()
+        evaluated = self.run.evaluate_pairs
+        settings["evaluate_pairs"] = [str(Path(path).resolve()) for path in evaluated]
         for name in ("lm_data", "cache"):
             path = settings[name]
             settings[name] = str(path.resolve()) if path else None
@@ -181,13 +224,17 @@ def _train(parser: Parser, settings: AlignSettings, cache: Path) -> None:
     from crossalign.alignment.progress import sizes_line
     from crossalign.alignment.run_directory import train_into
     from crossalign.alignment.train import AlignmentRun
-    from crossalign.data.indexed_data import open_items, open_pairs
+    from crossalign.data.indexed_data import open_items
+    from crossalign.data.pair_sources import open_pair_sources
     from crossalign.models.encode import check_layer
 
     paths, config, plain = settings.paths, settings.training, settings.plain()
     with full_disk_named(cache, "set TMPDIR or --cache to a folder with room for an index"):
-        pairs = open_pairs([Path(path) for path in paths.pairs], paths.languages, cache)
-        lm_items = open_items(paths.lm_data, cache) if paths.lm_data else None
+        skip = paths.skip_bad_lines
+        pairs = open_pair_sources(paths.sources, cache, mixing=paths.mixing, skip_bad_lines=skip)
+        lm_items = None
+        if paths.lm_data:
+            lm_items = open_items(paths.lm_data, cache, skip_bad_lines=skip)
     evaluation = PeriodicEvaluation(settings.run) if settings.run.evaluate_every else None
     checkpoints = Checkpoints(paths.output, is_main=is_main_process())
     step = checkpoints.last() if settings.resume else None

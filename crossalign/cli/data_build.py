@@ -18,7 +18,12 @@ from crossalign.data.builders import (
     build_items,
     check_mode_languages,
 )
-from crossalign.data.instruction_files import Records, keep_common_ids, read_records
+from crossalign.data.instruction_files import (
+    Records,
+    is_file_of_language,
+    keep_common_ids,
+    read_records,
+)
 from crossalign.data.pairs import Pair
 from crossalign.files.output import check_is_no_input, check_output_file, write_json_lines
 from crossalign.settings import (
@@ -79,6 +84,11 @@ class BuildSettings:
             files = [] if self.reads_folder else self.input
             folders = self.input if self.reads_folder else []
             check_is_no_input(self.output, files, folders)
+            if self.reads_folder and is_file_of_language(self.output, Path(self.input[0])):
+                raise SettingError(
+                    f"{self.output} would be read as instructions of --input the next time; name "
+                    "another output"
+                )
 
     @property
     def reads_folder(self) -> bool:

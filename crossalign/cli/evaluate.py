@@ -35,6 +35,8 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
         _report_data(settings)
         return
     assert settings.model is not None and settings.output is not None  # checked with the settings
+    if settings.output.is_dir() or not settings.output.parent.is_dir():
+        parser.error(f"argument --output: {settings.output} must be a file in an existing folder")
     for path in (settings.output, settings.items_file):
         check_output_file(path, overwrite=settings.overwrite)
     with parser.argument_errors():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossalign.data.items import parse_item
 from crossalign.data.meaning_ids import normalised
-from crossalign.data.pairs import Pair, parse_sentence, parser_of
+from crossalign.data.pairs import Pair, parse_sentence, parse_tsv, parser_of
 from crossalign.data.text_statistics import Lengths, Repeats, TextStatistics
 from crossalign.files.indexed_lines import stream_lines
 from crossalign.files.text import DataError
@@ -27,6 +27,31 @@ if TYPE_CHECKING:
 MOST_EXAMPLES = 5
 _AT_ONCE = 1000  # texts given to the tokenizer
 Report = dict[str, Any]
+
+
+class Columns:
+    """How many columns the lines of a TSV file have, and where those of another number stand."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+        self.examples: dict[int, list[str]] = {}
+
+    def add(self, line: str, where: str) -> None:
+        count = line.count("\t") + 1
+        self.counts[count] += 1
+        first = self.examples.setdefault(count, [])
+        if len(first) < MOST_EXAMPLES:
+            first.append(where)
+
+    def settle(self, doubts: Doubts) -> None:
+        """Lines with another number of columns than most are doubtful: a stray TAB inside a
+        sentence shifts what stands behind it."""
+        most, _ = self.counts.most_common(1)[0]
+        for count, lines in self.counts.items():
+            if count != most:
+                sign = f"{count} columns, where most lines have {most}"
+                doubts.counts[sign] = lines
+                doubts.examples[sign] = self.examples[count]
 
 
 class Doubts:
@@ -45,6 +70,8 @@ class Doubts:
     def add_characters(self, text: str, where: str) -> None:
         if "\ufffd" in text:
             self.add("replacement character", where)
+        if "\ufeff" in text:  # read_lines drops the one at the start of a file
+            self.add("byte order mark inside the file", where)
         if not text.isprintable() and any(unicodedata.category(each) == "Cc" for each in text):
             self.add("control character", where)
 
@@ -73,11 +100,11 @@ def check_pairs(
     Raises:
         DataError: a file cannot be read at all.
     """
-    doubts, languages = Doubts(), Counter[str]()
+    doubts, languages, columns = Doubts(), Counter[str](), Columns()
     with contextlib.ExitStack() as stack:
         statistics = [stack.enter_context(contextlib.closing(TextStatistics())) for _ in range(2)]
         exact, same = (stack.enter_context(contextlib.closing(Repeats())) for _ in range(2))
-        usable = _usable(_parsed_pairs(paths), doubts)
+        usable = _usable(_parsed_pairs(paths, columns), doubts)
         for block in _blocks(usable):
             for where, pair in block:
                 for text, side in zip(pair[:2], statistics, strict=True):
@@ -97,6 +124,8 @@ def check_pairs(
             for number, side in enumerate(statistics):
                 texts = [(where, pair[number]) for where, pair in block]
                 _count_tokens(texts, tokenizer, limit, side.tokens, doubts)
+        if columns.counts:
+            columns.settle(doubts)
         source, target = (side.summary() for side in statistics)
         sides = {"source": source, "target": target}
         repeats = {"repeats": exact.count(), "normalised_repeats": same.count()}
@@ -141,9 +170,18 @@ def _report(paths: Sequence[Path], usable: int, doubts: Doubts, rest: Report) ->
     }
 
 
-def _parsed_pairs(paths: Sequence[Path]) -> Iterator[tuple[str, Pair | DataError]]:
+def _parsed_pairs(
+    paths: Sequence[Path], columns: Columns
+) -> Iterator[tuple[str, Pair | DataError]]:
     if len(paths) == 1:
-        yield from _parsed(paths[0], parser_of(paths[0]))
+        parse = parser_of(paths[0])
+
+        def counted(line: str, where: str) -> Pair:
+            pair = parse(line, where)
+            columns.add(line, where)  # of a line that can be used; others are named anyhow
+            return pair
+
+        yield from _parsed(paths[0], counted if parse is parse_tsv else parse)
         return
     sides = zip_longest(*(_parsed(path, parse_sentence) for path in paths))
     for sentences in sides:

@@ -5,9 +5,12 @@ Opened once, such a file is checked from end to end, so that no step meets a bad
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -21,11 +24,15 @@ from crossalign.data.pairs import (
     parser_of,
 )
 from crossalign.files.indexed_lines import IndexedLines
+from crossalign.files.text import DataError
 
+logger = logging.getLogger("crossalign")
 Record = TypeVar("Record", Pair, TrainingItem)
 
 
-def open_pairs(paths: Sequence[Path], languages: Sequence[str], cache: Path) -> IndexedPairs:
+def open_pairs(
+    paths: Sequence[Path], languages: Sequence[str], cache: Path, *, skip_bad_lines: int = 0
+) -> IndexedPairs:
     """The pairs that read_pairs would read, left where they are.
 
     Args:
@@ -34,6 +41,8 @@ def open_pairs(paths: Sequence[Path], languages: Sequence[str], cache: Path) -> 
         cache: directory for the index (8 bytes a line) and for the text of files in .gz. An index
             is used again while size, time and first 64 KiB of its file are the same. Processes
             may share a cache.
+        skip_bad_lines: up to so many lines that cannot be used are left out, in both of two
+            parallel files; a warning counts them and names the first.
 
     Raises:
         DataError: a file or line that cannot be used, naming both and the reason.
@@ -42,27 +51,62 @@ def open_pairs(paths: Sequence[Path], languages: Sequence[str], cache: Path) -> 
     check_paths(paths, languages)
     if len(paths) == 1:
         parse = parser_of(paths[0])
-        return IndexedPairs([IndexedLines(paths[0], cache, lambda: _PairCheck(parse))], languages)
-    sides = [IndexedLines(path, cache, _SentenceCheck) for path in paths]
-    check_same_length(paths[0], len(sides[0]), paths[1], len(sides[1]))
-    return IndexedPairs(sides, languages)
+        make_check = partial(_PairCheck, parse)
+        files = [IndexedLines(paths[0], cache, make_check, skip_bad_lines=skip_bad_lines)]
+        pairs = IndexedPairs(files, languages)
+    else:
+        files = [
+            IndexedLines(path, cache, _SentenceCheck, skip_bad_lines=skip_bad_lines)
+            for path in paths
+        ]
+        check_same_length(paths[0], len(files[0]), paths[1], len(files[1]))
+        pairs = IndexedPairs(files, languages)
+    _tell_skipped(pairs, skip_bad_lines)
+    return pairs
 
 
-def open_items(path: Path, cache: Path) -> IndexedItems:
+def open_items(path: Path, cache: Path, *, skip_bad_lines: int = 0) -> IndexedItems:
     """The items that read_items would read, left where they are; see open_pairs."""
-    return IndexedItems([IndexedLines(path, cache, _ItemCheck)])
+    items = IndexedItems([IndexedLines(path, cache, _ItemCheck, skip_bad_lines=skip_bad_lines)])
+    _tell_skipped(items, skip_bad_lines)
+    return items
+
+
+def _tell_skipped(records: _Indexed[Any], most: int) -> None:
+    """Counts the lines that are left out and names the first.
+
+    Raises:
+        DataError: two parallel files have too many bad lines together, or nothing else.
+    """
+    if not records.bad_lines:
+        return
+    names = " and ".join(str(file.path) for file in records.files)
+    reasons = "; ".join(reason for file in records.files for reason in file.bad_reasons)
+    total = len(records.files[0])
+    shown = f"{len(records.bad_lines):,} of {total:,} lines of {names} cannot be used"
+    if len(records.bad_lines) > most:
+        raise DataError(f"{shown}, more than the {most} of --skip-bad-lines; the first: {reasons}")
+    if len(records) == 0:
+        raise DataError(f"{names}: every line cannot be used; the first: {reasons}")
+    logger.warning("%s and are left out; the first: %s", shown, reasons)
 
 
 class _Indexed(Sequence[Record], Generic[Record]):
-    """Records of which line k of every file holds a part."""
+    """Records of which line k of every file holds a part.
+
+    bad_lines: numbers of lines that are left out, ascending.
+    """
 
     def __init__(self, files: Sequence[IndexedLines]) -> None:
         self.files = files
+        self.bad_lines = sorted(set().union(*(file.bad_lines for file in files)))
+        # Good lines before each bad one; record k has as many bad lines before it as are <= k.
+        self._good_before = [line - index for index, line in enumerate(self.bad_lines)]
         digest = hashlib.sha256(" ".join(file.fingerprint for file in files).encode())
         self.fingerprint = digest.hexdigest()  # of what the files hold
 
     def __len__(self) -> int:
-        return len(self.files[0])
+        return len(self.files[0]) - len(self.bad_lines)
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -71,12 +115,19 @@ class _Indexed(Sequence[Record], Generic[Record]):
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
             return [self._record(number) for number in range(*index.indices(len(self)))]
-        return self._record(index + len(self) if index < 0 else index)
+        index = index + len(self) if index < 0 else index
+        if not 0 <= index < len(self):
+            path = self.files[0].path
+            raise IndexError(f"{path}: has records 0 to {len(self) - 1}, not {index}")
+        return self._record(index)
 
     def __iter__(self) -> Iterator[Record]:
         return map(self._record, range(len(self)))
 
     def _record(self, number: int) -> Record:
+        return self._at_line(number + bisect.bisect_right(self._good_before, number))
+
+    def _at_line(self, line: int) -> Record:
         raise NotImplementedError
 
 
@@ -96,8 +147,8 @@ class IndexedPairs(_Indexed[Pair]):
         if len(files) == 1:
             self._parse = parser_of(files[0].path)
 
-    def _record(self, number: int) -> Pair:
-        texts = [(file[number], file.where(number)) for file in self.files]
+    def _at_line(self, line: int) -> Pair:
+        texts = [(file[line], file.where(line)) for file in self.files]
         if len(texts) == 2:
             pair = Pair(*(parse_sentence(text, where) for text, where in texts))
         else:
@@ -108,21 +159,23 @@ class IndexedPairs(_Indexed[Pair]):
 class IndexedItems(_Indexed[TrainingItem]):
     """Items of a JSON-lines file."""
 
-    def _record(self, number: int) -> TrainingItem:
-        return parse_item(self.files[0][number], self.files[0].where(number))
+    def _at_line(self, line: int) -> TrainingItem:
+        return parse_item(self.files[0][line], self.files[0].where(line))
 
 
 def num_negatives(pairs: Sequence[Pair]) -> int:
     """How many of the pairs have a hard negative."""
-    if isinstance(pairs, IndexedPairs):
-        return pairs.num_negatives
+    counted: int | None = getattr(pairs, "num_negatives", None)  # of files, when they were opened
+    if counted is not None:
+        return counted
     return sum(1 for pair in pairs if pair.negative)
 
 
 def data_fingerprint(records: Sequence[Any]) -> str:
     """SHA-256 of pairs or items, or of the files that hold them."""
-    if isinstance(records, _Indexed):
-        return records.fingerprint
+    known: str | None = getattr(records, "fingerprint", None)  # of files
+    if known is not None:
+        return known
     digest = hashlib.sha256()
     for record in records:
         digest.update(json.dumps(record, sort_keys=True).encode())

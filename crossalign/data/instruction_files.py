@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crossalign.data.languages import LANGUAGE_NAMES
 from crossalign.files.text import DataError, read_json, read_json_objects, text_field
 
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -88,6 +89,14 @@ def _id(row: Mapping[str, Any], where: str) -> str:
     if row.get("id") in (None, ""):
         raise DataError(f'{where}: the key "id" is missing')
     return str(row["id"])
+
+
+def is_file_of_language(path: Path, directory: Path) -> bool:
+    """Whether read_records would take a path in this directory for the file of some language."""
+    if path.resolve().parent != directory.resolve():
+        return False
+    stem = next((path.name.removesuffix(each) for each in ENDINGS if path.name.endswith(each)), "")
+    return stem.rpartition(".")[2] in LANGUAGE_NAMES
 
 
 def _file_of(directory: Path, language: str) -> Path:

@@ -16,20 +16,22 @@ import gzip
 import hashlib
 import json
 import os
+import stat
 import struct
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from crossalign.files.output import directory_aside, put_in_place
-from crossalign.files.text import DataError
+from crossalign.files.text import DataError, check_encoding
 
-_FORMAT = 1  # of the index; others are built anew
+_FORMAT = 2  # of the index; others are built anew
 _CHUNK = 2**20  # bytes read at a time
 _LONGEST_LINE = 2**26  # bytes; more is a file of another kind
 _HEAD = 2**16  # bytes whose hash tells a changed file of equal size and time
+_MOST_REASONS = 5
 _BUILDING = ".building."
 
 
@@ -50,13 +52,20 @@ class IndexedLines:
         path: the file; it must not change while this is in use.
         cache: where indexes live; made if absent. Processes may share it.
         make_check: a fresh check, called if the index must be built.
+        skip_bad_lines: lines that cannot be used are told, and no error up to this number.
+
+    Attributes:
+        bad_lines: numbers of the lines that cannot be used, ascending.
+        bad_reasons: "path:line: reason" of the first of them.
 
     Raises:
-        DataError: the file is missing, empty, cut off or not UTF-8, or the check refused a line;
-            nothing is left in the cache then.
+        DataError: the file is missing, empty, cut off, a pipe or not UTF-8, or the check refused a
+            line; nothing is left in the cache then.
     """
 
-    def __init__(self, path: Path, cache: Path, make_check: Callable[[], Check]) -> None:
+    def __init__(
+        self, path: Path, cache: Path, make_check: Callable[[], Check], *, skip_bad_lines: int = 0
+    ) -> None:
         self.path = path
         check = make_check()
         digest = hashlib.sha256(f"{path.resolve()}\n{check.kind}".encode()).hexdigest()
@@ -64,7 +73,11 @@ class IndexedLines:
         source = _describe(path)
         index = _usable_index(entry, source)
         if index is None:
-            index = _build(path, entry, source, check)
+            index = _build(path, entry, source, check, skip_bad_lines)
+        self.bad_lines: list[int] = index["bad_lines"]
+        self.bad_reasons: list[str] = index["bad_reasons"]
+        if len(self.bad_lines) > skip_bad_lines:  # found when it was built with another number
+            raise DataError(_too_many(self.bad_reasons[0], skip_bad_lines))
         self.summary: dict[str, Any] = index["summary"]
         self.fingerprint: str = index["sha256"]  # of the unpacked text
         self._count: int = index["lines"]
@@ -105,6 +118,11 @@ def _describe(path: Path) -> dict[str, Any]:
     """What must be as it was for an index to hold."""
     try:
         status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise DataError(
+                f"{path}: is a pipe or device, which can be read only once; write it to a file and "
+                "name that (.gz files are read as they are)"
+            )
         with open(path, "rb") as file:
             head = hashlib.sha256(file.read(_HEAD)).hexdigest()
     except OSError as error:
@@ -120,11 +138,13 @@ def _usable_index(entry: Path, source: dict[str, Any]) -> dict[str, Any] | None:
     return index if index.get("source") == source else None
 
 
-def _build(path: Path, entry: Path, source: dict[str, Any], check: Check) -> dict[str, Any]:
+def _build(
+    path: Path, entry: Path, source: dict[str, Any], check: Check, skip_bad_lines: int
+) -> dict[str, Any]:
     """Builds the index aside and renames it into place."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with directory_aside(entry.parent, _BUILDING) as aside:
-        index = {"source": source, **_write_index(path, aside, check)}
+        index = {"source": source, **_write_index(path, aside, check, skip_bad_lines)}
         if _describe(path) != source:
             raise DataError(f"{path}: changed while it was read")
         (aside / "index.json").write_text(json.dumps(index), encoding="utf-8")
@@ -134,11 +154,12 @@ def _build(path: Path, entry: Path, source: dict[str, Any], check: Check) -> dic
     return index
 
 
-def _write_index(path: Path, directory: Path, check: Check) -> dict[str, Any]:
+def _write_index(path: Path, directory: Path, check: Check, skip_bad_lines: int) -> dict[str, Any]:
     import numpy as np
 
     digest = hashlib.sha256()
     count, offset = 0, 0
+    bad: dict[int, str] = {}
     with contextlib.ExitStack() as stack:
         starts = stack.enter_context(open(directory / "starts", "wb"))
         copy: BinaryIO | None = None
@@ -150,7 +171,7 @@ def _write_index(path: Path, directory: Path, check: Check) -> dict[str, Any]:
                 copy.write(block)
             mark = 3 if offset == 0 and block.startswith(b"\xef\xbb\xbf") else 0
             lines = _decoded_lines(path, block[mark:], count)
-            _check_lines(path, lines, count, check)
+            _check_lines(path, lines, count, check, bad, skip_bad_lines)
             ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
             line_starts = np.concatenate(([mark], ends))[: len(lines)] + offset
             starts.write(line_starts.astype("<u8").tobytes())
@@ -159,7 +180,13 @@ def _write_index(path: Path, directory: Path, check: Check) -> dict[str, Any]:
         starts.write(struct.pack("<Q", offset))
     if count == 0:
         raise DataError(f"{path}: the file is empty")
-    return {"lines": count, "sha256": digest.hexdigest(), "summary": check.summary()}
+    return {
+        "lines": count,
+        "sha256": digest.hexdigest(),
+        "summary": check.summary(),
+        "bad_lines": list(bad),
+        "bad_reasons": list(bad.values())[:_MOST_REASONS],
+    }
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
@@ -168,40 +195,80 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
     opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
+            is_first = True
             while chunk := file.read(_CHUNK):
                 end = chunk.rfind(b"\n") + 1
                 if end:
-                    yield rest + chunk[:end]
+                    block = rest + chunk[:end]
+                    if is_first:
+                        check_encoding(path, block)
+                    is_first = False
+                    yield block
                     rest = chunk[end:]
                 else:
                     rest += chunk
                     if len(rest) > _LONGEST_LINE:
+                        check_encoding(path, rest)
                         raise DataError(f"{path}: a line of more than {_LONGEST_LINE} bytes")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: not a whole gzip file: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if rest:
+        if is_first:
+            check_encoding(path, rest)
         yield rest
 
 
-def _decoded_lines(path: Path, block: bytes, lines_before: int) -> list[str]:
-    try:
-        lines = block.decode().split("\n")
-    except UnicodeDecodeError as error:
-        line = lines_before + block.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not valid UTF-8 ({error.reason})") from None
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
-
-
-def _check_lines(path: Path, lines: list[str], lines_before: int, check: Check) -> None:
-    for number, line in enumerate(lines, start=lines_before + 1):
+def _decoded_lines(path: Path, block: bytes, lines_before: int) -> list[str | DataError]:
+    """The lines of a block; what is not UTF-8 is the error that says so."""
+    pieces = block.split(b"\n")
+    if pieces[-1] == b"":
+        pieces.pop()
+    lines: list[str | DataError] = []
+    for number, piece in enumerate(pieces, start=lines_before + 1):
         try:
-            check(line, "")
-        except DataError:
-            check(line, f"{path}:{number}")  # to say where; composed here, it need not be for all
+            lines.append(piece.decode().removesuffix("\r"))
+        except UnicodeDecodeError as error:
+            lines.append(DataError(f"{path}:{number}: not valid UTF-8 ({error.reason})"))
+    return lines
+
+
+def _check_lines(
+    path: Path,
+    lines: Sequence[str | DataError],
+    lines_before: int,
+    check: Check,
+    bad: dict[int, str],
+    skip_bad_lines: int,
+) -> None:
+    """Adds the lines that cannot be used to `bad`; raises DataError where they become too many."""
+    for number, line in enumerate(lines, start=lines_before):
+        reason = _fault(line, path, number, check)
+        if reason is None:
+            continue
+        bad[number] = reason
+        if len(bad) > skip_bad_lines:
+            raise DataError(_too_many(reason, skip_bad_lines))
+
+
+def _fault(line: str | DataError, path: Path, number: int, check: Check) -> str | None:
+    if isinstance(line, DataError):
+        return str(line)
+    try:
+        check(line, "")
+    except DataError:
+        try:  # to say where, which is composed for bad lines only
+            check(line, f"{path}:{number + 1}")
+        except DataError as error:
+            return str(error)
+    return None
+
+
+def _too_many(reason: str, skip_bad_lines: int) -> str:
+    if skip_bad_lines == 0:
+        return reason
+    return f"{reason}; it is one more than the {skip_bad_lines} of --skip-bad-lines"
 
 
 def _without_end(line: str) -> str:

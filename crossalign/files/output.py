@@ -70,16 +70,16 @@ def check_output_directory(
 def check_is_no_input(
     output: Path, files: Iterable[Path | str], folders: Iterable[Path | str] = ()
 ) -> None:
-    """Raises ValueError where the output is a file that is read, through links too, or is inside a
-    folder whose files are read."""
+    """Raises ValueError where the output is a file that is read, through links too, or one that is
+    there in a folder whose files are read."""
     target = output.resolve()
     for each in map(Path, files):
         is_same = each.exists() and output.exists() and each.samefile(output)
         if is_same or each.resolve() == target:
             raise ValueError(f"{output} is read as an input, {each}; name another output")
     for folder in map(Path, folders):
-        if folder.is_dir() and folder.resolve() in (target, *target.parents):
-            raise ValueError(f"{output} is inside {folder}, which is read; name another output")
+        if target.exists() and folder.is_dir() and folder.resolve() in (target, *target.parents):
+            raise ValueError(f"{output} is in {folder}, which is read; name another output")
 
 
 def write_json_lines(path: Path, records: Iterable[Any]) -> None:

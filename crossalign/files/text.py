@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+# Controls, formats (zero-width space, byte order mark, joiners, soft hyphen) and white space.
+_INVISIBLE_CATEGORIES = ("Cc", "Cf", "Zs", "Zl", "Zp")
+# Letters, marks and a symbol that are blank all the same: Hangul and Braille fillers, selectors.
+_BLANK_LETTERS = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10)))
+)
 
 
 class DataError(ValueError):
@@ -21,9 +29,10 @@ def read_lines(path: Path) -> list[str]:
     "\n" and a byte order mark at the start are dropped.
 
     Raises:
-        DataError: the file is missing, empty, cut off or not UTF-8.
+        DataError: the file is missing, empty, cut off, not UTF-8, or has lines that end in "\r".
     """
     content = _read_bytes(path)
+    check_encoding(path, content)
     try:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -65,12 +74,37 @@ def text_field(record: Mapping[str, Any], key: str, where: str) -> str:
     return checked_text(record[key], f'"{key}"', where)
 
 
+def check_encoding(path: Path, head: bytes) -> None:
+    """Raises DataError where the first bytes of a file show that it is UTF-16, or that its lines
+    end in CR only. They must reach to the end of a line, or to that of the file."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or 4 * head.count(b"\0") > len(head):
+        raise DataError(
+            f"{path}: is not UTF-8 but UTF-16 or a binary file; `iconv -f UTF-16 -t UTF-8` converts"
+        )
+    if b"\n" not in head and b"\r" in head.rstrip(b"\r"):
+        raise DataError(
+            f"{path}: its lines end in CR only, not in LF; `tr '\\r' '\\n'` converts them"
+        )
+
+
+def has_visible_character(text: str) -> bool:
+    """Whether anything of the text would be seen in print."""
+    return any(_is_visible(character) for character in text)
+
+
+def _is_visible(character: str) -> bool:
+    return not (
+        unicodedata.category(character) in _INVISIBLE_CATEGORIES or character in _BLANK_LETTERS
+    )
+
+
 def checked_text(value: Any, name: str, where: str) -> str:
     """value, if it is text that a UTF-8 file can hold and not only white space."""
     if not isinstance(value, str):
         raise DataError(f"{where}: {name} must be text, got {type(value).__name__}")
-    if not value.strip():
-        raise DataError(f"{where}: {name} is empty")
+    if not has_visible_character(value):
+        kind = "holds invisible characters only" if value.strip() else "is empty"
+        raise DataError(f"{where}: {name} {kind}")
     try:
         value.encode()
     except UnicodeEncodeError:

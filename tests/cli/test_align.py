@@ -219,3 +219,33 @@ def test_missing_library_is_named_with_its_extra(
     status, _, error = align()
     assert status == 1
     assert_one_line(error, "yaml", "pip install 'crossalign[train]'")
+
+
+def test_several_corpora_are_mixed_and_bad_lines_left_out(
+    run: Run, model_dir: Path, tmp_path: Path
+) -> None:
+    """The stored settings name every corpus with its languages, so that the run can be resumed."""
+    one, two = tmp_path / "one.tsv", tmp_path / "two.tsv"
+    one.write_text("".join(f"w{k}\tw{k + 20}\n" for k in range(3, 13)) + "no tab\n")
+    two.write_text("".join(f"w{k}\tw{k + 40}\n" for k in range(3, 9)))
+    flags = [
+        "--pairs",
+        f"en-de:{one}",
+        f"en-zh:{two}",
+        "--mix",
+        "equal",
+        "--output",
+        tmp_path / "o",
+    ]
+    flags += ["--model", model_dir, "--batch-size", 4, "--device", "cpu"]
+    status, _, error = run("align", *flags, "--steps", 1)
+    assert status == 1 and "one.tsv:11: no TAB" in error
+    flags += ["--skip-bad-lines", 1, "--batch-languages", "one"]
+    status, out, error = run("align", *flags, "--steps", 2)
+    assert status == 0, error
+    assert "on 16 pairs" in out
+    settings = yaml.safe_load((tmp_path / "o" / "config.yaml").read_text())
+    assert settings["pairs"] == [f"en-de:{one}", f"en-zh:{two}"]
+    status, _, error = run("align", "--output", tmp_path / "o", "--resume", "--steps", 3)
+    assert status == 0, error
+    assert len(metrics_of(tmp_path / "o")) == 3

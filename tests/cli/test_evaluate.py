@@ -122,7 +122,7 @@ def test_translation_stands_beside_the_choices(evaluate, tmp_path):
     (record,) = result["translation"]
     assert (record["source"], record["target"], record["sentences"]) == ("en", "zh", 3)
     assert "tok:zh" in record["bleu_signature"] and "en-zh" in out
-    status, out, err = evaluate("--max-new-tokens", 5, tasks=["flores"])
+    status, out, err = evaluate("--max-new-tokens", 5, "--overwrite", tasks=["flores"])
     assert status == 0 and "en-zh" in out and "zh-en" in out, err
     assert "results" not in json.loads((tmp_path / "result.json").read_text())
 
@@ -132,7 +132,7 @@ def test_prompts_by_choice_are_named(evaluate, tmp_path):
     assert status == 0, err
     (record,) = json.loads((tmp_path / "result.json").read_text())["results"]
     assert (record["prompt"]["source"], record["prompt"]["task"]) == ("lm-eval", "xcopa_zh")
-    status, _, err = evaluate("--prompts", "lm-eval", languages=["en"])
+    status, _, err = evaluate("--prompts", "lm-eval", "--overwrite", languages=["en"])
     assert (status, "lm-eval has no prompts for xcopa" in err) == (1, True)
 
 
@@ -142,7 +142,7 @@ def test_tasks_without_a_language_are_said(evaluate, tmp_path):
     records = json.loads((tmp_path / "result.json").read_text())["results"]
     found = [(each["task"], each["language"]) for each in records]
     assert found == [("xcopa", "zh"), ("xcopa", "th"), ("pawsx", "zh")]
-    status, _, err = evaluate(tasks=["xwinograd"], languages=["en", "ja"])
+    status, _, err = evaluate("--overwrite", tasks=["xwinograd"], languages=["en", "ja"])
     assert (status, "no file xwinograd.jp.tsv or dataset.tsv" in err) == (1, True)
 
 

@@ -40,10 +40,13 @@ def test_data_build_does_not_write_into_the_folder_that_it_reads(run: Run, recor
     command = ["data", "build", "--mode", "bilingual", "--languages", "en", "de"]
     command += ["--input", records, "--overwrite", "--output"]
     before = (records / "en.json").read_text()
-    for name in ("en.json", "new.jsonl"):
+    for name, message in (
+        ("en.json", "which is read"),
+        ("mixed.fr.jsonl", "would be read as instructions of --input the next time"),
+    ):
         status, _, error = run(*command, records / name)
         assert status == 2
-        assert_one_line(error, "which is read")
+        assert_one_line(error, message)
     assert (records / "en.json").read_text() == before
     assert len(list(records.iterdir())) == 2
 

@@ -59,7 +59,10 @@ def test_languages_and_negatives_are_looked_at(tmp_path: Path) -> None:
     assert report["doubtful"]["negative is a side of its pair"]["lines"] == 1
 
 
-@pytest.mark.parametrize("case", sorted(FAULTS.keys() - {"empty file"}))
+OF_WHOLE_FILES = {"empty file", "UTF-16", "UTF-16 without a mark", "CR only"}
+
+
+@pytest.mark.parametrize("case", sorted(FAULTS.keys() - OF_WHOLE_FILES))
 def test_every_line_that_cannot_be_used_is_named(tmp_path: Path, case: str) -> None:
     name, content, message = FAULTS[case]
     report = check_pairs([write(tmp_path / name, content)], max_ratio=5.0)
@@ -166,10 +169,10 @@ def test_command_fails_where_align_would(
     ("flags", "message"),
     [
         ([], "one of the arguments --pairs --lm-data is required"),
-        (["--pairs", "a", "b", "c"], "--pairs: one file or two, got 3"),
+        (["--pairs", "a", "b", "c"], "--pairs must be one file or two, got 3"),
         (["--pairs", "a", "--lm-data", "b"], "not allowed with argument"),
-        (["--pairs", "a", "--max-ratio", "0.5"], "--max-ratio: at least 1, got 0.5"),
-        (["--pairs", "a", "--max-ratio", "nan"], "--max-ratio: at least 1, got nan"),
+        (["--pairs", "a", "--max-ratio", "0.5"], "--max-ratio must be at least 1, got 0.5"),
+        (["--pairs", "a", "--max-ratio", "nan"], "--max-ratio must be finite, got nan"),
     ],
 )
 def test_wrong_arguments_exit_with_2(
@@ -187,3 +190,24 @@ def test_real_pairs_are_described(data_root: Path) -> None:
     assert report["source"]["scripts"]["Latin"] == 1.0
     assert report["target"]["scripts"]["Han"] > 0.98
     assert report["target"]["repeats"] > 1000
+
+
+def test_stray_tabs_are_found_by_the_number_of_columns(tmp_path: Path) -> None:
+    """The line is a pair all the same, and a wrong one: "d" is half of the target."""
+    path = tmp_path / "p.tsv"
+    path.write_text("a\tb\nc\td\te\nf\tg\nh\ti\tj\tk\n")
+    doubtful = check_pairs([path], max_ratio=5)["doubtful"]
+    assert doubtful == {
+        "3 columns, where most lines have 2": {"lines": 1, "first": [f"{path}:2"]},
+        "4 columns, where most lines have 2": {"lines": 1, "first": [f"{path}:4"]},
+    }
+    path.write_text("a\tb\tnote\nc\td\tnote\n")  # a column of notes in every line is none
+    assert check_pairs([path], max_ratio=5)["doubtful"] == {}
+
+
+def test_byte_order_mark_inside_a_file_is_doubtful(tmp_path: Path) -> None:
+    """Files with one each that were put together by `cat`."""
+    path = tmp_path / "p.tsv"
+    path.write_text("\ufeffa\tb\n\ufeffc\td\n")
+    doubtful = check_pairs([path], max_ratio=5)["doubtful"]
+    assert doubtful == {"byte order mark inside the file": {"lines": 1, "first": [f"{path}:2"]}}

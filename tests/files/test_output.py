@@ -154,7 +154,8 @@ def test_an_input_is_no_output(tmp_path: Path) -> None:
             check_is_no_input(file, [same])
     around = tmp_path / "around"
     around.symlink_to(folder)
-    for inside in (folder / "new", around / "deep" / "new", folder):
-        with pytest.raises(ValueError, match=r"is inside .*folder, which is read"):
+    (folder / "en.json").touch()
+    for inside in (folder / "en.json", around / "en.json", folder):
+        with pytest.raises(ValueError, match=r"is in .*folder, which is read"):
             check_is_no_input(inside, [], [folder])
     check_is_no_input(tmp_path / "new", [file], [folder])

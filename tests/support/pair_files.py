@@ -17,6 +17,23 @@ FAULTS = {
     "blank line": ("p.tsv", "a\tb\n\nc\td\n", r"p\.tsv:2: no TAB"),
     "empty source": ("p.tsv", "a\tb\n \td\n", r"p\.tsv:2: the source is empty"),
     "empty target": ("p.tsv", "a\tb\nc\t\tnote\n", r"p\.tsv:2: the target is empty"),
+    "invisible source": (
+        "p.tsv",
+        "a\tb\n\u200b\ufeff\td\n",
+        r"p\.tsv:2: the source holds invisible characters only",
+    ),
+    "blank letters": (
+        "p.tsv",
+        "a\tb\nc\t\u3164\u2800 \ufe0f\n",
+        r"p\.tsv:2: the target holds invisible characters only",
+    ),
+    "UTF-16": ("p.tsv", "a\tb\nc\td\n".encode("utf-16"), r"p\.tsv: is not UTF-8 but UTF-16"),
+    "UTF-16 without a mark": (
+        "p.tsv",
+        "a\tb\nc\td\n".encode("utf-16-le"),
+        r"p\.tsv: is not UTF-8 but UTF-16",
+    ),
+    "CR only": ("p.tsv", "a\tb\rc\td\r", r"p\.tsv: its lines end in CR only, not in LF"),
     "not UTF-8": ("p.tsv", b"a\tb\nc\t\xff\n", r"p\.tsv:2: not valid UTF-8"),
     "empty file": ("p.tsv", "", r"p\.tsv: the file is empty"),
     "bad JSON": (
