@@ -37,8 +37,8 @@ class RowGradients(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.embedding and torch.is_grad_enabled():
-            names = ("input", "weight", "padding_idx", "max_norm", "norm_type")
-            names += ("scale_grad_by_freq", "sparse")
+            names = ["input", "weight", "padding_idx", "max_norm", "norm_type"]
+            names += ["scale_grad_by_freq", "sparse"]
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             is_plain = given.get("max_norm") is None and not given.get("scale_grad_by_freq")
             if given["weight"] is self.weight and is_plain and not given.get("sparse"):

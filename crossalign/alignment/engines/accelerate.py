@@ -105,7 +105,7 @@ class AccelerateEngine(Engine):
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
-    def clip(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
+    def clip(self, optimizer: Any, parameters: Sequence[Tensor]) -> Tensor:
         norm = super().clip(optimizer, parameters)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 

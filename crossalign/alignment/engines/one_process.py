@@ -89,7 +89,10 @@ class Engine:
 
     def optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> Any:
         """AdamW without weight decay, after prepare."""
-        is_fused = self.device.type in ("cpu", "cuda")  # one pass over weights and moments
+        # One pass over weights and moments; on a CPU not tested with sharded ones.
+        is_fused = self.device.type == "cuda" or (
+            self.device.type == "cpu" and not self.shards_optimizer
+        )
         return torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0, fused=is_fused)
 
     def max_over_ranks(self, count: int) -> int:
@@ -104,14 +107,15 @@ class Engine:
         with torch.autocast(self.device.type, enabled=False):
             torch.autograd.backward(self.scaler.scale(loss))
 
-    def clip(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
+    def clip(self, optimizer: Any, parameters: Sequence[Tensor]) -> Tensor:
         """() float32: the gradients' norm before they were clipped to norm 1.
 
-        Where it can, the update divides by what is set here, and the gradients are not written.
+        Where it can, the update divides by what is set here, which saves a pass.
         """
         self.scaler.unscale_(optimizer)
         gradients = [each.grad for each in parameters if each.grad is not None]
-        can_divide = not self.scaler.is_enabled() and optimizer.defaults.get("fused")
+        can_divide = optimizer.defaults.get("fused") and not self.shards_optimizer
+        can_divide = can_divide and not self.scaler.is_enabled()
         if not can_divide or any(each.dtype != torch.float32 for each in gradients):
             return nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT_NORM)
         norm = nn.utils.get_total_norm(gradients)
@@ -124,7 +128,7 @@ class Engine:
         """Whether gradients that are not finite only ask for a smaller scale."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
-    def update(self, optimizer: torch.optim.Optimizer) -> None:
+    def update(self, optimizer: Any) -> None:
         """One step of the optimiser; none where fp16 gradients overflowed."""
         self.scaler.step(optimizer)
         self.scaler.update()
