@@ -35,6 +35,7 @@ TRACKERS_FOLDER = "trackers"
 CHANGEABLE = (
     *("steps", "device", "chunk_size", "lm_chunk_size", "gradient_checkpointing", "save_every"),
     *("keep_last", "best_metric", "trackers", "allow_untested", "cache"),
+    *("pairs", "lm_data"),  # their paths; a checkpoint goes on with the same content only
 )
 
 
