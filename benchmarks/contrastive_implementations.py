@@ -44,7 +44,7 @@ def implementation(name: str, symmetric: bool) -> Loss:
     if name == SIGMOID:
         return _siglip_kernel
     if name == "memeff":
-        return _memeff(symmetric)
+        return lambda inputs: _memeff(inputs, symmetric)
     one_way = {
         "inf-cl": _inf_cl,
         "cut-cross-entropy": lambda query, key: _cut_cross_entropy(query, key, "high"),
@@ -79,7 +79,7 @@ def _crossalign(inputs: Inputs, backend: str) -> Tensor:
     return result[0] if inputs.options.get("return_stats") else result
 
 
-def _memeff(symmetric: bool) -> Loss:
+def _memeff(inputs: Inputs, symmetric: bool) -> Tensor:
     """Not stable=True, its default, which gives gradients of another scale than the loss has."""
     import memeff
 
@@ -88,7 +88,8 @@ def _memeff(symmetric: bool) -> Loss:
         loss = memeff.MemoryEfficientCLIPLoss(**options)
     else:  # similarities differ by at most 2, so a margin of 2 leaves out no negative
         loss = memeff.MemoryEfficientQwen3Loss(margin=2.0, **options)
-    return lambda inputs: loss(inputs.query, inputs.key)
+    result: Tensor = loss(inputs.query, inputs.key)
+    return result
 
 
 def _inf_cl(query: Tensor, key: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,18 @@ def test_a_failure_is_a_row_and_fails_the_run_only_if_it_is_ours(tmp_path: Path)
     assert harness.close() is None
     measure(harness, broken, RIGHT, "crossalign")
     assert "no such kernel" in (harness.close() or "")
+
+
+def test_an_implementation_that_takes_too_long_leaves_time_for_the_others(tmp_path: Path) -> None:
+    harness = make_harness(tmp_path, row_seconds=0.05)
+
+    def check() -> Verdict:
+        time.sleep(60)
+        raise AssertionError("nobody stopped this")
+
+    harness.measure({}, "a peer", [], torch.float32, {}, check)
+    (row,) = read(harness.path)
+    assert row["status"] == "failed: TimeoutError: took more than 0 s"
 
 
 def test_no_measurement_starts_after_the_budget(tmp_path: Path) -> None:
