@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from crossalign.alignment.model import AlignmentModel, AlignmentOutput
     from crossalign.build_report import build_info, extension_available
     from crossalign.contrastive.gradient_cache import GradientCache
-    from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
+    from crossalign.contrastive.loss import fused_contrastive_loss
     from crossalign.contrastive.matryoshka import MatryoshkaLoss
+    from crossalign.contrastive.module import ContrastiveLoss
     from crossalign.contrastive.negative_queue import NegativeQueue
     from crossalign.contrastive.sigmoid.loss import fused_sigmoid_loss
     from crossalign.contrastive.terms import ContrastiveStats
@@ -47,7 +48,7 @@ else:
     _HOMES = {
         "AlignmentModel": "alignment.model",
         "AlignmentOutput": "alignment.model",
-        "ContrastiveLoss": "contrastive.loss",
+        "ContrastiveLoss": "contrastive.module",
         "ContrastiveStats": "contrastive.terms",
         "GradientCache": "contrastive.gradient_cache",
         "MatryoshkaLoss": "contrastive.matryoshka",

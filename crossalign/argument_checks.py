@@ -6,6 +6,7 @@ Every message reads: function: argument must be what was expected, got what came
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,18 @@ def values_may_be_read(tensor: Tensor) -> bool:
 def check_tensor(function: str, name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise ValueError(
+            f"{function}: {name} must be a dense tensor, got {value.layout}; call .to_dense()"
+        )
+
+
+def check_has_data(function: str, name: str, tensor: Tensor) -> None:
+    if tensor.device.type == "meta":
+        raise ValueError(
+            f"{function}: {name} must hold data, got a meta tensor; move it to a device with "
+            "torch.empty_like(x, device=...) and fill it"
+        )
 
 
 def check_dims(function: str, name: str, tensor: Tensor, expected: str) -> None:
@@ -86,9 +99,28 @@ def check_option(function: str, name: str, value: Any, allowed: Sequence[str]) -
         raise ValueError(f"{function}: {name} must be one of {options}, got {value!r}")
 
 
-def check_positive_finite(function: str, name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def check_number(function: str, name: str, value: Any) -> None:
+    """Python's numbers and NumPy's, but no truth values."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+
+
+def check_finite(function: str, name: str, value: Any) -> None:
+    check_number(function, name, value)
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{function}: {name} must be finite, got {value}")
+
+
+def check_truth_value(function: str, name: str, value: Any) -> None:
+    """True or False, also NumPy's: a string or a number would count as True."""
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise TypeError(
+            f"{function}: {name} must be True or False, got {value!r} ({type(value).__name__})"
+        )
+
+
+def check_positive_finite(function: str, name: str, value: Any) -> None:
+    check_number(function, name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{function}: {name} must be a finite number above 0, got {value}")
 

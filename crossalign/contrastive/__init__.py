@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from crossalign.contrastive.gradient_cache import GradientCache
-    from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
+    from crossalign.contrastive.loss import fused_contrastive_loss
     from crossalign.contrastive.matryoshka import MatryoshkaLoss
+    from crossalign.contrastive.module import ContrastiveLoss
     from crossalign.contrastive.negative_queue import NegativeQueue
     from crossalign.contrastive.terms import ContrastiveStats
 else:
@@ -16,7 +17,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "ContrastiveLoss": "loss",
+            "ContrastiveLoss": "module",
             "ContrastiveStats": "terms",
             "GradientCache": "gradient_cache",
             "MatryoshkaLoss": "matryoshka",

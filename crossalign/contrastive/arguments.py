@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 
+import torch
 from torch import Tensor
 
 from crossalign.argument_checks import (
     check_dims,
     check_floating,
+    check_has_data,
     check_in_range,
     check_integer,
-    check_option,
     check_positive_finite,
     check_same_device,
     check_same_dtype,
@@ -20,30 +21,45 @@ from crossalign.argument_checks import (
     check_weights,
     values_may_be_read,
 )
-from crossalign.contrastive.problem import LossArguments
+from crossalign.contrastive.option_checks import check_options, check_positives_of_ids
+from crossalign.contrastive.options import LossArguments
 
 _NAME = "fused_contrastive_loss"
 
 
-def check_options(
-    reduction: str, same_id: str, gather: str, backend: str, function: str = _NAME
-) -> None:
-    check_option(function, "reduction", reduction, ("mean", "sum", "none"))
-    check_option(function, "same_id", same_id, ("mask", "positive"))
-    check_option(function, "gather", gather, ("auto", "all_gather", "ring"))
-    check_option(function, "backend", backend, ("auto", "triton", "torch"))
+def checked(arguments: LossArguments) -> LossArguments:
+    """The arguments of this rank, checked, with negatives (N, K, D) as (N * K, D) and owners.
+
+    One of a group may have no rows or negatives.
+    """
+    arguments = _flatten_negatives(arguments)
+    _check(arguments)
+    return arguments
 
 
-def check_arguments(arguments: LossArguments) -> None:
-    """Of this rank alone, which may have no rows or negatives where it is one of a group."""
-    query, negatives, ids = arguments.query, arguments.negatives, arguments.ids
-    check_options(arguments.reduction, arguments.same_id, arguments.gather, arguments.backend)
-    _check_embeddings(query, arguments.key, negatives, allow_empty=arguments.group is not None)
+def _check(arguments: LossArguments) -> None:
+    options, query, key, ids = arguments.options, arguments.query, arguments.key, arguments.ids
+    check_options(_NAME, options)
+    is_alone = options.group is None
+    _check_embeddings(arguments, allow_empty=not is_alone)
     _check_temperature(arguments.temperature)
-    num_pairs = query.shape[0]
+    num_pairs, negatives = query.shape[0], arguments.negatives
     num_negatives = 0 if negatives is None else negatives.shape[0]
     if ids is not None:
         _check_integers("ids", ids, num_pairs, "one per pair", query)
+    elif options.same_id == "positive" and (is_alone or num_pairs):
+        raise ValueError(
+            f'{_NAME}: same_id="positive" needs ids, got ids=None; pass the integers that are '
+            "equal where pairs mean the same"
+        )
+    if arguments.key_ids is not None:
+        _check_integers("key_ids", arguments.key_ids, key.shape[0], "one per key", query)
+        check_positives_of_ids(_NAME, "key_ids", options)
+        if options.exclude_self:
+            raise ValueError(
+                f"{_NAME}: exclude_self does not go with key_ids, whose keys are other examples "
+                "than the queries; leave one out"
+            )
     if arguments.negative_ids is not None:
         if ids is None:
             raise ValueError(f"{_NAME}: negative_ids needs ids, got ids=None; pass both or neither")
@@ -54,30 +70,59 @@ def check_arguments(arguments: LossArguments) -> None:
         owner = arguments.negative_owner
         _check_integers("negative_owner", owner, num_negatives, "one per negative", query)
         check_in_range(_NAME, "negative_owner", owner, num_pairs, "the queries")
-    _check_hard_negatives(
-        arguments, may_lack_owner=arguments.group is not None and not num_negatives
-    )
-    if (weights := arguments.weights) is not None:
-        check_tensor(_NAME, "weights", weights)
-        check_dims(_NAME, "weights", weights, "(N,)")
-        check_size(_NAME, "weights", weights, 0, num_pairs, "one per pair")
-        check_same_device(_NAME, "weights", weights, "query", query)
-        check_weights(_NAME, "weights", weights)
-        # Of a group, another rank may have the weight; alone, the mean would be 0 / 0.
-        is_label_mean = arguments.group is None and arguments.reduction == "mean"
-        if is_label_mean and values_may_be_read(weights) and not bool((weights != 0).any()):
-            raise ValueError(f'{_NAME}: weights must not all be 0 with reduction="mean"')
+        if negatives is None:
+            raise ValueError(f"{_NAME}: negative_owner needs negatives, got negatives=None")
+    if is_alone or num_negatives:
+        check_owner_given(arguments)
+    _check_guides(arguments)
+    _check_per_pair(arguments)
 
 
-def _check_embeddings(
-    query: Tensor, key: Tensor, negatives: Tensor | None, allow_empty: bool
-) -> None:
+def _flatten_negatives(arguments: LossArguments) -> LossArguments:
+    """Negatives (N, K, D), each owned by its query, as (N * K, D) with negative_owner."""
+    negatives = arguments.negatives
+    check_tensor(_NAME, "query", arguments.query)
+    if negatives is None or not isinstance(negatives, Tensor) or negatives.dim() != 3:
+        return arguments
+    num_pairs, per_query = negatives.shape[:2]
+    if num_pairs != arguments.query.shape[0]:
+        raise ValueError(
+            f"{_NAME}: negatives of shape (N, K, D) must have the {arguments.query.shape[0]} rows "
+            f"of query, got {tuple(negatives.shape)}; for another number per query pass (H, D) and "
+            "negative_owner"
+        )
+    if arguments.negative_owner is not None:
+        raise ValueError(
+            f"{_NAME}: negative_owner does not go with negatives of shape (N, K, D), whose rows "
+            "are owned by their query; leave it out or pass negatives (H, D)"
+        )
+    rows = torch.arange(num_pairs, device=negatives.device)
+    flat = {"negatives": negatives.flatten(0, 1)}
+    for name in ("negative_ids", "guide_negatives"):
+        given = getattr(arguments, name)
+        if given is None:
+            continue
+        check_tensor(_NAME, name, given)
+        if given.shape[:2] != negatives.shape[:2]:
+            raise ValueError(
+                f"{_NAME}: {name} must begin with the sizes {(num_pairs, per_query)} of negatives, "
+                f"got shape {tuple(given.shape)}"
+            )
+        flat[name] = given.flatten(0, 1)
+    owner = rows[:, None].expand(num_pairs, per_query).reshape(-1)
+    return arguments._replace(**flat, negative_owner=owner)
+
+
+def _check_embeddings(arguments: LossArguments, allow_empty: bool) -> None:
+    query, key, negatives = arguments.query, arguments.key, arguments.negatives
     check_tensor(_NAME, "query", query)
     check_tensor(_NAME, "key", key)
     check_dims(_NAME, "query", query, "(N, D)")
     check_dims(_NAME, "key", key, "(N, D)")
     check_floating(_NAME, "query", query)
-    check_size(_NAME, "key", key, 0, query.shape[0], "the rows of query")
+    check_has_data(_NAME, "query", query)
+    if arguments.key_ids is None:
+        check_size(_NAME, "key", key, 0, query.shape[0], "the rows of query")
     check_size(_NAME, "key", key, 1, query.shape[1], "the features of query")
     check_same_dtype(_NAME, "key", key, "query", query)
     check_same_device(_NAME, "key", key, "query", query)
@@ -85,17 +130,28 @@ def _check_embeddings(
         raise ValueError(f"{_NAME}: query must have at least one row, got {tuple(query.shape)}")
     if query.shape[1] == 0:
         raise ValueError(f"{_NAME}: query must have at least one feature, got {tuple(query.shape)}")
-    if negatives is not None:
-        check_tensor(_NAME, "negatives", negatives)
-        check_dims(_NAME, "negatives", negatives, "(H, D)")
-        check_size(_NAME, "negatives", negatives, 1, query.shape[1], "the features of query")
-        check_same_dtype(_NAME, "negatives", negatives, "query", query)
-        check_same_device(_NAME, "negatives", negatives, "query", query)
+    if negatives is None:
+        return
+    if isinstance(negatives, numbers.Real):
+        raise TypeError(
+            f"{_NAME}: negatives must be a torch.Tensor, got {type(negatives).__name__}; the third "
+            "argument is negatives, so pass temperature= by name"
+        )
+    check_tensor(_NAME, "negatives", negatives)
+    if negatives.dim() != 2:
+        raise ValueError(
+            f"{_NAME}: negatives must have shape (H, D), or (N, K, D) for K hard negatives of each "
+            f"query, got {tuple(negatives.shape)}; for another number per query pass (H, D) and "
+            "negative_owner"
+        )
+    check_size(_NAME, "negatives", negatives, 1, query.shape[1], "the features of query")
+    check_same_dtype(_NAME, "negatives", negatives, "query", query)
+    check_same_device(_NAME, "negatives", negatives, "query", query)
 
 
 def _check_temperature(temperature: float | Tensor) -> None:
     if not isinstance(temperature, Tensor):
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
             raise TypeError(
                 f"{_NAME}: temperature must be a float or a 0-d tensor, "
                 f"got {type(temperature).__name__}"
@@ -113,33 +169,83 @@ def _check_temperature(temperature: float | Tensor) -> None:
 
 
 def _check_integers(name: str, value: Tensor, size: int, why: str, query: Tensor) -> None:
+    shapes = {"ids": "(N,)", "key_ids": "(M,)"}
     check_tensor(_NAME, name, value)
     check_integer(_NAME, name, value)
-    check_dims(_NAME, name, value, "(N,)" if name == "ids" else "(H,)")
+    check_dims(_NAME, name, value, shapes.get(name, "(H,)"))
     check_size(_NAME, name, value, 0, size, why)
     check_same_device(_NAME, name, value, "query", query)
 
 
-def _check_hard_negatives(arguments: LossArguments, may_lack_owner: bool) -> None:
-    weight, owner = arguments.hard_negative_weight, arguments.negative_owner
-    if not -math.inf < weight < math.inf:
-        raise ValueError(f"{_NAME}: hard_negative_weight must be finite, got {weight}")
-    if not may_lack_owner:
-        check_owner_given(arguments)
-    if owner is not None and arguments.negatives is None:
-        raise ValueError(f"{_NAME}: negative_owner needs negatives, got negatives=None")
-
-
 def check_owner_given(arguments: LossArguments) -> None:
     """Where an option speaks of owners, they must be known."""
+    options = arguments.options
     if arguments.negative_owner is not None:
         return
-    weight, way_out = arguments.hard_negative_weight, "pass the query that owns each negative"
-    if weight != 0:
+    needing = {
+        "hard_negative_weight": options.hard_negative_weight != 0,
+        "share_negatives": not options.share_negatives,
+        "hardness_on": options.hardness != 0 and options.hardness_on == "owned",
+    }
+    for name, is_needing in needing.items():
+        if is_needing:
+            raise ValueError(
+                f"{_NAME}: {name}={getattr(options, name)} needs negative_owner, got None; pass "
+                "the query that owns each negative, or negatives of shape (N, K, D)"
+            )
+
+
+def _check_guides(arguments: LossArguments) -> None:
+    query, negatives = arguments.query, arguments.negatives
+    guides = (arguments.guide_query, arguments.guide_key)
+    further = arguments.guide_negatives
+    if guides == (None, None) and further is None:
+        return
+    if guides[0] is None or guides[1] is None:
         raise ValueError(
-            f"{_NAME}: hard_negative_weight={weight} needs negative_owner, got None; {way_out}"
+            f"{_NAME}: guide_query and guide_key must be given together, or neither of them"
         )
-    if not arguments.share_negatives:
+    check_tensor(_NAME, "guide_query", guides[0])
+    if (further is None) != (negatives is None):
         raise ValueError(
-            f"{_NAME}: share_negatives=False needs negative_owner, got None; {way_out}"
+            f"{_NAME}: guide_negatives must be given where negatives are, and only there"
         )
+    if not arguments.has_own_key:
+        raise ValueError(
+            f"{_NAME}: guide_query compares with the similarity of a row's own key, which "
+            "exclude_self and key_ids do without; leave it out"
+        )
+    sizes = {"guide_query": query, "guide_key": arguments.key, "guide_negatives": negatives}
+    for name, like in sizes.items():
+        guide = getattr(arguments, name)
+        if guide is None or like is None:
+            continue
+        check_tensor(_NAME, name, guide)
+        check_dims(_NAME, name, guide, "(N, G)" if name != "guide_negatives" else "(H, G)")
+        check_floating(_NAME, name, guide)
+        check_size(_NAME, name, guide, 0, like.shape[0], f"the rows of {name[6:]}")
+        check_size(_NAME, name, guide, 1, guides[0].shape[1], "the features of guide_query")
+        check_same_device(_NAME, name, guide, "query", query)
+
+
+def _check_per_pair(arguments: LossArguments) -> None:
+    query, weights, debias = arguments.query, arguments.weights, arguments.options.debias
+    if isinstance(debias, Tensor):
+        check_floating(_NAME, "debias", debias)
+        if debias.dim():
+            check_dims(_NAME, "debias", debias, "(N,)")
+            check_size(_NAME, "debias", debias, 0, query.shape[0], "one per pair")
+        check_same_device(_NAME, "debias", debias, "query", query)
+        if values_may_be_read(debias) and not bool(((debias >= 0) & (debias < 1)).all()):
+            raise ValueError(f"{_NAME}: debias must be at least 0 and below 1 everywhere")
+    if weights is None:
+        return
+    check_tensor(_NAME, "weights", weights)
+    check_dims(_NAME, "weights", weights, "(N,)")
+    check_size(_NAME, "weights", weights, 0, query.shape[0], "one per pair")
+    check_same_device(_NAME, "weights", weights, "query", query)
+    check_weights(_NAME, "weights", weights)
+    # Of a group, another rank may have the weight; alone, the mean would be 0 / 0.
+    is_label_mean = arguments.options.group is None and arguments.options.reduction == "mean"
+    if is_label_mean and values_may_be_read(weights) and not bool((weights != 0).any()):
+        raise ValueError(f'{_NAME}: weights must not all be 0 with reduction="mean"')

@@ -1,29 +1,64 @@
-"""fused_contrastive_loss(), ContrastiveLoss and ContrastiveStats: docstring, checks, the loss."""
+"""fused_contrastive_loss(): signature and docstring."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, overload
 
-import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 
-from crossalign.argument_checks import check_positive_finite, values_may_be_read
-from crossalign.backends import choose_backend
 from crossalign.contrastive.across_ranks.loss import loss_across_ranks
-from crossalign.contrastive.arguments import check_arguments, check_options
-from crossalign.contrastive.one_pass import one_pass_loss, one_pass_takes
-from crossalign.contrastive.ops import contrastive_sums, pair_losses
-from crossalign.contrastive.problem import LossArguments
-from crossalign.contrastive.row_loss import row_loss
-from crossalign.contrastive.terms import (
-    build_problem,
-    contrastive_stats,
-    reduce_terms,
-    warn_without_negatives,
+from crossalign.contrastive.arguments import checked
+from crossalign.contrastive.one_process import loss_of_one_process
+from crossalign.contrastive.options import (
+    ONE_WAY,
+    Backend,
+    Direction,
+    Gather,
+    HardnessOn,
+    LossArguments,
+    LossOptions,
+    MarginType,
+    Partition,
+    Reduction,
+    SameId,
 )
+from crossalign.contrastive.terms import ContrastiveStats
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from crossalign.contrastive.options import LossKeywords
 
 
+@overload
+def fused_contrastive_loss(
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None = None,
+    *,
+    return_stats: Literal[False] = False,
+    **options: Unpack[LossKeywords],
+) -> Tensor: ...
+@overload
+def fused_contrastive_loss(
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None = None,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossKeywords],
+) -> tuple[Tensor, ContrastiveStats]: ...
+@overload
+def fused_contrastive_loss(
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None = None,
+    *,
+    return_stats: bool,
+    **options: Unpack[LossKeywords],
+) -> Tensor | tuple[Tensor, ContrastiveStats]: ...
 def fused_contrastive_loss(
     query: Tensor,
     key: Tensor,
@@ -34,43 +69,83 @@ def fused_contrastive_loss(
     normalize: bool = True,
     ids: Tensor | None = None,
     negative_ids: Tensor | None = None,
-    same_id: str = "mask",
+    key_ids: Tensor | None = None,
+    same_id: SameId = "mask",
     negative_owner: Tensor | None = None,
     hard_negative_weight: float = 0.0,
     share_negatives: bool = True,
     weights: Tensor | None = None,
-    reduction: str = "mean",
-    group: Any = None,
-    gather: str = "auto",
-    backend: str = "auto",
+    directions: Sequence[Direction] = ONE_WAY,
+    partition: Partition = "joint",
+    false_negative_margin: float | None = None,
+    hardness: float = 0.0,
+    hardness_on: HardnessOn = "all",
+    label_smoothing: float = 0.0,
+    debias: float | Tensor = 0.0,
+    exclude_self: bool = False,
+    guide_query: Tensor | None = None,
+    guide_key: Tensor | None = None,
+    guide_negatives: Tensor | None = None,
+    guide_margin: float = 0.0,
+    guide_margin_type: MarginType = "absolute",
+    reduction: Reduction = "mean",
+    group: dist.ProcessGroup | None = None,
+    gather: Gather = "auto",
+    backend: Backend = "auto",
     return_stats: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, ContrastiveStats]:
     """InfoNCE over in-batch and extra negatives, without ever holding the N x M logits.
 
     With s = 1 / temperature, x^ = x / max(||x||, 1e-12) if normalize else x, K = [key; negatives]
     (M = N + H rows): z[i, j] = s <q^_i, K^_j> + b[i, j]; row term r_i = logsumexp_j z[i, j] - mean
     of z[i, j] over i's positives; column term c_i likewise over the queries of key i; l_i = r_i, or
-    (r_i + c_i) / 2 when symmetric.
+    (r_i + c_i) / 2 when symmetric. The options below change which logits there are.
 
     Args:
         query: (N, D) float32, bfloat16, float16, or float64 (torch backend); CPU or CUDA.
         key: (N, D), dtype and device of query; key[i] is the positive of query[i].
-        negatives: (H, D) further keys, negatives of every query.
+        negatives: (H, D) further keys, negatives of every query; or (N, K, D), row i's own K hard
+            negatives.
         temperature: > 0, dimensionless; a 0-d tensor gets a gradient.
-        symmetric: the mean of query -> key and key -> query, from one pass over the logits.
+        symmetric: the mean of query -> key and key -> query, from one pass over the logits: short
+            for these two directions with partition="per_direction".
         normalize: cosine similarity if True, plain dot product if False.
         ids: (N,) integers; pairs of equal id mean the same thing.
-        negative_ids: (H,) integers, likewise for the negatives.
+        negative_ids: (H,) or (N, K) integers, likewise for the negatives.
+        key_ids: integers, one per key: the positives of query i are the keys whose id is ids[i];
+            key may then have any number of rows. Needs same_id="positive".
         same_id: "mask": a key of equal id is no negative; "positive": it is a further positive.
         negative_owner: (H,) integers; the query whose own hard negative each row is.
         hard_negative_weight: added to the logit of a query's own hard negatives.
         share_negatives: False: a hard negative counts for its owner only.
         weights: (N,) non-negative weights w of the pairs.
+        directions: which logits compete with a pair's own: "query_to_key" (always), and
+            "key_to_query", "query_to_query" (other queries), "key_to_key" (other keys, and
+            negatives that the pair does not own).
+        partition: "joint": one logsumexp over all directions; "per_direction": the mean of a term
+            for query_to_key and one for key_to_query.
+        false_negative_margin: a candidate is left out if its similarity exceeds the pair's own by
+            more than this; owned negatives and positives stay.
+        hardness: times the similarity, taken as a constant, is added to the logits of negatives
+            of query_to_key.
+        hardness_on: "all" of them, "in_batch" (those the query does not own), or "owned".
+        label_smoothing: the share of the target that all candidates have in equal parts.
+        debias: in [0, 1), a number or (N,): how likely a negative is a positive in truth; what
+            they are expected to add is taken off the denominator.
+        exclude_self: row i of query and key are the same example, which is neither candidate nor
+            positive; positives are the other rows of equal id. Needs same_id="positive".
+        guide_query: (N, G) embeddings of a frozen guide: candidates that it finds closer than the
+            pair by more than guide_margin are left out.
+        guide_key: (N, G), likewise of the keys.
+        guide_negatives: (H, G) or (N, K, G), likewise of the negatives.
+        guide_margin: in units of the guide's cosine similarity; may be negative.
+        guide_margin_type: "absolute", or "relative": times the size of the pair's similarity.
         reduction: "mean": sum w l / sum w; "sum": sum w l; "none": (N,) w l.
         group: torch.distributed process group over whose ranks the batch is spread; None: this
             process alone.
         gather: with a group, how the keys meet: "auto", "all_gather" or "ring".
-        backend: "auto": Triton on CUDA, PyTorch elsewhere and for float64; "triton"; "torch".
+        backend: "auto": Triton on CUDA, PyTorch elsewhere, for float64, and for options that the
+            kernels do not have; "triton"; "torch".
         return_stats: also return ContrastiveStats of the batch, computed in the same pass.
 
     Returns:
@@ -79,6 +154,8 @@ def fused_contrastive_loss(
         With a group each rank returns W * its part of the whole batch's loss (W ranks), so that the
         mean over ranks is that loss, and gradients averaged over ranks are its gradients; "none"
         gives the rank's own terms. Stats are those of the whole batch. See docs/scaling.md.
+        A row without a positive (exclude_self, key_ids) contributes 0 and no weight; where there
+        are several positives and none is the row's own, the statistics rank the best of them.
 
     Raises:
         TypeError: an argument is not a tensor, or ids or owners are not integers.
@@ -89,157 +166,47 @@ def fused_contrastive_loss(
 
     Cost: 2 N M D operations forward, 6 N M D backward; extra memory O((N + M) D) plus a bounded
     workspace. Deterministic: same inputs and device, same bits. Differentiating twice raises.
-    Source: Oord et al. 2018 (InfoNCE); reference.contrastive_loss is the specification.
+    Source: Oord et al. 2018 (InfoNCE); Khosla et al. 2020 (exclude_self: SupCon); Chuang et al.
+    2020 (debias); Solatorio 2024 (guides); Zhang et al. 2025 (false_negative_margin,
+    Qwen3-Embedding); Lan et al. 2025 (hardness). reference.contrastive_loss is the specification.
     """
-    arguments = LossArguments(
-        query=query,
-        key=key,
-        negatives=negatives,
-        temperature=temperature,
+    options = LossOptions(
         symmetric=symmetric,
         normalize=normalize,
-        ids=ids,
-        negative_ids=negative_ids,
         same_id=same_id,
-        negative_owner=negative_owner,
         hard_negative_weight=hard_negative_weight,
         share_negatives=share_negatives,
-        weights=weights,
+        directions=directions,
+        partition=partition,
+        false_negative_margin=false_negative_margin,
+        hardness=hardness,
+        hardness_on=hardness_on,
+        label_smoothing=label_smoothing,
+        debias=debias,
+        exclude_self=exclude_self,
+        guide_margin=guide_margin,
+        guide_margin_type=guide_margin_type,
         reduction=reduction,
         group=group,
         gather=gather,
         backend=backend,
         return_stats=return_stats,
     )
+    arguments = LossArguments(
+        query=query,
+        key=key,
+        negatives=negatives,
+        temperature=temperature,
+        ids=ids,
+        negative_ids=negative_ids,
+        key_ids=key_ids,
+        negative_owner=negative_owner,
+        weights=weights,
+        guide_query=guide_query,
+        guide_key=guide_key,
+        guide_negatives=guide_negatives,
+        options=options,
+    )
     if group is not None:
         return loss_across_ranks(arguments)
-    check_arguments(arguments)
-    use_triton = choose_backend("fused_contrastive_loss", backend, query) == "triton"
-    num_candidates = len(key) + (0 if negatives is None else len(negatives))
-    problem = build_problem(arguments)
-    in_one_pass = _gradients_fit_one_pass(arguments)
-    if in_one_pass and (not use_triton or one_pass_takes(query, problem)):
-        one_pass = one_pass_loss if use_triton else row_loss
-        loss, sums = one_pass(
-            query, key, negatives, problem, weights, reduction, with_stats=return_stats
-        )
-    else:
-        sums = contrastive_sums(
-            query,
-            key,
-            problem,
-            negatives=negatives,
-            with_stats=return_stats,
-            use_triton=use_triton,
-        )
-        terms = pair_losses(sums, symmetric, use_triton=use_triton)
-        loss = reduce_terms(terms, weights, reduction)
-    rest = sums.row_negative_lse
-    has_none = num_candidates == 1 or (values_may_be_read(rest) and bool((rest == -math.inf).all()))
-    if has_none and not torch.compiler.is_compiling():
-        warn_without_negatives()
-    if return_stats:
-        return loss, contrastive_stats(sums, problem.scale)
-    return loss
-
-
-def _gradients_fit_one_pass(arguments: LossArguments) -> bool:
-    """Whether a gradient is wanted, and is one number times what the forward pass can form."""
-    if arguments.symmetric or arguments.reduction == "none" or not torch.is_grad_enabled():
-        return False
-    if arguments.weights is not None and arguments.weights.requires_grad:
-        return False
-    wanted = (*arguments[:3], arguments.temperature)
-    return any(isinstance(x, Tensor) and x.requires_grad for x in wanted)
-
-
-class ContrastiveLoss(nn.Module):
-    """fused_contrastive_loss as a module; with learn_temperature it owns its logit scale.
-
-    Args:
-        temperature: > 0, dimensionless; the start value when it is learned. A 0-d tensor gets its
-            gradient otherwise, and an nn.Parameter is the module's.
-        learn_temperature: own the parameter `logit_scale` = log(1 / temperature), used as
-            exp(min(logit_scale, log(max_logit_scale))).
-        max_logit_scale: upper bound of 1 / temperature when learned.
-        options: the keyword options of fused_contrastive_loss that are no tensors.
-
-    Raises:
-        TypeError: an option is not one of fused_contrastive_loss, temperature no number or tensor.
-        ValueError: as fused_contrastive_loss; max_logit_scale not above 0.
-    """
-
-    def __init__(
-        self,
-        temperature: float | Tensor = 0.05,
-        *,
-        learn_temperature: bool = False,
-        max_logit_scale: float = 100.0,
-        symmetric: bool = False,
-        normalize: bool = True,
-        same_id: str = "mask",
-        hard_negative_weight: float = 0.0,
-        share_negatives: bool = True,
-        reduction: str = "mean",
-        group: Any = None,
-        gather: str = "auto",
-        backend: str = "auto",
-        return_stats: bool = False,
-    ) -> None:
-        super().__init__()
-        check_options(reduction, same_id, gather, backend, function="ContrastiveLoss")
-        if learn_temperature and isinstance(temperature, Tensor):
-            temperature = float(temperature.detach())
-        if not isinstance(temperature, Tensor):
-            check_positive_finite("ContrastiveLoss", "temperature", temperature)
-        check_positive_finite("ContrastiveLoss", "max_logit_scale", max_logit_scale)
-        self.temperature = temperature
-        self.max_logit_scale = float(max_logit_scale)
-        self.logit_scale: nn.Parameter | None = None
-        if learn_temperature:
-            self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
-        self.options = {
-            "symmetric": symmetric,
-            "normalize": normalize,
-            "same_id": same_id,
-            "hard_negative_weight": hard_negative_weight,
-            "share_negatives": share_negatives,
-            "reduction": reduction,
-            "group": group,
-            "gather": gather,
-            "backend": backend,
-            "return_stats": return_stats,
-        }
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        negatives: Tensor | None = None,
-        *,
-        ids: Tensor | None = None,
-        negative_ids: Tensor | None = None,
-        negative_owner: Tensor | None = None,
-        weights: Tensor | None = None,
-    ) -> Any:
-        """The loss (and stats) of one batch; arguments as in fused_contrastive_loss."""
-        temperature = self.temperature
-        if self.logit_scale is not None:
-            temperature = (-self.logit_scale.clamp(max=math.log(self.max_logit_scale))).exp()
-        return fused_contrastive_loss(
-            query,
-            key,
-            negatives,
-            temperature=temperature,
-            ids=ids,
-            negative_ids=negative_ids,
-            negative_owner=negative_owner,
-            weights=weights,
-            **self.options,
-        )
-
-    def extra_repr(self) -> str:
-        return ", ".join(
-            [f"temperature={self.temperature}", f"learn_temperature={self.logit_scale is not None}"]
-            + [f"{name}={value!r}" for name, value in self.options.items()]
-        )
+    return loss_of_one_process(checked(arguments))

@@ -22,21 +22,19 @@ from crossalign.argument_checks import ops_are_watched
 from crossalign.contrastive import torch_passes
 from crossalign.contrastive.problem import (
     NON_DIFFERENTIABLE_SUMS,
+    PROBLEM_TENSORS,
     ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,
     GradientNeeds,
+    build_schema,
     empty_sums,
 )
 from crossalign.contrastive.sides import joined, needs_of, separated
 from crossalign.contrastive.terms import pair_terms
 from crossalign.precision import without_autocast
 
-PROBLEM_SCHEMA = (
-    "Tensor scale, Tensor? query_ids, Tensor? candidate_ids, Tensor? negative_owner, "
-    "SymInt num_keys, SymInt label_offset, float hard_negative_weight, bool share_negatives, "
-    "bool multi_positive, bool symmetric, bool normalize, float? bound"
-)
+PROBLEM_SCHEMA = build_schema(ContrastiveProblem)
 _SUMS_SCHEMA = ", ".join(f"Tensor {name}" for name in ContrastiveSums._fields)
 _GRADS_SCHEMA = ", ".join(f"Tensor grad_{name}" for name in ContrastiveGrads._fields)
 
@@ -53,6 +51,7 @@ torch.library.define(
     "bool use_triton) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 _NUM_PROBLEM = len(ContrastiveProblem._fields)
+_NUM_TENSORS = len(PROBLEM_TENSORS)
 _NUM_SUMS = len(ContrastiveSums._fields)
 
 
@@ -233,12 +232,9 @@ def _save_for_backward(
     query, key, negatives, *arguments = inputs
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     sums = ContrastiveSums(*output)
-    ctx.options = problem._replace(
-        scale=None,  # type: ignore[arg-type]
-        query_ids=None, candidate_ids=None, negative_owner=None,
-    )  # fmt: skip
+    ctx.options = problem._replace(**dict.fromkeys(PROBLEM_TENSORS))
     ctx.use_triton = arguments[-1]
-    ctx.save_for_backward(query, key, negatives, kept, *problem[:4], *output)
+    ctx.save_for_backward(query, key, negatives, kept, *problem[:_NUM_TENSORS], *output)
     ctx.mark_non_differentiable(*(getattr(sums, name) for name in NON_DIFFERENTIABLE_SUMS))
     ctx.set_materialize_grads(False)
 
@@ -257,10 +253,9 @@ def upstream_gradients(
 
 def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     query, key, negatives, kept, *saved = ctx.saved_tensors
-    problem = ctx.options._replace(
-        scale=saved[0], query_ids=saved[1], candidate_ids=saved[2], negative_owner=saved[3]
-    )
-    sums = ContrastiveSums(*saved[4:])
+    tensors, outputs = saved[:_NUM_TENSORS], saved[_NUM_TENSORS:]
+    problem = ctx.options._replace(**dict(zip(PROBLEM_TENSORS, tensors, strict=True)))
+    sums = ContrastiveSums(*outputs)
     grads = upstream_gradients(upstream, sums)
     # A second differentiation has to meet the op, whose formula refuses it.
     is_watched = torch.is_grad_enabled() or ops_are_watched()

@@ -16,7 +16,7 @@ both gradients are formed without subtracting nearly equal numbers.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,67 +24,72 @@ from torch import Tensor
 from crossalign.precision import accumulator
 
 
-class LossArguments(NamedTuple):
-    """The arguments of fused_contrastive_loss, whose docstring describes them."""
-
-    query: Tensor
-    key: Tensor
-    negatives: Tensor | None
-    temperature: float | Tensor
-    symmetric: bool
-    normalize: bool
-    ids: Tensor | None
-    negative_ids: Tensor | None
-    same_id: str
-    negative_owner: Tensor | None
-    hard_negative_weight: float
-    share_negatives: bool
-    weights: Tensor | None
-    reduction: str
-    group: Any
-    gather: str
-    backend: str
-    return_stats: bool
-
-
 class ContrastiveProblem(NamedTuple):
-    """Everything that shapes the logits, queries and candidates apart."""
+    """Everything that shapes the logits, queries and candidates apart; first all tensors."""
 
     scale: Tensor  # () accumulator dtype: 1 / temperature
-    query_ids: Tensor | None  # (N,) int64
-    candidate_ids: Tensor | None  # (num_keys or M,) int64; further candidates have no id
-    negative_owner: Tensor | None  # (M - num_keys,) int64: the row that owns each negative
-    num_keys: int  # candidates below it are keys and have a column term
-    label_offset: int  # row i's positive is i + label_offset, if that is a key
-    hard_negative_weight: float
-    share_negatives: bool
-    multi_positive: bool  # equal ids: False: excluded; True: further positives
-    symmetric: bool
-    normalize: bool
-    bound: float | None  # of |logits|, where it is so small that exp needs no maximum taken off
+    query_ids: Tensor | None = None  # (N,) int64
+    candidate_ids: Tensor | None = None  # (num_keys or M,) int64; further candidates have no id
+    negative_owner: Tensor | None = None  # (M - num_keys,) int64: the row that owns each negative
+    row_limit: Tensor | None = None  # (N,) scaled similarities above it are left out of the row
+    column_limit: Tensor | None = None  # (num_keys,) likewise the query out of column j
+    query_guide: Tensor | None = None  # (N, G) unit rows of a guide
+    candidate_guide: Tensor | None = None  # (M, G)
+    row_guide_limit: Tensor | None = None  # (N,) guide similarities above it, likewise
+    column_guide_limit: Tensor | None = None  # (num_keys,)
+    num_keys: int = 0  # candidates below it are keys and have a column term
+    label_offset: int = 0  # row i's positive is i + label_offset, if that is a key
+    hard_negative_weight: float = 0.0
+    share_negatives: bool = True
+    exclude_owned: bool = False  # a negative counts for all but its owner
+    exclude_label: bool = False  # candidate i + label_offset is left out and no positive
+    multi_positive: bool = False  # equal ids: False: excluded; True: further positives
+    hardness: float = 0.0  # times the similarity, a constant: added to logits of negatives
+    hardness_on: str = "all"  # "all", "in_batch", "owned"
+    symmetric: bool = False
+    same_side: bool = False  # the candidates begin with the queries: z[i, j] = z[j, i]
+    with_logit_sums: bool = False  # also sum and count the logits of the rest
+    normalize: bool = True
+    bound: float | None = None  # of |logits|, if so small that exp needs no maximum taken off
+
+
+PROBLEM_TENSORS = ContrastiveProblem._fields[: ContrastiveProblem._fields.index("num_keys")]
+
+
+def build_schema(record: type) -> str:
+    """The fields of a named tuple as the arguments of an operator's schema."""
+    types = {
+        **{"Tensor": "Tensor", "Tensor | None": "Tensor?", "int": "SymInt", "bool": "bool"},
+        **{"float": "float", "float | None": "float?", "str": "str"},
+    }
+    annotations = record.__annotations__.items()
+    return ", ".join(f"{types[kind.__forward_arg__]} {name}" for name, kind in annotations)
 
 
 class ContrastiveSums(NamedTuple):
     """One pass over the logits; what was not asked for has size 0."""
 
-    positive_logit: Tensor  # (N,) logit of the positive; 0 where that is not among the candidates
+    positive_logit: Tensor  # (N,) of the positive, or the best one with exclude_label; see below
     row_negative_lse: Tensor  # (N,) logsumexp over the rest of the row; -inf if there is none
     column_negative_lse: Tensor  # (num_keys,) likewise for the candidates, if symmetric
     row_positive_sum: Tensor  # (N,) sum of the logits of further positives, if multi_positive
     row_positive_count: Tensor  # (N,) how many they are
     column_positive_sum: Tensor  # (num_keys,) likewise, if symmetric too
     column_positive_count: Tensor  # (num_keys,)
-    num_above: (
-        Tensor  # (N,) int32 rest candidates (no positives) above the positive logit, if with_stats
-    )
+    row_logit_sum: Tensor  # (N,) sum of the logits of the rest, if with_logit_sums
+    row_logit_count: Tensor  # (N,) how many they are
+    column_logit_sum: Tensor  # (num_keys,) likewise, if symmetric too
+    column_logit_count: Tensor  # (num_keys,)
+    # (N,) int32 rest candidates (no positives) above the positive logit, if with_stats
+    num_above: Tensor
     num_tied: Tensor  # (N,) int32 equal to it, see tie_slack
     query_inverse_norm: Tensor  # (N,), if normalize
     candidate_inverse_norm: Tensor  # (M,), if normalize
 
 
 NON_DIFFERENTIABLE_SUMS = (
-    *("row_positive_count", "column_positive_count", "num_above", "num_tied"),
-    *("query_inverse_norm", "candidate_inverse_norm"),
+    *("row_positive_count", "column_positive_count", "row_logit_count", "column_logit_count"),
+    *("num_above", "num_tied", "query_inverse_norm", "candidate_inverse_norm"),
 )
 
 
@@ -101,7 +106,7 @@ def empty_sums(
     """
     num_queries = like.shape[0]
     num_keys = problem.num_keys if problem.symmetric else 0
-    multi = problem.multi_positive
+    multi, with_sums = problem.multi_positive, problem.with_logit_sums
     lengths = {
         "positive_logit": num_queries,
         "row_negative_lse": num_queries,
@@ -110,6 +115,10 @@ def empty_sums(
         "row_positive_count": num_queries if multi else 0,
         "column_positive_sum": num_keys if multi else 0,
         "column_positive_count": num_keys if multi else 0,
+        "row_logit_sum": num_queries if with_sums else 0,
+        "row_logit_count": num_queries if with_sums else 0,
+        "column_logit_sum": num_keys if with_sums else 0,
+        "column_logit_count": num_keys if with_sums else 0,
         "num_above": num_queries if with_stats else 0,
         "num_tied": num_queries if with_stats else 0,
         "query_inverse_norm": num_queries if problem.normalize else 0,
@@ -130,6 +139,8 @@ class ContrastiveGrads(NamedTuple):
     column_negative_lse: Tensor
     row_positive_sum: Tensor
     column_positive_sum: Tensor
+    row_logit_sum: Tensor
+    column_logit_sum: Tensor
 
 
 class GradientNeeds(NamedTuple):
@@ -169,6 +180,13 @@ def tie_slack(
     rounding = math.sqrt(query.shape[1]) * eps
     if problem.normalize:  # norms are rounded too, which of few features is all there is
         return ((rounding + 2 * eps) * problem.scale).expand(positive_logit.shape)
+    if problem.exclude_label:  # which candidate is the best positive is not known yet
+        norms = [
+            torch.linalg.vector_norm(x, dim=1, dtype=positive_logit.dtype)
+            for x in (query, candidates)
+        ]
+        largest = norms[1].amax() if len(candidates) else norms[1].sum()
+        return rounding * problem.scale * norms[0] * largest
     slack = rounding * positive_logit.abs()  # all there is to go by where the own key is not here
     row, column, count = label_range(problem, 0, positive_logit.shape[0])
     pairs = (query[row : row + count], candidates[column : column + count])

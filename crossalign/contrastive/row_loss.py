@@ -18,9 +18,16 @@ from torch import Tensor
 from crossalign.contrastive.ops import PROBLEM_SCHEMA, refuse_second_derivative
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, tie_slack
 from crossalign.contrastive.sides import joined, needs_of, separated
-from crossalign.contrastive.terms import pair_terms, reduce_terms, term_gradients
-from crossalign.contrastive.torch_logits import GradientSums, LogitChunks, label_view
-from crossalign.contrastive.torch_passes import start_sums, take_labels
+from crossalign.contrastive.terms import (
+    BlockSums,
+    TermRules,
+    block_term,
+    reduce_terms,
+    row_block,
+    term_gradients,
+)
+from crossalign.contrastive.torch_logits import GradientSums, LogitChunks
+from crossalign.contrastive.torch_passes import kept_logits, start_sums, take_labels
 from crossalign.precision import accumulator, without_autocast
 
 
@@ -28,8 +35,10 @@ class RowLoss(NamedTuple):
     """What the op yields; the gradients, in the accumulator dtype, are for an upstream of 1."""
 
     loss: Tensor  # ()
-    positive_logit: Tensor  # (N,) and the next three as in ContrastiveSums
+    positive_logit: Tensor  # (N,) and the next as in ContrastiveSums
     row_negative_lse: Tensor
+    row_positive_sum: Tensor
+    row_positive_count: Tensor
     num_above: Tensor
     num_tied: Tensor
     grad_query: Tensor  # (N, D), or without rows where nobody needs it; likewise the next two
@@ -38,10 +47,14 @@ class RowLoss(NamedTuple):
     grad_scale: Tensor  # ()
 
 
+_KEPT_SUMS = RowLoss._fields[1:7]
+_NUM_OPTIONS = 10  # what follows the problem in the schema of the op
+
 torch.library.define(
     "crossalign::row_loss_fwd",
     f"(Tensor query, Tensor key, Tensor? negatives, {PROBLEM_SCHEMA}, Tensor? weights, "
-    "str reduction, bool with_stats, bool need_query, bool need_key, bool need_negatives, "
+    "str reduction, float label_smoothing, Tensor? debias, bool has_own_key, bool with_stats, "
+    "bool need_query, bool need_key, bool need_negatives, "
     f"bool need_scale) -> ({', '.join(['Tensor'] * len(RowLoss._fields))})",
 )
 torch.library.define(
@@ -58,6 +71,7 @@ def row_loss(
     key: Tensor,
     negatives: Tensor | None,
     problem: ContrastiveProblem,
+    rules: TermRules,
     weights: Tensor | None,
     reduction: str,
     *,
@@ -65,19 +79,17 @@ def row_loss(
 ) -> tuple[Tensor, ContrastiveSums]:
     """The reduced loss, differentiable in embeddings and problem.scale; the sums are not.
 
-    problem: not symmetric. weights: (N,) without gradient. reduction: "mean" or "sum".
+    problem: neither symmetric nor same_side. weights: (N,) without gradient; reduction: "mean" or
+    "sum"; where the rules have no own key, rows without a positive add nothing.
     """
     needs_grad = [x is not None and x.requires_grad for x in (query, key, negatives, problem.scale)]
+    options = (rules.label_smoothing, rules.debias, rules.has_own_key, with_stats)
     outputs = torch.ops.crossalign.row_loss_fwd(
-        query, key, negatives, *problem, weights, reduction, with_stats, *needs_grad
+        query, key, negatives, *problem, weights, reduction, *options, *needs_grad
     )
     result, none = RowLoss(*outputs), query.new_empty(0)
     sums = ContrastiveSums(*[none] * len(ContrastiveSums._fields))
-    kept = {
-        name: getattr(result, name)
-        for name in ("positive_logit", "row_negative_lse", "num_above", "num_tied")
-    }
-    return result.loss, sums._replace(**kept)
+    return result.loss, sums._replace(**{name: getattr(result, name) for name in _KEPT_SUMS})
 
 
 @torch.library.impl("crossalign::row_loss_fwd", "CompositeExplicitAutograd")
@@ -85,14 +97,18 @@ def _row_loss_fwd(
     query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, ...]:
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
-    weights, reduction, with_stats, *needs_grad = arguments[_NUM_PROBLEM:]
+    weights, reduction, smoothing, debias, has_own_key, with_stats, *needs_grad = arguments[
+        _NUM_PROBLEM:
+    ]
+    rules = TermRules(smoothing, debias, problem.scale, has_own_key)
     with without_autocast(query.device.type):
         chunks = LogitChunks(query, joined(key, negatives), problem)
         coefficients = _coefficients(chunks, weights, reduction)
         gradients = GradientSums(chunks, chunks.dtype, needs_of(needs_grad, key, negatives))
-        sums = _sums_with_gradients(chunks, coefficients, gradients, with_stats)
-        loss = reduce_terms(pair_terms(sums, symmetric=False), weights, reduction)
-    shared = (sums.positive_logit, sums.row_negative_lse, sums.num_above, sums.num_tied)
+        sums = _sums_with_gradients(chunks, coefficients, rules, gradients, with_stats)
+        terms = block_term(sums.positive_logit, row_block(sums), rules)
+        loss = reduce_terms(terms, weights, reduction)
+    shared = (getattr(sums, name) for name in _KEPT_SUMS)
     of_query, of_candidates, of_scale = gradients.result()
     num_keys = key.shape[0] if needs_grad[1] else 0
     of_sides = separated(of_candidates[:num_keys], of_candidates[num_keys:])
@@ -110,30 +126,46 @@ def _coefficients(chunks: LogitChunks, weights: Tensor | None, reduction: str) -
 
 
 def _sums_with_gradients(
-    chunks: LogitChunks, coefficients: Tensor, gradients: GradientSums, with_stats: bool
+    chunks: LogitChunks,
+    coefficients: Tensor,
+    rules: TermRules,
+    gradients: GradientSums,
+    with_stats: bool,
 ) -> ContrastiveSums:
-    """The one pass, which adds to the gradients. coefficients: (N,) d loss / d term."""
-    problem = chunks.problem
-    sums = start_sums(chunks, with_stats)
+    """The one pass, which fills the gradients. coefficients: (N,) d loss / d term."""
+    problem, sums = chunks.problem, start_sums(chunks, with_stats)
     slack = (
         tie_slack(chunks.query, chunks.candidates, problem, sums.positive_logit)
         if with_stats
         else None
     )
-    for rows, query_RD, logits_RM, positives_RM in chunks:
-        take_labels(sums, slack, rows, logits_RM, positives_RM, problem)
+    for chunk in chunks:
+        rows, logits_RM = chunk.rows, chunk.logits_RM
+        take_labels(sums, slack, chunk, problem)
+        kept_RM = kept_logits(chunk)[0] if rules.label_smoothing else None
         total, sums.row_negative_lse[rows] = _exponentials(logits_RM, problem.bound)
-        by_positive_logit, by_negative_lse, by_positive = term_gradients(
-            sums.positive_logit[rows], sums.row_negative_lse[rows], sums.row_positive_count[rows]
-        )
+        block = BlockSums(*(x[rows] for x in row_block(sums)))
+        row_rules = rules
+        if rules.debias is not None and rules.debias.dim():
+            row_rules = rules._replace(debias=rules.debias[rows])
+        by = term_gradients(sums.positive_logit[rows], block, row_rules)
+        coefficient = coefficients[rows]
         # A row without a rest has 0 everywhere, and no total to divide by.
-        by_total = (coefficients[rows] * by_negative_lse / total).masked_fill(total == 0, 0)
+        by_total = (coefficient * by.rest / total).masked_fill(total == 0, 0)
         logits_RM.mul_(by_total[:, None])
-        if positives_RM is not None:
-            by_positive = coefficients[rows] * by_positive
-            logits_RM.addcmul_(positives_RM.to(logits_RM.dtype), by_positive[:, None])
-        label_view(logits_RM, problem, rows).copy_(coefficients[rows] * by_positive_logit)
-        gradients.add(rows, query_RD, logits_RM)
+        if kept_RM is not None and by.logit_sum is not None:
+            by_logit = coefficient * by.logit_sum
+            logits_RM.addcmul_(kept_RM.to(logits_RM.dtype), by_logit[:, None])
+        if chunk.positives_RM is not None:
+            by_positive = coefficient * by.positive_sum
+            logits_RM.addcmul_(chunk.positives_RM.to(logits_RM.dtype), by_positive[:, None])
+        if problem.exclude_label:
+            chunk.labels.zero_()
+        else:
+            chunk.labels.copy_(coefficient * by.positive_logit)
+        if by.scale is not None:
+            gradients.grad_scale += (coefficient * by.scale).sum()
+        gradients.add(chunk)
     return sums
 
 
@@ -163,6 +195,7 @@ def _row_loss_bwd(upstream: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 def _row_loss_fwd_fake(
     query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, ...]:
+    problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     with_stats, need_query, need_key, need_negatives, _ = arguments[-5:]
 
     def empty(*size: Any, dtype: torch.dtype | None = None) -> Tensor:
@@ -171,11 +204,14 @@ def _row_loss_fwd_fake(
     num_queries = query.shape[0]
     num_features = query.shape[1]
     num_counts = num_queries if with_stats else 0
+    num_positives = num_queries if problem.multi_positive else 0
     num_negatives = negatives.shape[0] if need_negatives and negatives is not None else 0
     return RowLoss(
         loss=empty(),
         positive_logit=empty(num_queries),
         row_negative_lse=empty(num_queries),
+        row_positive_sum=empty(num_positives),
+        row_positive_count=empty(num_positives),
         num_above=empty(num_counts, dtype=torch.int32),
         num_tied=empty(num_counts, dtype=torch.int32),
         grad_query=empty(num_queries if need_query else 0, num_features),
@@ -204,10 +240,10 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _backward(ctx: Any, upstream: Tensor | None, *others: None) -> tuple[Any, ...]:
     if upstream is None:
-        return (None,) * (3 + _NUM_PROBLEM + 7)
+        return (None,) * (3 + _NUM_PROBLEM + _NUM_OPTIONS)
     gradients = torch.ops.crossalign.row_loss_bwd(upstream, *ctx.saved_tensors)
     wanted = zip(gradients, ctx.needs_input_grad[:4], strict=True)
-    no_gradient = (None,) * (_NUM_PROBLEM - 1 + 7)
+    no_gradient = (None,) * (_NUM_PROBLEM - 1 + _NUM_OPTIONS)
     return (*(grad if is_needed else None for grad, is_needed in wanted), *no_gradient)
 
 

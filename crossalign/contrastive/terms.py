@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, LossArguments
+from crossalign.contrastive.options import LossArguments
+from crossalign.contrastive.problem import ContrastiveSums
 from crossalign.precision import accumulator
 
-# Within it exp(z), and its sum over 2^20 candidates, is a normal float32 number: no maximum need be
-# subtracted first.
-LARGEST_BOUND = 40.0
 # Above it softplus(x) - x < exp(-50): nothing is lost in float64 either.
 SOFTPLUS_THRESHOLD = 50.0
+_LARGEST_EXPONENT = 80.0  # its exponential is finite in float32
 
 
 class ContrastiveStats(NamedTuple):
@@ -34,79 +35,195 @@ def scale_tensor(temperature: float | Tensor, query: Tensor) -> Tensor:
     dtype = accumulator(query.dtype)
     if isinstance(temperature, Tensor):
         return temperature.to(device=query.device, dtype=dtype).reciprocal()
-    return torch.full((), 1.0 / temperature, device=query.device, dtype=dtype)
+    return torch.full((), 1.0 / float(temperature), device=query.device, dtype=dtype)
 
 
-def logit_bound(
-    temperature: float | Tensor, hard_negative_weight: float, normalize: bool
-) -> float | None:
-    """What no logit exceeds in size, where that is known and small enough, else None."""
-    if not normalize or isinstance(temperature, Tensor):
+class TermRules(NamedTuple):
+    """How a term is formed from the sums of its blocks."""
+
+    label_smoothing: float = 0.0
+    debias: Tensor | None = None  # () or (N,): the prior of a false negative
+    scale: Tensor | None = None  # () 1 / temperature, for debias
+    has_own_key: bool = True  # False: positives are told by ids alone, and a row may have none
+    positive_bias: Tensor | None = None  # (N,) what weights add to the positives' sum of logits
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether sums and counts of logits are asked for."""
+        return self.label_smoothing != 0 or self.debias is not None
+
+
+def term_rules(arguments: LossArguments, scale: Tensor) -> TermRules:
+    options = arguments.options
+    debias = None
+    if options.is_debiased:
+        debias = torch.as_tensor(options.debias, dtype=scale.dtype, device=scale.device).detach()
+    smoothing = float(options.label_smoothing)
+    bias = None if arguments.has_own_key else _positive_bias(arguments, scale)
+    return TermRules(smoothing, debias, scale, arguments.has_own_key, bias)
+
+
+def _positive_bias(arguments: LossArguments, scale: Tensor) -> Tensor | None:
+    """(N,) hard_negative_weight for each positive that is a hard negative of its query."""
+    ids, of_negatives, owner = arguments.ids, arguments.negative_ids, arguments.negative_owner
+    if ids is None or of_negatives is None or owner is None or not len(ids):
         return None
-    bound = 1.0 / temperature + abs(hard_negative_weight)
-    return bound if bound < LARGEST_BOUND else None
-
-
-def build_problem(arguments: LossArguments) -> ContrastiveProblem:
-    """Of this process's own rows: the candidates are its keys, then its negatives."""
-    ids, negative_ids = arguments.ids, arguments.negative_ids
-    query_ids = None if ids is None else ids.long()
-    candidate_ids = query_ids
-    if query_ids is not None and negative_ids is not None:
-        candidate_ids = torch.cat([query_ids, negative_ids.long()])
-    owner, weight = arguments.negative_owner, float(arguments.hard_negative_weight)
-    return ContrastiveProblem(
-        scale=scale_tensor(arguments.temperature, arguments.query),
-        query_ids=query_ids,
-        candidate_ids=candidate_ids,
-        negative_owner=None if owner is None else owner.long(),
-        num_keys=arguments.key.shape[0],
-        label_offset=0,
-        hard_negative_weight=weight,
-        share_negatives=bool(arguments.share_negatives),
-        multi_positive=arguments.same_id == "positive" and ids is not None,
-        symmetric=bool(arguments.symmetric),
-        normalize=bool(arguments.normalize),
-        bound=logit_bound(arguments.temperature, weight, arguments.normalize),
+    is_positive = (ids[owner.long()] == of_negatives).to(scale.dtype)
+    weight = float(arguments.options.hard_negative_weight)
+    return torch.zeros_like(ids, dtype=scale.dtype).index_put(
+        (owner.long(),), weight * is_positive, accumulate=True
     )
+
+
+class BlockSums(NamedTuple):
+    """Of the blocks of one term, (N,) each or of size 0."""
+
+    rest: Tensor  # log-sum-exp of all logits but the positive's
+    positive_sum: Tensor  # of further positives
+    positive_count: Tensor
+    logit_sum: Tensor  # of all logits but the positive's
+    logit_count: Tensor
+
+
+def row_block(sums: ContrastiveSums) -> BlockSums:
+    return BlockSums(
+        sums.row_negative_lse,
+        sums.row_positive_sum,
+        sums.row_positive_count,
+        sums.row_logit_sum,
+        sums.row_logit_count,
+    )
+
+
+def column_block(sums: ContrastiveSums) -> BlockSums:
+    return BlockSums(
+        sums.column_negative_lse,
+        sums.column_positive_sum,
+        sums.column_positive_count,
+        sums.column_logit_sum,
+        sums.column_logit_count,
+    )
+
+
+def joint_block(blocks: Sequence[BlockSums]) -> BlockSums:
+    """Blocks put together; the first one has the further positives."""
+    first, *others = blocks
+    for other in others:
+        first = first._replace(
+            rest=_log_add(first.rest, other.rest),
+            logit_sum=first.logit_sum + other.logit_sum,
+            logit_count=first.logit_count + other.logit_count,
+        )
+    return first
+
+
+def _log_add(left: Tensor, right: Tensor) -> Tensor:
+    """logaddexp, with the gradient 0 and not NaN where nothing is added to nothing."""
+    is_nothing = (left == -torch.inf) & (right == -torch.inf)
+    parts = (part.masked_fill(is_nothing, 0) for part in (left, right))
+    return torch.logaddexp(*parts).masked_fill(is_nothing, -torch.inf)
+
+
+_PLAIN = TermRules()
 
 
 def pair_terms(sums: ContrastiveSums, symmetric: bool) -> Tensor:
     """(N,) l_i of every pair: its row term, or the mean of its row and its column term."""
-    terms = _term(
-        sums.positive_logit, sums.row_negative_lse, sums.row_positive_sum, sums.row_positive_count
-    )
+    terms = block_term(sums.positive_logit, row_block(sums), _PLAIN)
     if not symmetric:
         return terms
-    candidates = _term(
-        sums.positive_logit,
-        sums.column_negative_lse,
-        sums.column_positive_sum,
-        sums.column_positive_count,
-    )
-    return (terms + candidates) / 2
+    return (terms + block_term(sums.positive_logit, column_block(sums), _PLAIN)) / 2
 
 
-def _term(
-    positive_logit: Tensor, rest: Tensor, positive_sum: Tensor, positive_count: Tensor
+def block_term(
+    positive_logit: Tensor, block: BlockSums, rules: TermRules, num_positives: int = 1
 ) -> Tensor:
-    """logsumexp over own and rest, minus the mean logit of the positives; all (N,)."""
+    """(N,) log of the denominator minus the mean logit of the positives.
+
+    num_positives: how often the pair's own positive stands in the blocks.
+    """
+    if not rules.has_own_key:
+        return _term_of_ids(block, rules)
+    rest, _, _, _ = _debiased(positive_logit, block, rules)
+    if num_positives > 1:
+        rest = rest - math.log(num_positives)
     # 0 * own is NaN for an infinite positive logit, which alone would make the softplus 0.
     term = F.softplus(rest - positive_logit, threshold=SOFTPLUS_THRESHOLD) + 0 * positive_logit
-    if positive_sum.shape != positive_logit.shape:
-        return term
-    return term - (positive_sum - positive_count * positive_logit) / (1 + positive_count)
+    if num_positives > 1:
+        term = term + math.log(num_positives)
+    if block.positive_sum.shape == positive_logit.shape:
+        further = block.positive_sum - block.positive_count * positive_logit
+        term = term - (1 - rules.label_smoothing) * further / (1 + block.positive_count)
+    if rules.label_smoothing:
+        others = block.logit_sum - block.logit_count * positive_logit
+        term = term - rules.label_smoothing * others / (num_positives + block.logit_count)
+    return term
 
 
-def term_gradients(
-    positive_logit: Tensor, rest: Tensor, positive_count: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of _term by (own, rest, positive_sum); positive_count of size 0: no positives."""
-    by_negative_lse = torch.sigmoid(rest - positive_logit)
-    if positive_count.shape != positive_logit.shape:
-        return -by_negative_lse, by_negative_lse, positive_count
-    by_positive = -1 / (1 + positive_count)
-    return -by_negative_lse - positive_count * by_positive, by_negative_lse, by_positive
+def _term_of_ids(block: BlockSums, rules: TermRules) -> Tensor:
+    """The term where no key is a row's own; 0 where it has no positive."""
+    count = block.positive_count.clamp_min(1)
+    term = block.rest - (1 - rules.label_smoothing) * block.positive_sum / count
+    if rules.label_smoothing:
+        term = term - rules.label_smoothing * block.logit_sum / block.logit_count.clamp_min(1)
+    return torch.where(block.positive_count > 0, term, 0)
+
+
+def _debiased(
+    positive_logit: Tensor, block: BlockSums, rules: TermRules
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The rest as debias corrects it, and its derivatives by (own, rest, scale)."""
+    if rules.debias is None or rules.scale is None:
+        return block.rest, None, None, None
+    is_empty = block.logit_count == 0
+    log_count = block.logit_count.clamp_min(1).log()
+    mean = block.rest.masked_fill(is_empty, 0) - log_count
+    share = rules.debias * (positive_logit - mean).clamp_max(_LARGEST_EXPONENT).exp()
+    is_left = share < 1
+    share = torch.where(is_left, share, 0)
+    corrected = mean + torch.log1p(-share) - torch.log1p(-rules.debias)
+    is_left = is_left & (corrected > -rules.scale)
+    rest = log_count + torch.where(is_left, corrected, -rules.scale)
+    by_own = torch.where(is_left, -share / (1 - share), 0).masked_fill(is_empty, 0)
+    by_rest = torch.where(is_left, 1 / (1 - share), 0).masked_fill(is_empty, 0)
+    by_scale = (is_left | is_empty).logical_not().to(rest.dtype).neg()
+    return rest.masked_fill(is_empty, -torch.inf), by_own, by_rest, by_scale
+
+
+class TermGradients(NamedTuple):
+    """Derivatives of block_term, (N,) each; None or size 0: nothing flows."""
+
+    positive_logit: Tensor
+    rest: Tensor
+    positive_sum: Tensor
+    logit_sum: Tensor | None
+    scale: Tensor | None
+
+
+def term_gradients(positive_logit: Tensor, block: BlockSums, rules: TermRules) -> TermGradients:
+    """Derivatives of block_term with one positive in the blocks."""
+    smoothing, logit_sum = rules.label_smoothing, None
+    if not rules.has_own_key:
+        has_positive = (block.positive_count > 0).to(positive_logit.dtype)
+        by_positive = -(1 - smoothing) * has_positive / block.positive_count.clamp_min(1)
+        if smoothing:
+            logit_sum = -smoothing * has_positive / block.logit_count.clamp_min(1)
+        none = torch.zeros_like(positive_logit)
+        return TermGradients(none, has_positive, by_positive, logit_sum, None)
+    rest, rest_by_own, rest_by_rest, rest_by_scale = _debiased(positive_logit, block, rules)
+    by_rest = torch.sigmoid(rest - positive_logit)
+    by_own, by_scale, by_positive = -by_rest, None, block.positive_count
+    if rest_by_own is not None and rest_by_rest is not None and rest_by_scale is not None:
+        by_own = by_own + by_rest * rest_by_own
+        by_scale = by_rest * rest_by_scale
+        by_rest = by_rest * rest_by_rest
+    if block.positive_count.shape == positive_logit.shape:
+        by_positive = -(1 - smoothing) / (1 + block.positive_count)
+        by_own = by_own - block.positive_count * by_positive
+    if smoothing:
+        logit_sum = -smoothing / (1 + block.logit_count)
+        by_own = by_own - block.logit_count * logit_sum
+    return TermGradients(by_own, by_rest, by_positive, logit_sum, by_scale)
 
 
 def reduce_terms(terms: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
@@ -119,37 +236,62 @@ def reduce_terms(terms: Tensor, weights: Tensor | None, reduction: str) -> Tenso
     weighted = weights * terms
     if reduction == "none":
         return weighted
-    return weighted.sum() if reduction == "sum" else weighted.sum() / weights.sum()
+    if reduction == "sum":
+        return weighted.sum()
+    total = weights.sum()  # 0 only where no row has a positive, and then so is the loss
+    return weighted.sum() / torch.where(total > 0, total, 1)
 
 
-def stat_rows(sums: ContrastiveSums, scale: Tensor) -> Tensor:
-    """(4, N): each query's share in the statistics, in the order of ContrastiveStats."""
-    positive_logit, rest = sums.positive_logit.detach(), sums.row_negative_lse.detach()
-    is_first = (sums.num_above + sums.num_tied) == 0
-    rank = (1 + sums.num_above).to(positive_logit.dtype)
-    return torch.stack(
-        [
-            is_first.to(positive_logit.dtype),
-            rank.reciprocal(),
-            positive_logit / scale.detach(),
-            torch.logaddexp(positive_logit, rest),
-        ]
-    )
+def counted_weights(sums: ContrastiveSums, weights: Tensor | None) -> Tensor:
+    """(N,) the weights of rows that have a positive, told by ids; 0 for the others."""
+    has_positive = (sums.row_positive_count > 0).to(sums.row_positive_count.dtype)
+    return has_positive if weights is None else weights.to(has_positive.dtype) * has_positive
 
 
-def contrastive_stats(sums: ContrastiveSums, scale: Tensor) -> ContrastiveStats:
-    """The batch's statistics from the sums of one pass."""
-    return ContrastiveStats(*stat_rows(sums, scale).mean(1).float())
+def stat_rows(sums: ContrastiveSums, rules: TermRules) -> Tensor:
+    """(4, N): each query's share in the statistics, in the order of ContrastiveStats; 0 of a row
+    without a positive."""
+    assert rules.scale is not None
+    positive_logit, lse = sums.positive_logit.detach(), sums.row_negative_lse.detach()
+    is_first = ((sums.num_above + sums.num_tied) == 0).to(lse.dtype)
+    reciprocal_rank = (1 + sums.num_above).to(lse.dtype).reciprocal()
+    scale, total, count = rules.scale.detach(), positive_logit, 1
+    if rules.has_own_key:
+        lse = torch.logaddexp(positive_logit, lse)
+    else:
+        total, count = sums.row_positive_sum.detach(), sums.row_positive_count.clamp_min(1)
+        if rules.positive_bias is not None:
+            total = total - rules.positive_bias
+    rows = torch.stack([is_first, reciprocal_rank, total / count / scale, lse])
+    return rows if rules.has_own_key else torch.where(sums.row_positive_count > 0, rows, 0)
+
+
+def contrastive_stats(sums: ContrastiveSums, rules: TermRules) -> ContrastiveStats:
+    """The batch's statistics from the sums of one pass; rows without a positive do not count."""
+    rows = stat_rows(sums, rules)
+    if rules.has_own_key:
+        return ContrastiveStats(*rows.mean(1).float())
+    num_rows = (sums.row_positive_count > 0).sum().clamp_min(1)
+    return ContrastiveStats(*(rows.sum(1) / num_rows).float())
 
 
 def warn_without_negatives() -> None:
+    _warn(
+        "no query has a negative, so the loss is constantly zero; use a larger batch, pass "
+        "negatives, or check ids and share_negatives"
+    )
+
+
+def warn_without_positives() -> None:
+    _warn(
+        "no query has a positive, so the loss is constantly zero; let batches hold several "
+        "examples of an id, or check ids and key_ids"
+    )
+
+
+def _warn(message: str) -> None:
     """Blames the first caller outside of this package and of PyTorch."""
     stacklevel, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("crossalign", "torch"):
         stacklevel, frame = stacklevel + 1, frame.f_back
-    warnings.warn(
-        "fused_contrastive_loss: no query has a negative, so the loss is constantly zero; use "
-        "a larger batch, pass negatives, or check ids and share_negatives",
-        UserWarning,
-        stacklevel=stacklevel,
-    )
+    warnings.warn(f"fused_contrastive_loss: {message}", UserWarning, stacklevel=stacklevel)

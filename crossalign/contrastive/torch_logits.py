@@ -8,8 +8,10 @@ Shape suffixes: R rows of a chunk, N queries, M candidates, K of them keys, D fe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crossalign.contrastive.problem import ContrastiveProblem, GradientNeeds, label_range
@@ -38,6 +40,24 @@ def normalize_backward(grad_unit: Tensor, x: Tensor, inverse_norm: Tensor) -> Te
     return unit.mul_(-projected).add_(grad_unit).mul_(inverse_norm[:, None])
 
 
+class Chunk(NamedTuple):
+    """Some rows of logits, against all candidates or (same_side) against those from there on."""
+
+    rows: slice
+    columns: slice  # of the candidates
+    query_RD: Tensor  # the scaled queries
+    logits_RM: Tensor  # -inf at what is left out for both sides, and at the labels
+    labels: Tensor  # a view of where the labels stand in logits_RM
+    positive_logit: Tensor  # what stood there
+    positives_RM: Tensor | None  # further positives
+    # Where limits apply and each logit serves its row and its column, which may differ: what is
+    # left out for either. Otherwise rows' exclusions are -inf in logits_RM already.
+    row_left_out_RM: Tensor | None
+    column_left_out_RK: Tensor | None
+    column_part: slice  # of logits_RM: those that also serve the terms of their columns
+    keys: slice  # of the columns' terms: theirs
+
+
 class LogitChunks:
     """Yields chunks of logits in one reused workspace, exclusions and weights applied."""
 
@@ -58,6 +78,11 @@ class LogitChunks:
         # Column by column: so the BLAS of a CPU forms the few rows of logits a tenth faster.
         self.workspace_RM = query.new_empty(candidates.shape[0], num_rows, dtype=self.dtype).T
 
+    @property
+    def is_two_sided(self) -> bool:
+        """Whether logits serve the terms of their columns too."""
+        return self.problem.symmetric or self.problem.same_side
+
     def scaled_queries(self, rows: slice) -> Tensor:
         """(R, D) queries times 1 / temperature, normalised if asked."""
         query_RD = self.query[rows].to(self.dtype)
@@ -65,56 +90,135 @@ class LogitChunks:
             return query_RD * (self.query_inverse_norm[rows, None] * self.problem.scale)
         return query_RD * self.problem.scale
 
-    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
-        """(rows, scaled queries (R, D), logits (R, M), further positives (R, M) or None).
-
-        The logits still hold the positives; every excluded logit is -inf.
-        """
-        num_queries = self.query.shape[0]
+    def __iter__(self) -> Iterator[Chunk]:
+        problem, num_queries = self.problem, self.query.shape[0]
         step = max(1, self.workspace_RM.shape[0])
         for first in range(0, num_queries, step):
             rows = slice(first, min(first + step, num_queries))
+            # Of a symmetric matrix the part left of the diagonal has been seen as its mirror image.
+            columns = slice(first if problem.same_side else 0, self.candidates_MD.shape[0])
             query_RD = self.scaled_queries(rows)
-            logits_RM = self.workspace_RM[: query_RD.shape[0]]
-            torch.mm(query_RD, self.candidates_MD.T, out=logits_RM)
-            self._apply_owners(logits_RM, rows)
-            yield rows, query_RD, logits_RM, self._apply_ids(logits_RM, rows)
+            logits_RM = self.workspace_RM[: query_RD.shape[0], columns]
+            torch.mm(query_RD, self.candidates_MD[columns].T, out=logits_RM)
+            yield self._chunk(rows, columns, query_RD, logits_RM)
 
-    def _apply_owners(self, logits_RM: Tensor, rows: slice) -> None:
+    def _chunk(self, rows: slice, columns: slice, query_RD: Tensor, logits_RM: Tensor) -> Chunk:
         problem = self.problem
-        if problem.negative_owner is None:
+        keys = slice(rows.stop, problem.num_keys) if problem.same_side else slice(0, 0)
+        if problem.symmetric:
+            keys = slice(0, problem.num_keys)
+        column_part = slice(keys.start - columns.start, keys.stop - columns.start)
+        labels = label_view(logits_RM, problem, rows, columns.start)
+        positive_logit = labels.clone()
+        is_owned = self._owned(rows)
+        row_out, column_out = self._beyond_limits(rows, columns, logits_RM, is_owned, keys)
+        is_equal = self._equal_ids(rows, columns, logits_RM)
+        positives_RM = None
+        if problem.multi_positive and is_equal is not None:
+            positives_RM = is_equal
+            if row_out is not None:
+                row_out.logical_and_(~positives_RM)
+            if column_out is not None:
+                column_out.logical_and_(~positives_RM[:, column_part])
+        self._add_hardness(logits_RM, is_owned, positives_RM)
+        self._apply_owners(logits_RM, is_owned, columns)
+        if positives_RM is not None:
+            positives_RM.logical_and_(logits_RM != -torch.inf)
+        elif is_equal is not None:
+            logits_RM.masked_fill_(is_equal, -torch.inf)
+        labels.fill_(-torch.inf)
+        if not self.is_two_sided and row_out is not None:
+            logits_RM.masked_fill_(row_out, -torch.inf)
+            row_out = None
+        return Chunk(
+            rows, columns, query_RD, logits_RM, labels, positive_logit, positives_RM,
+            row_out, column_out, column_part, keys,
+        )  # fmt: skip
+
+    def _owned(self, rows: slice) -> Tensor | None:
+        """(R, M - num_keys) the rows' own hard negatives."""
+        owner = self.problem.negative_owner
+        if owner is None:
+            return None
+        return torch.arange(rows.start, rows.stop, device=owner.device)[:, None] == owner[None, :]
+
+    def _beyond_limits(
+        self, rows: slice, columns: slice, logits_RM: Tensor, is_owned: Tensor | None, keys: slice
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the limits leave out of the rows' terms, and of those of the columns `keys`."""
+        problem = self.problem
+        column_part = slice(keys.start - columns.start, keys.stop - columns.start)
+        row_out = column_out = None
+        if problem.row_limit is not None:
+            row_out = logits_RM > problem.row_limit[rows, None]
+            if is_owned is not None and not problem.exclude_owned:
+                row_out[:, problem.num_keys - columns.start :].logical_and_(~is_owned)
+        if self.is_two_sided and problem.column_limit is not None:
+            column_out = logits_RM[:, column_part] > problem.column_limit[None, keys]
+        if problem.query_guide is not None and problem.candidate_guide is not None:
+            guide_RM = problem.query_guide[rows] @ problem.candidate_guide[columns].T
+            assert problem.row_guide_limit is not None
+            row_out = _either(row_out, guide_RM > problem.row_guide_limit[rows, None])
+            if self.is_two_sided:
+                assert problem.column_guide_limit is not None
+                beyond_RK = guide_RM[:, column_part] > problem.column_guide_limit[None, keys]
+                column_out = _either(column_out, beyond_RK)
+        return row_out, column_out
+
+    def _equal_ids(self, rows: slice, columns: slice, logits_RM: Tensor) -> Tensor | None:
+        """(R, M) equal ids, the labels apart; candidates without an id are equal to nobody."""
+        query_ids, candidate_ids = self.problem.query_ids, self.problem.candidate_ids
+        if query_ids is None or candidate_ids is None:
+            return None
+        is_equal = query_ids[rows, None] == candidate_ids[None, columns]
+        missing = logits_RM.shape[1] - is_equal.shape[1]
+        if missing:
+            is_equal = F.pad(is_equal, (0, missing))
+        label_view(is_equal, self.problem, rows, columns.start).fill_(False)
+        return is_equal
+
+    def _add_hardness(
+        self, logits_RM: Tensor, is_owned: Tensor | None, positives_RM: Tensor | None
+    ) -> None:
+        """Adds hardness * similarity to the logits of the negatives it is meant for."""
+        problem = self.problem
+        if not problem.hardness:
             return
-        row_index = torch.arange(rows.start, rows.stop, device=logits_RM.device)
-        is_owned = row_index[:, None] == problem.negative_owner[None, :]
-        negatives = logits_RM[:, problem.num_keys :]
+        factor = 1 + problem.hardness / problem.scale
+        raised_RM = torch.full_like(logits_RM, float(problem.hardness_on != "owned"))
+        if is_owned is not None and problem.hardness_on != "all":
+            raised_RM[:, problem.num_keys :] = is_owned ^ (problem.hardness_on == "in_batch")
+        if positives_RM is not None:
+            raised_RM.masked_fill_(positives_RM, 0)
+        logits_RM.mul_(raised_RM.mul_(factor - 1).add_(1))
+
+    def _apply_owners(self, logits_RM: Tensor, is_owned: Tensor | None, columns: slice) -> None:
+        problem = self.problem
+        if is_owned is None:
+            return
+        negatives = logits_RM[:, problem.num_keys - columns.start :]
+        if problem.exclude_owned:
+            negatives.masked_fill_(is_owned, -torch.inf)
+            return
         if problem.hard_negative_weight:
             negatives.add_(is_owned, alpha=problem.hard_negative_weight)
         if not problem.share_negatives:
             negatives.masked_fill_(is_owned.logical_not_(), -torch.inf)
 
-    def _apply_ids(self, logits_RM: Tensor, rows: slice) -> Tensor | None:
-        """Excludes equal ids, the positive apart, or returns where further positives stand."""
-        problem = self.problem
-        if problem.query_ids is None or problem.candidate_ids is None:
-            return None
-        num_ids = problem.candidate_ids.shape[0]
-        is_equal = problem.query_ids[rows, None] == problem.candidate_ids[None, :]
-        label_view(is_equal, problem, rows).fill_(False)
-        if not problem.multi_positive:
-            logits_RM[:, :num_ids].masked_fill_(is_equal, -torch.inf)
-            return None
-        positives_RM = is_equal.new_zeros(logits_RM.shape)
-        positives_RM[:, :num_ids] = is_equal.logical_and_(logits_RM[:, :num_ids] != -torch.inf)
-        return positives_RM
+
+def _either(left: Tensor | None, right: Tensor) -> Tensor:
+    return right if left is None else left.logical_or_(right)
 
 
-def label_view(tile_RM: Tensor, problem: ContrastiveProblem, rows: slice) -> Tensor:
-    """The positives of a chunk's rows, as a view of its diagonal."""
+def label_view(
+    tile_RM: Tensor, problem: ContrastiveProblem, rows: slice, first_candidate: int = 0
+) -> Tensor:
+    """The labels of a chunk's rows, as a view of its diagonal; its columns start at that one."""
     first_row, first_column, count = label_range(problem, rows.start, rows.stop)
     if count == 0:
         return tile_RM.new_empty(0)
-    row = first_row - rows.start
-    return tile_RM[row : row + count, first_column : first_column + count].diagonal()
+    row, column = first_row - rows.start, first_column - first_candidate
+    return tile_RM[row : row + count, column : column + count].diagonal()
 
 
 class GradientSums:
@@ -142,14 +246,18 @@ class GradientSums:
         self.grad_candidates_MD = chunks.candidates_MD.new_zeros(num_wanted, num_features)
         self.grad_scale = torch.zeros_like(chunks.problem.scale)
 
-    def add(self, rows: slice, query_RD: Tensor, grad_logits_RM: Tensor) -> None:
-        """query_RD: the scaled queries of these rows; grad_logits_RM: G."""
+    def add(self, chunk: Chunk) -> None:
+        """chunk.logits_RM: G by now."""
         chunks, needs, scale = self.chunks, self.needs, self.chunks.problem.scale
-        if len(self.grad_candidates_MD):
-            self.grad_candidates_MD.addmm_(grad_logits_RM[:, self.wanted].T, query_RD)
+        rows, columns, query_RD, grad_logits_RM = chunk[:4]
+        first, last = max(self.wanted.start, columns.start), self.wanted.stop
+        if first < last:
+            part_RM = grad_logits_RM[:, first - columns.start : last - columns.start]
+            here = slice(first - self.wanted.start, last - self.wanted.start)
+            self.grad_candidates_MD[here].addmm_(part_RM.T, query_RD)
         if not needs.query and (self.candidates_tell_scale or not needs.scale):
             return
-        grad_RD = grad_logits_RM @ chunks.candidates_MD
+        grad_RD = grad_logits_RM @ chunks.candidates_MD[columns]
         self.grad_scale += (grad_RD * query_RD).sum() / scale
         if not needs.query:
             return
@@ -164,7 +272,7 @@ class GradientSums:
         chunks, grad_candidates_MD = self.chunks, self.grad_candidates_MD
         if self.needs.scale and self.candidates_tell_scale:
             total = (grad_candidates_MD * chunks.candidates_MD).sum()
-            self.grad_scale = total / chunks.problem.scale
+            self.grad_scale += total / chunks.problem.scale
         if chunks.problem.normalize and len(grad_candidates_MD):
             inverse_norm = chunks.candidate_inverse_norm[self.wanted]
             grad_candidates_MD = normalize_backward(

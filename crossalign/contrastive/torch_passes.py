@@ -19,7 +19,7 @@ from crossalign.contrastive.problem import (
     label_range,
     tie_slack,
 )
-from crossalign.contrastive.torch_logits import GradientSums, LogitChunks, label_view
+from crossalign.contrastive.torch_logits import Chunk, GradientSums, LogitChunks
 
 
 def contrastive_fwd(
@@ -36,9 +36,9 @@ def contrastive_fwd(
     if known_positive_logit is not None:
         sums.positive_logit.copy_(known_positive_logit)
     slack = tie_slack(query, candidates, problem, sums.positive_logit) if with_stats else None
-    for rows, _, logits_RM, positives_RM in chunks:
-        take_labels(sums, slack, rows, logits_RM, positives_RM, problem)
-        _add_rest(sums, rows, logits_RM, problem)
+    for chunk in chunks:
+        take_labels(sums, slack, chunk, problem, is_known=known_positive_logit is not None)
+        _add_rest(sums, chunk, problem)
     if problem.bound is not None:
         sums.row_negative_lse.log_()
         sums.column_negative_lse.log_()
@@ -57,7 +57,10 @@ def start_sums(chunks: LogitChunks, with_stats: bool) -> ContrastiveSums:
     )
     for field in sums[:-2]:
         field.zero_()
+    if chunks.problem.exclude_label:
+        sums.positive_logit.fill_(-torch.inf)  # the best positive of none
     if chunks.problem.bound is None:
+        sums.row_negative_lse.fill_(-torch.inf)
         sums.column_negative_lse.fill_(-torch.inf)
     return sums
 
@@ -65,69 +68,93 @@ def start_sums(chunks: LogitChunks, with_stats: bool) -> ContrastiveSums:
 def take_labels(
     sums: ContrastiveSums,
     slack: Tensor | None,
-    rows: slice,
-    logits_RM: Tensor,
-    positives_RM: Tensor | None,
+    chunk: Chunk,
     problem: ContrastiveProblem,
+    *,
+    is_known: bool = False,
 ) -> None:
-    """All of a chunk but its rest: positive logits, positives, statistics. Leaves -inf at the
-    own."""
-    positive_logit = label_view(logits_RM, problem, rows)
-    first_row, _, count = label_range(problem, rows.start, rows.stop)
-    sums.positive_logit[first_row : first_row + count] = positive_logit
-    positive_logit.fill_(-torch.inf)
-    if positives_RM is not None:
-        _add_positives(sums, rows, logits_RM, positives_RM, problem)
+    """All of a chunk but its rest: positive logits, positives, statistics, sums of logits."""
+    first_row, _, count = label_range(problem, chunk.rows.start, chunk.rows.stop)
+    if not problem.exclude_label:
+        sums.positive_logit[first_row : first_row + count] = chunk.positive_logit
+    elif chunk.positives_RM is not None and not is_known and chunk.logits_RM.shape[1]:
+        best = torch.where(chunk.positives_RM, chunk.logits_RM, -torch.inf).amax(1)
+        sums.positive_logit[chunk.rows] = best
+    if chunk.positives_RM is not None:
+        _add_positives(sums, chunk, problem)
+    if problem.with_logit_sums:
+        _add_logits(sums, chunk, problem)
     if slack is not None:
-        _count_above(sums, rows, slack[rows], logits_RM, positives_RM)
+        _count_above(sums, chunk, slack[chunk.rows])
 
 
-def _add_rest(
-    sums: ContrastiveSums, rows: slice, logits_RM: Tensor, problem: ContrastiveProblem
-) -> None:
+def _add_rest(sums: ContrastiveSums, chunk: Chunk, problem: ContrastiveProblem) -> None:
     """Row and column sums of one chunk; of bounded logits these are plain sums of exp."""
-    keys_RK = logits_RM[:, : problem.num_keys]
-    if problem.bound is None:
-        torch.logsumexp(logits_RM, 1, out=sums.row_negative_lse[rows])
-        if problem.symmetric:
-            total = torch.logaddexp(sums.column_negative_lse, torch.logsumexp(keys_RK, 0))
-            sums.column_negative_lse.copy_(total)
+    rows, logits_RM = chunk.rows, chunk.logits_RM
+    columns = sums.row_negative_lse if problem.same_side else sums.column_negative_lse
+    columns = columns[chunk.keys]
+    row_part = column_part = logits_RM
+    if problem.bound is not None:
+        row_part = column_part = logits_RM.exp_()
+    nothing = -torch.inf if problem.bound is None else 0.0
+    if chunk.row_left_out_RM is not None:
+        row_part = row_part.masked_fill(chunk.row_left_out_RM, nothing)
+    column_part = column_part[:, chunk.column_part]
+    if chunk.column_left_out_RK is not None:
+        column_part = column_part.masked_fill(chunk.column_left_out_RK, nothing)
+    if problem.bound is not None:
+        sums.row_negative_lse[rows] += row_part.sum(1)
+        columns += column_part.sum(0)
         return
-    logits_RM.exp_()
-    torch.sum(logits_RM, 1, out=sums.row_negative_lse[rows])
+    of_rows = sums.row_negative_lse[rows]
+    of_rows.copy_(torch.logaddexp(of_rows, torch.logsumexp(row_part, 1)))
+    columns.copy_(torch.logaddexp(columns, torch.logsumexp(column_part, 0)))
+
+
+def _add_positives(sums: ContrastiveSums, chunk: Chunk, problem: ContrastiveProblem) -> None:
+    assert chunk.positives_RM is not None
+    logits_RM = torch.where(chunk.positives_RM, chunk.logits_RM, 0)
+    torch.sum(logits_RM, 1, out=sums.row_positive_sum[chunk.rows])
+    sums.row_positive_count[chunk.rows] = chunk.positives_RM.sum(1).to(logits_RM.dtype)
     if problem.symmetric:
-        sums.column_negative_lse.add_(keys_RK.sum(0))
+        sums.column_positive_sum.add_(logits_RM[:, chunk.column_part].sum(0))
+        sums.column_positive_count.add_(chunk.positives_RM[:, chunk.column_part].sum(0))
 
 
-def _add_positives(
-    sums: ContrastiveSums,
-    rows: slice,
-    logits_RM: Tensor,
-    positives_RM: Tensor,
-    problem: ContrastiveProblem,
-) -> None:
-    positive_logits_RM = torch.where(positives_RM, logits_RM, 0)
-    torch.sum(positive_logits_RM, 1, out=sums.row_positive_sum[rows])
-    sums.row_positive_count[rows] = positives_RM.sum(1).to(sums.row_positive_count.dtype)
-    if problem.symmetric:
-        sums.column_positive_sum.add_(positive_logits_RM[:, : problem.num_keys].sum(0))
-        sums.column_positive_count.add_(positives_RM[:, : problem.num_keys].sum(0))
+def _add_logits(sums: ContrastiveSums, chunk: Chunk, problem: ContrastiveProblem) -> None:
+    """Sums and counts of all logits that are not left out."""
+    for_rows, for_columns = kept_logits(chunk)
+    logits_RM, is_column = chunk.logits_RM, chunk.column_part
+    sums.row_logit_sum[chunk.rows] += torch.where(for_rows, logits_RM, 0).sum(1)
+    sums.row_logit_count[chunk.rows] += for_rows.sum(1)
+    total, count = sums.column_logit_sum, sums.column_logit_count
+    if problem.same_side:
+        total, count = sums.row_logit_sum, sums.row_logit_count
+    if problem.symmetric or problem.same_side:
+        total[chunk.keys] += torch.where(for_columns, logits_RM[:, is_column], 0).sum(0)
+        count[chunk.keys] += for_columns.sum(0)
 
 
-def _count_above(
-    sums: ContrastiveSums,
-    rows: slice,
-    slack_R: Tensor,
-    logits_RM: Tensor,
-    positives_RM: Tensor | None,
-) -> None:
-    own_R = sums.positive_logit[rows]
+def kept_logits(chunk: Chunk) -> tuple[Tensor, Tensor]:
+    """Which logits count in the terms of the rows (R, M), and in those of the columns."""
+    kept_RM = chunk.logits_RM != -torch.inf
+    for_columns = kept_RM[:, chunk.column_part]
+    if chunk.column_left_out_RK is not None:
+        for_columns = for_columns & ~chunk.column_left_out_RK
+    if chunk.row_left_out_RM is not None:
+        kept_RM = kept_RM & ~chunk.row_left_out_RM
+    return kept_RM, for_columns
+
+
+def _count_above(sums: ContrastiveSums, chunk: Chunk, slack_R: Tensor) -> None:
+    own_R, logits_RM = sums.positive_logit[chunk.rows], chunk.logits_RM
     is_above_RM = logits_RM > (own_R + slack_R)[:, None]
     is_tied_RM = (logits_RM >= (own_R - slack_R)[:, None]).logical_and_(~is_above_RM)
     for counts, hits_RM in ((sums.num_above, is_above_RM), (sums.num_tied, is_tied_RM)):
-        if positives_RM is not None:
-            hits_RM.logical_and_(~positives_RM)
-        counts[rows] = hits_RM.sum(1, dtype=torch.int32)
+        for left_out_RM in (chunk.positives_RM, chunk.row_left_out_RM):
+            if left_out_RM is not None:
+                hits_RM.logical_and_(~left_out_RM)
+        counts[chunk.rows] = hits_RM.sum(1, dtype=torch.int32)
 
 
 def contrastive_bwd(
@@ -143,62 +170,78 @@ def contrastive_bwd(
     chunks = LogitChunks(query, candidates, problem)
     gradients = GradientSums(chunks, query.dtype, needs)
     # A second workspace, kept: fresh memory for every chunk costs more than the arithmetic on it.
-    scratch_RM = torch.empty_like(chunks.workspace_RM) if problem.symmetric else query.new_empty(0)
-    for rows, query_RD, logits_RM, positives_RM in chunks:
-        _logits_to_grad(logits_RM, scratch_RM, positives_RM, rows, problem, sums, grads)
-        gradients.add(rows, query_RD, logits_RM)
+    scratch_RM = query.new_empty(0)
+    if chunks.is_two_sided:
+        scratch_RM = torch.empty_like(chunks.workspace_RM)
+    for chunk in chunks:
+        _logits_to_grad(chunk, scratch_RM, problem, sums, grads)
+        gradients.add(chunk)
     return gradients.result()
 
 
 def _logits_to_grad(
-    logits_RM: Tensor,
+    chunk: Chunk,
     scratch_RM: Tensor,
-    positives_RM: Tensor | None,
-    rows: slice,
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
 ) -> None:
     """Replaces a chunk of logits by d loss / d logits, in place."""
-    num_keys = problem.num_keys
-    row_negative_lse, row_coefficient = sums.row_negative_lse[rows], grads.row_negative_lse[rows]
-    positive_logit = label_view(logits_RM, problem, rows)
-    positive_logit.fill_(-torch.inf)
-    if not problem.symmetric:
-        # A row without a rest has -inf everywhere; its softmax is 0 here, not NaN.
-        logits_RM.sub_(
-            row_negative_lse.masked_fill(row_negative_lse == -torch.inf, torch.inf)[:, None]
-        ).exp_()
+    rows, logits_RM = chunk.rows, chunk.logits_RM
+    kept = kept_logits(chunk) if problem.with_logit_sums else None
+    row_lse, row_coefficient = sums.row_negative_lse[rows], grads.row_negative_lse[rows]
+    column_lse, column_coefficient = sums.column_negative_lse, grads.column_negative_lse
+    column_logit_grad = grads.column_logit_sum
+    if problem.same_side:
+        column_lse, column_coefficient = sums.row_negative_lse, grads.row_negative_lse
+        column_logit_grad = grads.row_logit_sum
+    column_lse, column_coefficient = column_lse[chunk.keys], column_coefficient[chunk.keys]
+    if not (problem.symmetric or problem.same_side):
+        logits_RM.sub_(_without_empty(row_lse)[:, None]).exp_()
         logits_RM.mul_(row_coefficient[:, None])
     elif problem.bound is not None:
         # One exponential serves both directions: exp(z) times a rank-one sum.
-        row_factor = _softmax_factor(row_coefficient, row_negative_lse)
-        column_factor = _softmax_factor(grads.column_negative_lse, sums.column_negative_lse)
-        logits_RM.exp_()
-        factors_RK = scratch_RM[: logits_RM.shape[0], :num_keys]
-        torch.add(row_factor[:, None], column_factor[None, :], out=factors_RK)
-        logits_RM[:, :num_keys].mul_(factors_RK)
-        logits_RM[:, num_keys:].mul_(row_factor[:, None])
+        factors_RM = scratch_RM[: logits_RM.shape[0], : logits_RM.shape[1]]
+        factors_RM.copy_(_softmax_factor(row_coefficient, row_lse)[:, None].expand_as(factors_RM))
+        if chunk.row_left_out_RM is not None:
+            factors_RM.masked_fill_(chunk.row_left_out_RM, 0)
+        column_factor = _softmax_factor(column_coefficient, column_lse).expand(len(logits_RM), -1)
+        if chunk.column_left_out_RK is not None:
+            column_factor = column_factor.masked_fill(chunk.column_left_out_RK, 0)
+        factors_RM[:, chunk.column_part].add_(column_factor)
+        logits_RM.exp_().mul_(factors_RM)
     else:
-        column_negative_lse = sums.column_negative_lse
-        column_negative_lse = column_negative_lse.masked_fill(
-            column_negative_lse == -torch.inf, torch.inf
-        )
-        columns_RK = (logits_RM[:, :num_keys] - column_negative_lse[None, :]).exp_()
-        logits_RM.sub_(
-            row_negative_lse.masked_fill(row_negative_lse == -torch.inf, torch.inf)[:, None]
-        ).exp_()
-        logits_RM.mul_(row_coefficient[:, None])
-        logits_RM[:, :num_keys].addcmul_(columns_RK, grads.column_negative_lse[None, :])
-    if positives_RM is not None:
-        logits_RM.addcmul_(positives_RM.to(logits_RM.dtype), grads.row_positive_sum[rows, None])
+        columns_RK = (logits_RM[:, chunk.column_part] - _without_empty(column_lse)).exp_()
+        columns_RK.mul_(column_coefficient)
+        logits_RM.sub_(_without_empty(row_lse)[:, None]).exp_().mul_(row_coefficient[:, None])
+        if chunk.row_left_out_RM is not None:
+            logits_RM.masked_fill_(chunk.row_left_out_RM, 0)
+        if chunk.column_left_out_RK is not None:
+            columns_RK.masked_fill_(chunk.column_left_out_RK, 0)
+        logits_RM[:, chunk.column_part].add_(columns_RK)
+    if kept is not None:
+        logits_RM.addcmul_(kept[0].to(logits_RM.dtype), grads.row_logit_sum[rows, None])
+        if problem.symmetric or problem.same_side:
+            for_columns = kept[1].to(logits_RM.dtype)
+            logits_RM[:, chunk.column_part].addcmul_(for_columns, column_logit_grad[chunk.keys])
+    if chunk.positives_RM is not None:
+        positives_RM = chunk.positives_RM.to(logits_RM.dtype)
+        logits_RM.addcmul_(positives_RM, grads.row_positive_sum[rows, None])
         if problem.symmetric:
-            keys_RK = positives_RM[:, :num_keys].to(logits_RM.dtype)
-            logits_RM[:, :num_keys].addcmul_(keys_RK, grads.column_positive_sum[None, :])
+            keys_RK = positives_RM[:, chunk.column_part]
+            logits_RM[:, chunk.column_part].addcmul_(keys_RK, grads.column_positive_sum)
     first_row, _, count = label_range(problem, rows.start, rows.stop)
-    positive_logit.copy_(grads.positive_logit[first_row : first_row + count])
+    if problem.exclude_label:
+        chunk.labels.zero_()
+    else:
+        chunk.labels.copy_(grads.positive_logit[first_row : first_row + count])
+
+
+def _without_empty(lse: Tensor) -> Tensor:
+    """A term without a rest has -inf everywhere; with this its softmax is 0, not NaN."""
+    return lse.masked_fill(lse == -torch.inf, torch.inf)
 
 
 def _softmax_factor(coefficient: Tensor, rest: Tensor) -> Tensor:
     """coefficient * exp(-rest), 0 where there is no rest."""
-    return coefficient * rest.masked_fill(rest == -torch.inf, torch.inf).neg_().exp_()
+    return coefficient * _without_empty(rest).neg_().exp_()

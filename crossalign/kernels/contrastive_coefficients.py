@@ -95,6 +95,12 @@ def _coefficients_kernel(
         tl.store(columns_ptr + 3 * column_size + offs, fold, mask=is_column)
 
 
+_READ = (
+    *("positive_logit", "row_negative_lse", "column_negative_lse"),
+    *("row_positive_sum", "column_positive_sum"),
+)
+
+
 def coefficients(
     grads: ContrastiveGrads,
     sums: ContrastiveSums,

@@ -179,7 +179,7 @@ def pair_terms_bwd(grad_terms: Tensor, sums: ContrastiveSums) -> ContrastiveGrad
             _pair_terms_bwd_kernel[(triton.cdiv(grad_terms.shape[0], BLOCK),)](
                 grad_terms_ptr=grad_terms,
                 **{f"{name}_ptr": getattr(sums, name) for name in _READ_AGAIN},
-                **{f"grad_{name}_ptr": grad for name, grad in grads._asdict().items()},
+                **{f"grad_{name}_ptr": getattr(grads, name) for name in _WRITTEN},
                 num_pairs=grad_terms.shape[0],
                 stride_g=grad_terms.stride(0),
                 SYMMETRIC=sums.column_negative_lse.shape[0] > 0,
@@ -189,6 +189,10 @@ def pair_terms_bwd(grad_terms: Tensor, sums: ContrastiveSums) -> ContrastiveGrad
     return grads
 
 
+_WRITTEN = (
+    *("positive_logit", "row_negative_lse", "row_positive_sum"),
+    *("column_negative_lse", "column_positive_sum"),
+)
 _READ_AGAIN = (
     "positive_logit", "row_negative_lse", "row_positive_count", "column_negative_lse",
     "column_positive_count",

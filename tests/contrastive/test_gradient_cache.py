@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from crossalign.contrastive.gradient_cache import GradientCache
-from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
+from crossalign.contrastive.loss import fused_contrastive_loss
+from crossalign.contrastive.module import ContrastiveLoss
 from tests.support.gradient_cache_cases import (
     ROWS,
     assert_equal_gradients,

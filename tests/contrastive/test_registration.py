@@ -15,6 +15,7 @@ from crossalign import ContrastiveLoss, fused_contrastive_loss
 from crossalign.contrastive.ops import contrastive_sums
 from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
 from crossalign.contrastive.row_loss import row_loss
+from crossalign.contrastive.terms import TermRules
 from tests.support.pooling_cases import BACKENDS
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -113,7 +114,7 @@ def test_gradcheck_of_the_row_loss(name: str, reduction: str) -> None:
     def loss(query: Tensor, candidates: Tensor, scale: Tensor) -> Tensor:
         problem = make_problem(options, 3, scale)
         sides = (query, candidates[:3], candidates[3:])
-        return row_loss(*sides, problem, weights, reduction, with_stats=False)[0]
+        return row_loss(*sides, problem, TermRules(), weights, reduction, with_stats=False)[0]
 
     assert torch.autograd.gradcheck(loss, make_leaves())
 
@@ -127,7 +128,8 @@ def test_opcheck_of_the_row_loss(name: str, transposed: bool) -> None:
         query, candidates = (
             x.detach().T.contiguous().T.requires_grad_() for x in (query, candidates)
         )
-    arguments = (*make_problem(OPTIONS[name], 3, scale), torch.rand(5), "mean", True)
+    rules = (0.0, None, True)
+    arguments = (*make_problem(OPTIONS[name], 3, scale), torch.rand(5), "mean", *rules, True)
     forward = torch.ops.crossalign.row_loss_fwd.default
     sides = (query, candidates[:3], candidates[3:])
     for needs in ((True, True, True, True), (False, True, False, False)):

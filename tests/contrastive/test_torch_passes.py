@@ -10,6 +10,7 @@ from crossalign import fused_contrastive_loss
 from crossalign.contrastive import torch_logits, torch_passes
 from crossalign.contrastive.problem import ContrastiveGrads, label_range
 from crossalign.contrastive.row_loss import row_loss
+from crossalign.contrastive.terms import TermRules
 from crossalign.contrastive.torch_logits import inverse_norms, label_view, normalize_backward
 from tests.support.allocations import LargestAllocation
 from tests.support.contrastive_cases import (
@@ -57,7 +58,7 @@ def test_no_tensor_of_queries_times_columns(bound: float | None, symmetric: bool
         grads = [torch.ones_like(getattr(sums, name)) for name in ContrastiveGrads._fields]
         torch_passes.contrastive_bwd(query, candidates, problem, sums, ContrastiveGrads(*grads))
         if not symmetric:
-            row_loss(query, candidates, None, problem, None, "mean", with_stats=True)
+            row_loss(query, candidates, None, problem, TermRules(), None, "mean", with_stats=True)
     assert 0 < largest.elements <= torch_logits.CPU_CHUNK_LOGITS < 4096 * 5120 / 4
 
 

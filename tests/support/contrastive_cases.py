@@ -193,16 +193,8 @@ def make_problem(num_keys: int, dtype: torch.dtype, **options: Any) -> Contrasti
     """What the registered ops take, plain where options do not say otherwise."""
     defaults: dict[str, Any] = {
         "scale": torch.tensor(7.0, dtype=accumulator(dtype)),
-        "query_ids": None,
-        "candidate_ids": None,
-        "negative_owner": None,
         "num_keys": num_keys,
-        "label_offset": 0,
-        "hard_negative_weight": 0.0,
-        "share_negatives": True,
-        "multi_positive": False,
         "symmetric": True,
-        "normalize": True,
         "bound": 8.0,
     }
     return ContrastiveProblem(**defaults | options)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossalign.argument_checks import check_option, values_may_be_read
-from crossalign.backends import choose_backend
 from crossalign.contrastive.across_ranks.shards import ShardedBatch
-from crossalign.contrastive.arguments import check_arguments
-from crossalign.contrastive.problem import LossArguments
+from crossalign.contrastive.arguments import checked
+from crossalign.contrastive.backend import takes_triton
+from crossalign.contrastive.options import LossArguments
 from crossalign.distributed.gather import BACKENDS, ShardLayout, shard_layout
 from crossalign.distributed.rank_agreement import agree
 from crossalign.precision import accumulator
@@ -23,20 +24,28 @@ _NAME = "fused_contrastive_loss"
 # gather="auto" gathers while what that holds takes at most this share of the memory of the rank
 # that has least, and else passes shards round: slower on a fast network, but in bounded memory.
 GATHERED_SHARE = 1 / 8
-_OPTIONAL = ("ids", "negative_ids", "negative_owner", "weights")
+_OF_QUERIES = ("ids", "weights", "guide_query")
+_OF_KEYS = ("key_ids", "guide_key")
+_OF_NEGATIVES = ("negative_ids", "negative_owner", "guide_negatives")
+# Options whose values need no more than to be equal; the others are told in their own way.
+_TOLD_APART = ("debias", "group", "backend")
 
 
-def agree_on_arguments(arguments: LossArguments) -> list[dict[str, Any]]:
-    """Every rank's record; raises on every rank if they do not fit, or one has a bad argument."""
+def agree_on_arguments(
+    arguments: LossArguments,
+) -> tuple[LossArguments, list[dict[str, Any]]]:
+    """(the checked arguments, every rank's record); raises on every rank if they do not fit."""
     facts: dict[str, object] = {}
     problem: Exception | None = None
     try:
-        check_arguments(arguments)
+        arguments = checked(arguments)
         facts = _facts(arguments)
     except (TypeError, ValueError) as error:
         problem = error
-    may_differ = ("rows", "negatives", "device", "memory", "needs gradient")
-    return agree(_NAME, facts, arguments.group, may_differ=may_differ, problem=problem)
+    may_differ = ("rows", "keys", "negatives", "device", "memory", "needs gradient")
+    group = arguments.options.group
+    assert group is not None
+    return arguments, agree(_NAME, facts, group, may_differ=may_differ, problem=problem)
 
 
 def _facts(arguments: LossArguments) -> dict[str, object]:
@@ -55,8 +64,10 @@ def _facts(arguments: LossArguments) -> dict[str, object]:
         "negatives": arguments.negatives,
         "temperature": temperature,
     }
+    options, guide = arguments.options, arguments.guide_query
     facts: dict[str, object] = {
         "rows": query.shape[0],
+        "keys": arguments.key.shape[0],
         "negatives": num_negatives,
         "device": str(query.device),
         "memory": memory_bytes(query.device),
@@ -69,23 +80,34 @@ def _facts(arguments: LossArguments) -> dict[str, object]:
         "dtype": str(query.dtype),
         "device type": query.device.type,
         "temperature": told,
-        "hard_negative_weight": float(arguments.hard_negative_weight),
-        "backend": choose_backend(_NAME, arguments.backend, query),
-        "gather": arguments.gather,
-        "same_id": arguments.same_id,
-        "reduction": arguments.reduction,
+        "backend": "triton" if takes_triton(arguments) else "torch",
+        "debias": "a tensor" if isinstance(options.debias, Tensor) else float(options.debias),
+        "guide features": None if guide is None else guide.shape[1],
+        "guide dtype": None if guide is None else str(guide.dtype),
         "CROSSALIGN_GATHER": gather_backend,
         "gradient mode": torch.is_grad_enabled(),
     }
-    for name in ("symmetric", "normalize", "share_negatives", "return_stats"):
-        facts[name] = bool(getattr(arguments, name))
-    for name in _OPTIONAL:
-        is_empty = (num_negatives if name.startswith("negative") else query.shape[0]) == 0
+    for name, value in options._asdict().items():
+        if name not in _TOLD_APART:
+            facts[name] = _plain(value)
+    sizes = dict.fromkeys(_OF_QUERIES, query.shape[0])
+    sizes |= dict.fromkeys(_OF_KEYS, arguments.key.shape[0])
+    sizes |= dict.fromkeys(_OF_NEGATIVES, num_negatives)
+    for name, size in sizes.items():
         if getattr(arguments, name) is not None:
             facts[name] = "given"
-        elif not is_empty:  # a rank without rows need not know that others give it
+        elif size:  # a rank without rows need not know that others give it
             facts[name] = "missing"
     return facts
+
+
+def _plain(value: Any) -> object:
+    """An option as the records can carry it: NumPy's numbers as Python's, names as one text."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, Sequence):
+        return " + ".join(value)
+    return bool(value) if type(value).__name__ in ("bool", "bool_") else float(value)
 
 
 @functools.cache
@@ -103,10 +125,20 @@ def fill_missing(arguments: LossArguments, records: list[dict[str, Any]]) -> Los
     filled: dict[str, Any] = {}
     if arguments.negatives is None:
         filled["negatives"] = query.new_empty((0, query.shape[1]))
-    for name in _OPTIONAL:
-        if getattr(arguments, name) is None and any(
-            record.get(name) == "given" for record in records
-        ):
+    is_guided = any(record.get("guide_query") == "given" for record in records)
+    for name in (*_OF_QUERIES, *_OF_KEYS, *_OF_NEGATIVES):
+        if getattr(arguments, name) is not None:
+            continue
+        if name.startswith("guide_"):
+            if is_guided:
+                (told,) = {
+                    (record["guide features"], record["guide dtype"])
+                    for record in records
+                    if record.get("guide features") is not None
+                }
+                dtype = getattr(torch, told[1].removeprefix("torch."))
+                filled[name] = query.new_empty((0, told[0]), dtype=dtype)
+        elif any(record.get(name) == "given" for record in records):
             dtype = accumulator(query.dtype) if name == "weights" else torch.int64
             filled[name] = query.new_empty(0, dtype=dtype)
     return arguments._replace(**filled)
@@ -115,25 +147,31 @@ def fill_missing(arguments: LossArguments, records: list[dict[str, Any]]) -> Los
 def sharded_batch(arguments: LossArguments, records: list[dict[str, Any]]) -> ShardedBatch:
     wanted = " ".join(record["needs gradient"] for record in records).split()
     wide = accumulator(arguments.query.dtype)
-    # The widest row that travels is an embedding, or three numbers of the accumulator dtype.
-    row_bytes = max(arguments.query.shape[1] * arguments.query.element_size(), 3 * wide.itemsize)
+    group = arguments.options.group
+    assert group is not None
+    # The widest row that travels is an embedding, a guide's, or five numbers of the accumulator.
+    row_bytes = max(arguments.query.shape[1] * arguments.query.element_size(), 5 * wide.itemsize)
+    if arguments.guide_query is not None:
+        row_bytes = max(row_bytes, arguments.guide_query.shape[1] * wide.itemsize)
 
-    def layout(name: str) -> ShardLayout:
+    def layout(rows: list[int]) -> ShardLayout:
         return shard_layout(
-            arguments.group,
-            [record[name] for record in records],
+            group,
+            rows,
             [record["device"] for record in records],
             row_bytes=row_bytes,
             backend=records[0]["CROSSALIGN_GATHER"],
         )
 
     return ShardedBatch(
-        keys=layout("rows"),
-        negatives=layout("negatives"),
+        num_queries=sum(record["rows"] for record in records),
+        keys=layout([record["keys"] for record in records]),
+        negatives=layout([record["negatives"] for record in records]),
         negatives_have_ids=arguments.negative_ids is not None,
         keys_need_grad="key" in wanted,
         negatives_need_grad="negatives" in wanted,
-        with_stats=bool(arguments.return_stats),
+        queries_need_grad="query" in wanted,
+        with_stats=bool(arguments.options.return_stats),
         use_triton=records[0]["backend"] == "triton",
     )
 

@@ -28,36 +28,51 @@ from crossalign.distributed.gather import exchange_rows, gather_rows, reduce_row
 
 
 def gathered_problem(problem: ContrastiveProblem, batch: ShardedBatch) -> ContrastiveProblem:
-    """This rank's problem -> its queries against the candidates of all ranks. Collective for
-    ids."""
-    num_pairs, candidate_ids = batch.keys.rows[batch.rank], problem.candidate_ids
+    """This rank's problem -> its queries against the candidates of all ranks. Collective."""
+    candidate_ids, guide = problem.candidate_ids, problem.candidate_guide
     if candidate_ids is not None:
-        of_keys, of_negatives = candidate_ids[:num_pairs], candidate_ids[num_pairs:]
-        candidate_ids = gather_rows(of_keys[:, None], batch.keys)
-        if batch.negatives_have_ids:
-            further = gather_rows(of_negatives[:, None], batch.negatives)
-            candidate_ids = torch.cat([candidate_ids, further])
-        candidate_ids = candidate_ids[:, 0].contiguous()
+        gathered = _gather_candidates(candidate_ids[:, None], batch, batch.negatives_have_ids)
+        candidate_ids = gathered[:, 0].contiguous()
+    if guide is not None:
+        guide = _gather_candidates(guide, batch, has_negatives=True)
+    limits = {
+        name: None if limit is None else gather_rows(limit[:, None], batch.keys)[:, 0].contiguous()
+        for name, limit in (
+            ("column_limit", problem.column_limit),
+            ("column_guide_limit", problem.column_guide_limit),
+        )
+    }
     owner = problem.negative_owner
     if owner is not None:
         before, after = batch.negatives.rows[: batch.rank], batch.negatives.rows[batch.rank + 1 :]
         # -1: owned by a query of another rank.
         owner = F.pad(owner, (sum(before), sum(after)), value=-1)
+    num_keys = sum(batch.keys.rows)
     return problem._replace(
         candidate_ids=candidate_ids,
+        candidate_guide=guide,
         negative_owner=owner,
-        num_keys=sum(batch.keys.rows),
-        label_offset=batch.first_row(batch.rank),
+        num_keys=num_keys,
+        label_offset=batch.label_offset(problem, 0, num_keys),
+        **limits,
     )
+
+
+def _gather_candidates(x: Tensor, batch: ShardedBatch, has_negatives: bool) -> Tensor:
+    """Rows of this rank's keys and then negatives -> of all ranks' keys, then all negatives."""
+    num_keys = batch.keys.rows[batch.rank]
+    gathered = gather_rows(x[:num_keys], batch.keys)
+    if not has_negatives or not sum(batch.negatives.rows):
+        return gathered
+    return torch.cat([gathered, gather_rows(x[num_keys:], batch.negatives)])
 
 
 def gathered_sums(
     query: Tensor, key: Tensor, negatives: Tensor, problem: ContrastiveProblem, batch: ShardedBatch
 ) -> tuple[ContrastiveSums, Tensor]:
     """(the sums of this rank's pairs, the gathered candidates (M, D) that backward needs)."""
-    candidates = gather_rows(key, batch.keys)
-    if sum(batch.negatives.rows):
-        candidates = torch.cat([candidates, gather_rows(negatives, batch.negatives)])
+    candidates = torch.cat([key, negatives]) if len(negatives) else key
+    candidates = _gather_candidates(candidates, batch, has_negatives=True)
     sums = block_sums(query, candidates, problem, batch)
     parts = column_parts(sums, problem)
     if problem.symmetric:

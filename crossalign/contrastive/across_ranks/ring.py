@@ -10,6 +10,8 @@ Shapes: N_r pairs and H_r further negatives of rank r, M_r = N_r + H_r candidate
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,11 @@ from crossalign.contrastive.across_ranks.shards import (
     with_column_coefficients,
     with_column_parts,
 )
-from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive.problem import (
+    ContrastiveGrads,
+    ContrastiveProblem,
+    ContrastiveSums,
+)
 from crossalign.precision import accumulator
 
 
@@ -33,19 +39,36 @@ def ring_sums(
 ) -> tuple[ContrastiveSums, Tensor]:
     """(the sums of this rank's pairs, its positives (M_r, D))."""
     candidates = torch.cat([key, negatives]) if len(negatives) else key.contiguous()
+    shard = _shard(candidates, problem, batch)
+    best: Tensor | None = None
+    if batch.with_stats and problem.exclude_label:
+        # The best positive, which the statistics rank, is known when all shards have been seen.
+        best = _ring_pass(query, shard, problem, batch._replace(with_stats=False))[0].positive_logit
+    total, parts = _ring_pass(query, shard, problem, batch, best)
+    return with_column_parts(total, parts, problem), candidates
+
+
+def _ring_pass(
+    query: Tensor,
+    shard: Sequence[Travelling],
+    problem: ContrastiveProblem,
+    batch: ShardedBatch,
+    known_positive_logit: Tensor | None = None,
+) -> tuple[ContrastiveSums, Tensor]:
+    """The sums of this rank's rows over all shards, and the parts of its keys' column terms."""
     totals: list[ContrastiveSums] = []
 
-    def visit(source: int, shard: list[Tensor]) -> Tensor:
-        block = _block_problem(problem, batch, source, *shard[1:])
-        known_positive_logit = totals[-1].positive_logit if totals else None
-        sums = block_sums(query, shard[0], block, batch, known_positive_logit)
-        totals[:] = [_add_rows(totals[0], sums) if totals else sums]
+    def visit(source: int, arrived: list[Tensor]) -> Tensor:
+        block = _block_problem(problem, batch, source, arrived)
+        known = known_positive_logit
+        if totals and not problem.exclude_label:
+            known = totals[-1].positive_logit
+        sums = block_sums(query, arrived[0], block, batch, known)
+        totals[:] = [_add_rows(totals[0], sums, problem.exclude_label) if totals else sums]
         return column_parts(sums, block)
 
-    parts = circulate(
-        _shard(candidates, problem, batch), batch.keys, visit, _combine_parts, batch.keys.rows
-    )
-    return with_column_parts(totals[0], parts, problem), candidates
+    parts = circulate(shard, batch.keys, visit, _combine_parts, batch.keys.rows)
+    return totals[0], parts
 
 
 def ring_gradients(
@@ -70,9 +93,8 @@ def ring_gradients(
         shard.append(Travelling(sums.candidate_inverse_norm, num_candidates))
 
     def visit(source: int, arrived: list[Tensor]) -> Tensor:
-        ids = arrived[1:2] if problem.candidate_ids is not None else []
-        block = _block_problem(problem, batch, source, *ids)
-        coefficients, *inverse_norm = arrived[1 + len(ids) :]
+        block = _block_problem(problem, batch, source, arrived)
+        coefficients, *inverse_norm = arrived[1 + len(_travelling_fields(problem)) :]
         block_sums, block_grads = with_column_coefficients(sums, grads, coefficients, block)
         if inverse_norm:
             block_sums = block_sums._replace(candidate_inverse_norm=inverse_norm[0])
@@ -100,46 +122,61 @@ def _rows_of_columns(batch: ShardedBatch) -> list[int]:
     return [keys + negatives for keys, negatives in pairs]
 
 
+def _travelling_fields(problem: ContrastiveProblem) -> list[str]:
+    """What describes the candidates, and goes with them."""
+    names = ("candidate_ids", "candidate_guide", "column_limit", "column_guide_limit")
+    return [name for name in names if getattr(problem, name) is not None]
+
+
 def _shard(
     candidates: Tensor, problem: ContrastiveProblem, batch: ShardedBatch
 ) -> list[Travelling]:
     rows = _rows_of_columns(batch)
-    shard = [Travelling(candidates, rows)]
-    if problem.candidate_ids is not None:
-        with_id = rows if batch.negatives_have_ids else batch.keys.rows
-        shard.append(Travelling(problem.candidate_ids, with_id))
-    return shard
+    of_field = {
+        "candidate_ids": rows if batch.negatives_have_ids else batch.keys.rows,
+        "candidate_guide": rows,
+        "column_limit": batch.keys.rows,
+        "column_guide_limit": batch.keys.rows,
+    }
+    fields = _travelling_fields(problem)
+    described = [Travelling(getattr(problem, name), of_field[name]) for name in fields]
+    return [Travelling(candidates, rows), *described]
 
 
 def _block_problem(
-    problem: ContrastiveProblem,
-    batch: ShardedBatch,
-    source: int,
-    candidate_ids: Tensor | None = None,
+    problem: ContrastiveProblem, batch: ShardedBatch, source: int, arrived: Sequence[Tensor]
 ) -> ContrastiveProblem:
-    """This rank's queries against the candidates of rank `source`."""
+    """This rank's queries against the candidates of rank `source`, and what came with them."""
     owner = problem.negative_owner
     if owner is not None and source != batch.rank:
         owner = owner.new_full((batch.negatives.rows[source],), -1)  # none of them is owned here
-    return problem._replace(
-        candidate_ids=candidate_ids,
+    num_keys = batch.keys.rows[source]
+    block = problem._replace(
         negative_owner=owner,
-        num_keys=batch.keys.rows[source],
-        label_offset=batch.first_row(batch.rank) - batch.first_row(source),
+        num_keys=num_keys,
+        label_offset=batch.label_offset(problem, batch.first_row(source), num_keys),
     )
+    fields = _travelling_fields(problem)
+    described = dict(zip(fields, arrived[1 : 1 + len(fields)], strict=True))
+    return block._replace(**described)
 
 
-def _add_rows(total: ContrastiveSums, sums: ContrastiveSums) -> ContrastiveSums:
+def _add_rows(total: ContrastiveSums, sums: ContrastiveSums, is_best: bool) -> ContrastiveSums:
     """The first block's sums, with what further candidates add to those of the rows."""
     return total._replace(
         row_negative_lse=torch.logaddexp(total.row_negative_lse, sums.row_negative_lse),
         row_positive_sum=total.row_positive_sum + sums.row_positive_sum,
         row_positive_count=total.row_positive_count + sums.row_positive_count,
+        row_logit_sum=total.row_logit_sum + sums.row_logit_sum,
+        row_logit_count=total.row_logit_count + sums.row_logit_count,
+        positive_logit=torch.maximum(total.positive_logit, sums.positive_logit)
+        if is_best
+        else total.positive_logit,
         num_above=total.num_above + sums.num_above,
         num_tied=total.num_tied + sums.num_tied,
     )
 
 
 def _combine_parts(before: Tensor, here: Tensor) -> Tensor:
-    """(num_keys, 0, 1 or 3): the first is a log-sum-exp, the others are sums."""
+    """(num_keys, 0 to 5): the first is a log-sum-exp, the others are sums."""
     return torch.cat([torch.logaddexp(before[:, :1], here[:, :1]), before[:, 1:] + here[:, 1:]], 1)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossalign.contrastive.blocks import Pass
 from crossalign.contrastive.ops import contrastive_gradients, contrastive_sums
 from crossalign.contrastive.problem import (
     ContrastiveGrads,
@@ -23,11 +24,13 @@ from crossalign.distributed.gather import ShardLayout
 class ShardedBatch(NamedTuple):
     """Where the rows lie, and what all ranks want of them."""
 
-    keys: ShardLayout  # of the keys, hence of the queries too
+    num_queries: int  # of all ranks
+    keys: ShardLayout  # of the keys, and but with key_ids of the queries too
     negatives: ShardLayout
     negatives_have_ids: bool
-    keys_need_grad: bool  # on any rank, and so on for the negatives
+    keys_need_grad: bool  # on any rank, and so on for the others
     negatives_need_grad: bool
+    queries_need_grad: bool
     with_stats: bool
     use_triton: bool
 
@@ -38,6 +41,27 @@ class ShardedBatch(NamedTuple):
     def first_row(self, rank: int) -> int:
         """How many pairs lie on the ranks before this one."""
         return sum(self.keys.rows[:rank])
+
+    def of_pass(self, given: Pass) -> ShardedBatch:
+        """The batch as one pass sees it: its own queries, keys and negatives."""
+        is_first = (given.query, given.key) == ("query", "key")
+        batch = self._replace(with_stats=self.with_stats and is_first)
+        if given.key == "query":
+            batch = batch._replace(keys_need_grad=self.queries_need_grad)
+        if not given.with_negatives:
+            no_rows = self.negatives._replace(rows=(0,) * len(self.keys.rows))
+            batch = batch._replace(
+                negatives=no_rows, negatives_have_ids=False, negatives_need_grad=False
+            )
+        return batch
+
+    def label_offset(self, problem: ContrastiveProblem, first_key: int, num_keys: int) -> int:
+        """Of this rank's rows among keys of which the first is first_key of all; with key_ids
+        there are no labels, and the offset lies past all keys."""
+        has_label = problem.label_offset == 0
+        if not has_label:
+            return num_keys + self.num_queries
+        return self.first_row(self.rank) - first_key
 
 
 def block_sums(
@@ -83,38 +107,44 @@ def wanted_candidates(batch: ShardedBatch, num_keys: int, num_candidates: int) -
 
 
 def column_parts(sums: ContrastiveSums, problem: ContrastiveProblem) -> Tensor:
-    """(num_keys, 0, 1 or 3): what one rank's queries contribute to the terms of the candidates."""
+    """(num_keys, 0 to 5): what one rank's queries contribute to the terms of the candidates.
+
+    The first is a log-sum-exp, the others are sums.
+    """
     if not problem.symmetric:
         return sums.positive_logit.new_empty((problem.num_keys, 0))
-    parts = [sums.column_negative_lse]
-    if problem.multi_positive:
-        parts += [sums.column_positive_sum, sums.column_positive_count]
-    return torch.stack(parts, 1)
+    names = ["column_negative_lse", *_column_sums(problem)]
+    return torch.stack([getattr(sums, name) for name in names], 1)
 
 
 def with_column_parts(
     sums: ContrastiveSums, parts: Tensor, problem: ContrastiveProblem
 ) -> ContrastiveSums:
     """The sums with the parts of this rank's own keys, from the queries of all ranks."""
-    if problem.symmetric:
-        sums = sums._replace(column_negative_lse=parts[:, 0].contiguous())
-    if problem.symmetric and problem.multi_positive:
-        sums = sums._replace(
-            column_positive_sum=parts[:, 1].contiguous(),
-            column_positive_count=parts[:, 2].contiguous(),
-        )
-    return sums
+    if not problem.symmetric:
+        return sums
+    names = ["column_negative_lse", *_column_sums(problem)]
+    columns = (column.contiguous() for column in parts.unbind(1))
+    return sums._replace(**dict(zip(names, columns, strict=True)))
+
+
+def _column_sums(problem: ContrastiveProblem) -> list[str]:
+    positives = ["column_positive_sum", "column_positive_count"] * problem.multi_positive
+    return positives + ["column_logit_sum", "column_logit_count"] * problem.with_logit_sums
+
+
+def _column_grads(problem: ContrastiveProblem) -> list[str]:
+    return [name for name in _column_sums(problem) if name.endswith("sum")]
 
 
 def column_coefficients(
     sums: ContrastiveSums, grads: ContrastiveGrads, problem: ContrastiveProblem
 ) -> Tensor:
-    """(N_r, 0, 2 or 3): what every rank's backward must know of this rank's keys."""
+    """(N_r, 0 or 2 to 4): what every rank's backward must know of this rank's keys."""
     if not problem.symmetric:
-        return sums.positive_logit.new_empty((sums.positive_logit.shape[0], 0))
+        return sums.positive_logit.new_empty((problem.num_keys, 0))
     coefficients = [sums.column_negative_lse, grads.column_negative_lse]
-    if problem.multi_positive:
-        coefficients.append(grads.column_positive_sum)
+    coefficients += [getattr(grads, name) for name in _column_grads(problem)]
     return torch.stack(coefficients, 1)
 
 
@@ -127,7 +157,7 @@ def with_column_coefficients(
     """The sums and gradients of a block whose keys have these coefficients."""
     if not problem.symmetric:
         return sums, grads
-    rest, grad_rest, *positive = (column.contiguous() for column in coefficients.unbind(1))
-    sums = sums._replace(column_negative_lse=rest)
-    grads = grads._replace(column_negative_lse=grad_rest)
-    return sums, grads._replace(column_positive_sum=positive[0]) if positive else grads
+    rest, grad_rest, *further = (column.contiguous() for column in coefficients.unbind(1))
+    names = ["column_negative_lse", *_column_grads(problem)]
+    of_grads = dict(zip(names, [grad_rest, *further], strict=True))
+    return sums._replace(column_negative_lse=rest), grads._replace(**of_grads)

@@ -50,15 +50,10 @@ class SigmoidProblem(NamedTuple):
             scale=self.scale,
             query_ids=self.query_ids,
             candidate_ids=self.key_ids,
-            negative_owner=None,
             num_keys=num_keys,
             label_offset=self.label_offset,
-            hard_negative_weight=0.0,
-            share_negatives=True,
             multi_positive=self.query_ids is not None,
-            symmetric=False,
             normalize=self.normalize,
-            bound=None,
         )
 
 

@@ -24,7 +24,9 @@ def sigmoid_fwd(query: Tensor, key: Tensor, problem: SigmoidProblem) -> SigmoidS
     """query: (N, D), key: (M, D)."""
     chunks = LogitChunks(query, key, problem.logits(key.shape[0]))
     terms = query.new_empty(query.shape[0], dtype=chunks.dtype)
-    for rows, _, logits_RM, positives_RM in chunks:
+    for chunk in chunks:
+        rows, logits_RM, positives_RM = chunk.rows, chunk.logits_RM, chunk.positives_RM
+        chunk.labels.copy_(chunk.positive_logit)
         logits_RM.add_(problem.bias)
         _negate_positives(chunks, rows, logits_RM, positives_RM)
         torch.ops.aten.softplus.out(logits_RM, 1, SOFTPLUS_THRESHOLD, out=logits_RM)
@@ -39,13 +41,15 @@ def sigmoid_bwd(
     chunks = LogitChunks(query, key, problem.logits(key.shape[0]))
     gradients = GradientSums(chunks, query.dtype, needs)
     by_row = grad_terms.new_empty(grad_terms.shape, dtype=chunks.dtype)
-    for rows, query_RD, logits_RM, positives_RM in chunks:
+    for chunk in chunks:
+        rows, logits_RM, positives_RM = chunk.rows, chunk.logits_RM, chunk.positives_RM
+        chunk.labels.copy_(chunk.positive_logit)
         logits_RM.add_(problem.bias)
         _negate_positives(chunks, rows, logits_RM, positives_RM)
         logits_RM.sigmoid_().mul_(grad_terms[rows, None])
         _negate_positives(chunks, rows, logits_RM, positives_RM)
         torch.sum(logits_RM, 1, out=by_row[rows])
-        gradients.add(rows, query_RD, logits_RM)
+        gradients.add(chunk)
     # Positives pull the bias up and negatives down: a sum that nearly cancels, hence float64.
     grad_bias = by_row.sum(dtype=torch.float64).to(chunks.dtype)
     return *gradients.result(), grad_bias

@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from crossalign.alignment.model import AlignmentModel
 from crossalign.contrastive.across_ranks import agreement
 from crossalign.contrastive.gradient_cache import GradientCache
-from crossalign.contrastive.loss import ContrastiveLoss, fused_contrastive_loss
+from crossalign.contrastive.loss import fused_contrastive_loss
+from crossalign.contrastive.module import ContrastiveLoss
 from tests.support.process_group import run_ranks
 from tests.support.tiny_models import tiny_batch, tiny_model
 

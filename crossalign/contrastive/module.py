@@ -1,0 +1,141 @@
+"""ContrastiveLoss: fused_contrastive_loss as a module, which may learn its temperature."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from crossalign.argument_checks import check_positive_finite
+from crossalign.contrastive.loss import fused_contrastive_loss
+from crossalign.contrastive.option_checks import check_options
+from crossalign.contrastive.options import LossOptions
+from crossalign.contrastive.temperature import LearnsTemperature, start_logit_scale
+from crossalign.contrastive.terms import ContrastiveStats
+from crossalign.distributed.group_owner import OwnsGroup
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from crossalign.contrastive.options import OptionKeywords
+
+
+class ContrastiveLoss(OwnsGroup, LearnsTemperature):
+    """fused_contrastive_loss as a module; with learn_temperature it owns its logit scale.
+
+    A deep copy shares the process group; a pickle leaves it out, and says so when it is loaded.
+
+    Args:
+        temperature: > 0, dimensionless; the start value when it is learned. A 0-d tensor gets its
+            gradient otherwise, and an nn.Parameter is the module's.
+        learn_temperature: own the parameter `logit_scale` = log(1 / temperature), used as
+            exp(min(logit_scale, log(max_logit_scale))). It stays in float32 under .bfloat16().
+        max_logit_scale: upper bound of 1 / temperature when learned.
+        options: the keyword options of fused_contrastive_loss that are no embeddings, ids or
+            weights.
+
+    Raises:
+        TypeError: an option is not one of fused_contrastive_loss, temperature no number or tensor.
+        ValueError: as fused_contrastive_loss; max_logit_scale not above 0, or a learned temperature
+            starts below 1 / max_logit_scale.
+    """
+
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.05,
+        *,
+        learn_temperature: bool = False,
+        max_logit_scale: float = 100.0,
+        **options: Unpack[OptionKeywords],
+    ) -> None:
+        super().__init__()
+        unknown = options.keys() - set(LossOptions._fields)
+        if unknown:
+            raise TypeError(
+                f"ContrastiveLoss: {sorted(unknown)[0]!r} is no option; the options are "
+                f"{', '.join(LossOptions._fields)}"
+            )
+        given = LossOptions(**options)
+        check_options("ContrastiveLoss", given)
+        if not isinstance(temperature, Tensor):
+            check_positive_finite("ContrastiveLoss", "temperature", temperature)
+        check_positive_finite("ContrastiveLoss", "max_logit_scale", max_logit_scale)
+        self.max_logit_scale = float(max_logit_scale)
+        self.logit_scale = None
+        if learn_temperature:
+            self.logit_scale = start_logit_scale(
+                "ContrastiveLoss", temperature, self.max_logit_scale
+            )
+            temperature = 1.0  # what is in use is logit_scale
+        self.fixed_temperature = temperature
+        self.group = given.group
+        self.options = given._replace(group=None)
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The temperature in use: a number where it is learned, else what was given."""
+        if self.logit_scale is None:
+            return self.fixed_temperature
+        return float(self.learned_temperature(self.logit_scale.detach()))
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        negatives: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        negative_ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+        negative_owner: Tensor | None = None,
+        weights: Tensor | None = None,
+        guide_query: Tensor | None = None,
+        guide_key: Tensor | None = None,
+        guide_negatives: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, ContrastiveStats]:
+        """The loss (and stats) of one batch; arguments as in fused_contrastive_loss."""
+        temperature = self.fixed_temperature
+        if self.logit_scale is not None:
+            temperature = self.learned_temperature(self.logit_scale)
+        options = self.options._replace(group=self.group)
+        return fused_contrastive_loss(
+            query,
+            key,
+            negatives,
+            temperature=temperature,
+            ids=ids,
+            negative_ids=negative_ids,
+            key_ids=key_ids,
+            negative_owner=negative_owner,
+            weights=weights,
+            guide_query=guide_query,
+            guide_key=guide_key,
+            guide_negatives=guide_negatives,
+            **options._asdict(),
+        )
+
+    def extra_repr(self) -> str:
+        """The temperature in use and every option that is not the default."""
+        told = {"temperature": self.temperature, "learn_temperature": self.logit_scale is not None}
+        defaults = LossOptions()._asdict()
+        given = self.options._replace(group=self.group)._asdict()
+        told |= {name: value for name, value in given.items() if value is not defaults[name]}
+        return ", ".join(f"{name}={value!r}" for name, value in told.items())
+
+
+def _signature() -> inspect.Signature:
+    """Of the class, with every option and its default, as help() and editors show it."""
+    own = inspect.signature(ContrastiveLoss.__init__).parameters
+    parameters = [own[name] for name in ("temperature", "learn_temperature", "max_logit_scale")]
+    for name, default in LossOptions._field_defaults.items():
+        kind = LossOptions.__annotations__[name].__forward_arg__
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+            )
+        )
+    return inspect.Signature(parameters)
+
+
+ContrastiveLoss.__signature__ = _signature()  # type: ignore[attr-defined]
