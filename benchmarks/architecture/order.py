@@ -15,9 +15,9 @@ ORDER = (
 ORDER_INSIDE = {
     "integrations": ("host", "sentence_transformers", "open_clip", "lightly"),
     "contrastive": (
-        *("options", "option_checks", "arguments", "backend", "problem", "terms", "torch_logits"),
+        *("options", "option_checks", "arguments", "problem", "terms", "torch_logits"),
         *("blocks", "torch_passes", "sides", "ops", "combine", "row_loss", "one_pass"),
-        *("across_ranks", "sigmoid", "one_process", "loss", "temperature", "module"),
+        *("across_ranks", "sigmoid", "one_process", "loss", "module"),
         *("matryoshka", "negative_queue"),
         *("replayed_state", "input_chunks", "gradient_reduction", "second_pass", "gradient_cache"),
     ),

@@ -1,4 +1,4 @@
-"""The checks of fused_contrastive_loss: every one is made before any kernel runs."""
+"""The checks of fused_contrastive_loss, made before any kernel runs, and which backend runs it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from crossalign.argument_checks import (
     check_weights,
     values_may_be_read,
 )
+from crossalign.backends import choose_backend
 from crossalign.contrastive.option_checks import check_options, check_positives_of_ids
 from crossalign.contrastive.options import LossArguments
 
@@ -249,3 +250,31 @@ def _check_per_pair(arguments: LossArguments) -> None:
     is_label_mean = arguments.options.group is None and arguments.options.reduction == "mean"
     if is_label_mean and values_may_be_read(weights) and not bool((weights != 0).any()):
         raise ValueError(f'{_NAME}: weights must not all be 0 with reduction="mean"')
+
+
+def takes_triton(arguments: LossArguments) -> bool:
+    """Raises where backend="triton" is asked for and cannot run the tensors or an option."""
+    options = arguments.options
+    use_triton = choose_backend(_NAME, options.backend, arguments.query) == "triton"
+    lacking = _option_without_kernel(arguments)
+    if use_triton and lacking and options.backend == "triton":
+        raise ValueError(
+            f'{_NAME}: backend="triton" has no kernel for {lacking}; use backend="auto" or "torch"'
+        )
+    return use_triton and not lacking
+
+
+def _option_without_kernel(arguments: LossArguments) -> str:
+    options = arguments.options
+    further = [name for name in options.directions if name in ("query_to_query", "key_to_key")]
+    asked = {
+        "directions": bool(further),
+        "false_negative_margin": options.false_negative_margin is not None,
+        "hardness": options.hardness != 0,
+        "label_smoothing": options.label_smoothing != 0,
+        "debias": options.is_debiased,
+        "exclude_self": options.exclude_self,
+        "key_ids": arguments.key_ids is not None,
+        "guide_query": arguments.guide_query is not None,
+    }
+    return next((name for name, is_asked in asked.items() if is_asked), "")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from crossalign.argument_checks import check_positive_finite
 from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.contrastive.option_checks import check_options
 from crossalign.contrastive.options import LossOptions
-from crossalign.contrastive.temperature import LearnsTemperature, start_logit_scale
 from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.distributed.group_owner import OwnsGroup
 
@@ -19,6 +21,48 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from crossalign.contrastive.options import OptionKeywords
+
+
+class LearnsTemperature(nn.Module):
+    """Holds `logit_scale`, which stays in float32 when the module is cast to 16 bits.
+
+    A step of an optimizer is below what bfloat16 can add to log(20): there it would stop learning.
+    """
+
+    logit_scale: nn.Parameter | None
+    max_logit_scale: float
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        before = self.logit_scale
+        kept = None if before is None else (before.data, before.grad)
+        super()._apply(fn, recurse)
+        after = self.logit_scale
+        if after is not None and kept is not None and after.dtype.itemsize < kept[0].dtype.itemsize:
+            value, grad = kept
+            after.data = value.to(after.device)
+            if grad is not None:
+                after.grad = grad.to(after.device)
+        return self
+
+    def learned_temperature(self, logit_scale: Tensor) -> Tensor:
+        """() exp(-min(logit_scale, log(max_logit_scale))), with its gradient."""
+        return (-logit_scale.clamp(max=math.log(self.max_logit_scale))).exp()
+
+
+def start_logit_scale(
+    function: str, temperature: float | Tensor, max_logit_scale: float
+) -> nn.Parameter:
+    """The parameter at its start; above its bound it would have no gradient and never learn."""
+    start = float(temperature.detach()) if isinstance(temperature, Tensor) else temperature
+    check_positive_finite(function, "temperature", start)
+    start = float(start)
+    if 1 / start > max_logit_scale * (1 + 1e-6):
+        raise ValueError(
+            f"{function}: temperature={start} starts below 1 / max_logit_scale = "
+            f"{1 / max_logit_scale:g}, where it gets no gradient; use a higher temperature or a "
+            f"max_logit_scale above {1 / start:g} (now {max_logit_scale:g})"
+        )
+    return nn.Parameter(torch.tensor(-math.log(start)))
 
 
 class ContrastiveLoss(OwnsGroup, LearnsTemperature):

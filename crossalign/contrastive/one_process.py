@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crossalign.argument_checks import values_may_be_read
-from crossalign.contrastive.backend import takes_triton
+from crossalign.contrastive.arguments import takes_triton
 from crossalign.contrastive.blocks import Pass, all_passes, blocks_of, query_key_pass
 from crossalign.contrastive.combine import combined_terms, has_no_rest
 from crossalign.contrastive.one_pass import one_pass_loss, one_pass_takes

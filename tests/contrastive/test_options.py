@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support.contrastive_cases import Outcome, assert_outcome, fused
-from tests.support.option_cases import (
+from tests.support.contrastive.option_cases import (
     ALONE,
     Options,
     completed,
@@ -15,6 +14,7 @@ from tests.support.option_cases import (
     pairs_of_options,
     random_options,
 )
+from tests.support.contrastive_cases import Outcome, assert_outcome, fused
 from tests.support.pooling_cases import Run
 
 WIDE = Run("torch", "cpu", torch.float64)

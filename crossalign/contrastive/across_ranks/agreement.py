@@ -13,8 +13,7 @@ from torch import Tensor
 
 from crossalign.argument_checks import check_option, values_may_be_read
 from crossalign.contrastive.across_ranks.shards import ShardedBatch
-from crossalign.contrastive.arguments import checked
-from crossalign.contrastive.backend import takes_triton
+from crossalign.contrastive.arguments import checked, takes_triton
 from crossalign.contrastive.options import LossArguments
 from crossalign.distributed.gather import BACKENDS, ShardLayout, shard_layout
 from crossalign.distributed.rank_agreement import agree
