@@ -225,8 +225,9 @@ class AlignmentModel(nn.Module):
         if negatives is None and self.group is not None and self.hard_negative_weight != 0.0:
             # Another rank may have some.
             negatives, owner = query.detach()[:0], query.new_empty(0, dtype=torch.int64)
-        options = {"center": self.center, "group": self.group}
-        query, key, negatives = center_vectors(query, key, negatives, **options)
+        query, key, negatives = center_vectors(
+            query, key, negatives, center=self.center, group=self.group
+        )
         count = len(self.layers)
         results = [
             fused_contrastive_loss(

@@ -73,7 +73,7 @@ def check_graph(place: Place, dtype: torch.dtype) -> Finding:
         loss = fused_contrastive_loss(query, key, symmetric=True)
         return [loss.detach(), *torch.autograd.grad(loss, [query, key])]
 
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(side):
         for _ in range(3):
             both()

@@ -29,7 +29,7 @@ def measure_speed(device: str) -> dict[str, object]:
 
     size = 8 * features
     square = torch.randn(size, size, device=device).to(dtype)
-    calls = {"product": lambda: square @ square}
+    calls: dict[str, Callable[[], object]] = {"product": lambda: square @ square}
     for name, symmetric in (("one way", False), ("symmetric", True)):
         calls[f"ours, {name}"] = step(
             lambda s=symmetric: fused_contrastive_loss(query, key, symmetric=s)  # type: ignore[misc]

@@ -32,7 +32,7 @@ def sampled_truth(
     everything = torch.arange(num_pairs, device=query.device)
     row_lse = query.new_empty(num_pairs)
     column_lse = query.new_full((num_pairs,), -torch.inf)
-    for rows in everything.split(BLOCK_ROWS):
+    for rows in torch.split(everything, BLOCK_ROWS):
         logits = unit_query[rows] @ unit_key.T / temperature
         row_lse[rows] = logits.logsumexp(1)
         column_lse = torch.logaddexp(column_lse, logits.logsumexp(0))
@@ -51,7 +51,7 @@ def sampled_truth(
         return grad - is_own * weights[rows, None], logits
 
     grad_temperature = query.new_zeros(())
-    for rows in everything.split(BLOCK_ROWS):
+    for rows in torch.split(everything, BLOCK_ROWS):
         grad, logits = gradient(rows, everything)
         grad_temperature -= (grad * logits).sum() / temperature
     of_query, _ = gradient(sample, everything)
@@ -68,4 +68,5 @@ def _through_norm(grad_unit: Tensor, x: Tensor) -> Tensor:
     """Gradient of x given that of its unit vector."""
     norm = x.norm(dim=1, keepdim=True)
     unit = x / norm
-    return (grad_unit - unit * (grad_unit * unit).sum(1, keepdim=True)) / norm
+    grad: Tensor = (grad_unit - unit * (grad_unit * unit).sum(1, keepdim=True)) / norm
+    return grad

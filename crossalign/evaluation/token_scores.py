@@ -37,7 +37,7 @@ class Request(NamedTuple):
 class _Work(NamedTuple):
     """The positions of one text that no text before it has scored."""
 
-    index: int
+    text: int  # its number
     tokens: list[int]
     targets: list[int]  # places of the tokens whose probability is needed
 
@@ -61,7 +61,7 @@ def continuation_log_probabilities(
         for batch in _batches(work, batch_size, progress):
             values = iter(_batch_scores(model, head, batch))
             for each in batch:
-                scores[each.index] = {place: next(values) for place in each.targets}
+                scores[each.text] = {place: next(values) for place in each.targets}
     sums = []
     for index, request in enumerate(requests):
         first, last = len(request.context), len(request.tokens)
@@ -130,7 +130,7 @@ def _batch_scores(model: Any, head: OutputHead | None, batch: Sequence[_Work]) -
     rows = max(1, _LOGITS_AT_A_TIME // num_logits)
     found = [
         _target_scores(part, head, target)
-        for part, target in zip(chosen.split(rows), targets.split(rows), strict=True)
+        for part, target in zip(torch.split(chosen, rows), torch.split(targets, rows), strict=True)
     ]
     scores: list[float] = torch.cat(found).tolist()
     return scores

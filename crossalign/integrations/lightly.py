@@ -32,7 +32,7 @@ class NTXentLoss(_host.NTXentLoss):
         ValueError: temperature is not above 0, or what the host refuses.
     """
 
-    @functools.wraps(_host.NTXentLoss.__init__)
+    @functools.wraps(_host.NTXentLoss.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self.temperature > 0:

@@ -114,18 +114,16 @@ def _ranking_loss(
     if len(embeddings) < 2:
         raise ValueError(f"Expected at least 2 embeddings, got {len(embeddings)}")
     query, key, *others = embeddings
-    directions = directions or getattr(settings, "directions", ("query_to_doc",))
+    chosen: Sequence[str] = directions or getattr(settings, "directions", ("query_to_doc",))
     partition = partition or getattr(settings, "partition_mode", "joint")
     mode = getattr(settings, "hardness_mode", None)
     strength = getattr(settings, "hardness_strength", 0.0)
     options: dict[str, Any] = {}
-    if partition == "per_direction" and {*directions} == {"query_to_doc", "doc_to_query"}:
+    if partition == "per_direction" and {*chosen} == {"query_to_doc", "doc_to_query"}:
         options["symmetric"] = True
-    elif {*directions} != {"query_to_doc"}:
+    elif {*chosen} != {"query_to_doc"}:
         # In our order, whatever theirs is: each is one part of a sum.
-        options["directions"] = tuple(
-            ours for name, ours in _DIRECTIONS.items() if name in directions
-        )
+        options["directions"] = tuple(ours for name, ours in _DIRECTIONS.items() if name in chosen)
         options["partition"] = partition
     if mode is not None and strength > 0:
         options |= {"hardness": strength, "hardness_on": _HARDNESS[mode]}

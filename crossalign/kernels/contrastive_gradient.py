@@ -39,11 +39,11 @@ class GradientChunk(NamedTuple):
 
     @property
     def num_columns(self) -> int:
-        return self.columns.stop - self.columns.start
+        return int(self.columns.stop - self.columns.start)
 
     def num_tiles(self, tiles: Tiles) -> int:
         num_rows = self.rows.stop - self.rows.start
-        return -(-num_rows // tiles.block_n) * -(-self.num_columns // tiles.block_m)
+        return int(-(-num_rows // tiles.block_n) * -(-self.num_columns // tiles.block_m))
 
 
 @triton.jit

@@ -77,7 +77,7 @@ class _OwnKeys(NamedTuple):
 
     first_row: int
     first_key: int
-    count: int
+    num_pairs: int
     grad: Tensor  # (count,) d loss / d z
     logit: Tensor  # (count,) z - bias
 
@@ -162,7 +162,7 @@ def _own_part(
     if not of_queries:
         first, other_first = other_first, first
     part = problem.scale.new_zeros(rows.stop - rows.start, other.x.shape[1])
-    start, stop = max(rows.start, first), min(rows.stop, first + own.count)
+    start, stop = max(rows.start, first), min(rows.stop, first + own.num_pairs)
     if start < stop:
         shift = other_first - first
         grad = own.grad[start - first : stop - first, None] * problem.scale

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -94,7 +94,8 @@ def load_model(
         source, dtype=getattr(torch, dtype), **options
     )
     if options:  # else transformers would take it for a quantized model and not save it
-        model.hf_quantizer.remove_quantization_config(model)
+        quantizer: Any = model.hf_quantizer
+        quantizer.remove_quantization_config(model)
     if _adapted_model(name) is not None:
         record_choices_of_adapters(model.config, Path(name))
     model.to(device)  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def center_vectors(
     others = len(vectors) - len(query)
     sizes = [len(query), others] if center == "side" else [len(vectors)]
     centered: Tensor = _Centering.apply(vectors, sizes, group)  # type: ignore[no-untyped-call]
-    query, key, *rest = centered.split([len(part) for part in parts])
+    query, key, *rest = torch.split(centered, [len(part) for part in parts])
     return query, key, rest[0] if rest else None
 
 
@@ -72,7 +72,7 @@ class _Centering(torch.autograd.Function):
         return _minus(vectors, sizes, sums[:, :-1] / counts)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (counts,) = ctx.saved_tensors
         return _minus(grad, ctx.sizes, _sums(grad, ctx.sizes, ctx.group) / counts), None, None
@@ -80,12 +80,12 @@ class _Centering(torch.autograd.Function):
 
 def _sums(rows: Tensor, sizes: list[int], group: dist.ProcessGroup | None) -> Tensor:
     """(S, C) sum of each part of the rows, over all ranks."""
-    sums = torch.stack([part.sum(dim=0) for part in rows.split(sizes)])
+    sums = torch.stack([part.sum(dim=0) for part in torch.split(rows, sizes)])
     if group is not None:
         dist.all_reduce(sums, group=group)
     return sums
 
 
 def _minus(rows: Tensor, sizes: list[int], means: Tensor) -> Tensor:
-    parts = zip(rows.split(sizes), means, strict=True)
+    parts = zip(torch.split(rows, sizes), means, strict=True)
     return torch.cat([part - mean for part, mean in parts])
