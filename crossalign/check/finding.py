@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossalign.contrastive.options import Backend
+
 # The largest error of a row, relative to the row: roundings of the dtype, of the gradient matrix
 # that the kernels round to it, and of a softmax at temperature 0.05, which multiplies them by 20.
 LIMITS = {
@@ -21,7 +23,7 @@ LIMITS = {
 class Place(NamedTuple):
     """Where a check runs, and how large it is."""
 
-    backend: str  # "torch" or "triton"
+    backend: Backend
     device: str
     is_small: bool  # the interpreter takes a second for what a GPU does in a microsecond
 

@@ -85,8 +85,9 @@ def check_options(place: Place, name: str, dtype: torch.dtype = torch.float32) -
         options["negative_owner"] = torch.randint(pairs, (extra,), device=place.device)
     if "weights" in given:
         options["weights"] = torch.rand(pairs, device=place.device) + 0.1
+    query, key, negatives = leaves
     loss, stats = fused_contrastive_loss(
-        *leaves, **options, backend=place.backend, return_stats=True
+        query, key, negatives, **options, backend=place.backend, return_stats=True
     )
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
     truth, true_stats = reference.contrastive_loss(*wide, **options)

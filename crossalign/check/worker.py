@@ -42,7 +42,7 @@ def run_check(name: str, check: Callable[[], Finding]) -> dict[str, object]:
 
 def main(argv: list[str]) -> None:
     backend, device, size, *names = argv
-    place = Place(backend, device, size == "small")
+    place = Place("triton" if backend == "triton" else "torch", device, size == "small")
     if names == ["speed"]:
         print(json.dumps(measure_speed(device)), flush=True)
         return

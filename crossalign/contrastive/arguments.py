@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,7 +99,7 @@ def _flatten_negatives(arguments: LossArguments) -> LossArguments:
             "are owned by their query; leave it out or pass negatives (H, D)"
         )
     rows = torch.arange(num_pairs, device=negatives.device)
-    flat = {"negatives": negatives.flatten(0, 1)}
+    flat: dict[str, Any] = {"negatives": negatives.flatten(0, 1)}
     for name in ("negative_ids", "guide_negatives"):
         given = getattr(arguments, name)
         if given is None:
@@ -133,9 +134,10 @@ def _check_embeddings(arguments: LossArguments, allow_empty: bool) -> None:
         raise ValueError(f"{_NAME}: query must have at least one feature, got {tuple(query.shape)}")
     if negatives is None:
         return
-    if isinstance(negatives, numbers.Real):
+    given: object = negatives
+    if isinstance(given, numbers.Real):
         raise TypeError(
-            f"{_NAME}: negatives must be a torch.Tensor, got {type(negatives).__name__}; the third "
+            f"{_NAME}: negatives must be a torch.Tensor, got {type(given).__name__}; the third "
             "argument is negatives, so pass temperature= by name"
         )
     check_tensor(_NAME, "negatives", negatives)
@@ -152,7 +154,8 @@ def _check_embeddings(arguments: LossArguments, allow_empty: bool) -> None:
 
 def _check_temperature(temperature: float | Tensor) -> None:
     if not isinstance(temperature, Tensor):
-        if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
+        given: object = temperature  # a NumPy scalar is a number too
+        if isinstance(given, bool) or not isinstance(given, numbers.Real):
             raise TypeError(
                 f"{_NAME}: temperature must be a float or a 0-d tensor, "
                 f"got {type(temperature).__name__}"

@@ -171,7 +171,7 @@ def _margin_limit(arguments: LossArguments, scale: Tensor) -> Tensor | None:
     query, key = (x.to(scale.dtype) for x in (arguments.query, arguments.key))
     norms = [inverse_norms(x) for x in (query, key)]
     similarity = torch.linalg.vecdot(query, key)
-    slack = _rounding(query) / (norms[0] * norms[1])
+    slack: Tensor | float = _rounding(query) / (norms[0] * norms[1])
     if arguments.options.normalize:
         similarity = similarity * norms[0] * norms[1]
         slack = _rounding(query)

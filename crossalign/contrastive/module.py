@@ -35,7 +35,7 @@ class LearnsTemperature(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         before = self.logit_scale
         kept = None if before is None else (before.data, before.grad)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = self.logit_scale
         if after is not None and kept is not None and after.dtype.itemsize < kept[0].dtype.itemsize:
             value, grad = kept

@@ -232,7 +232,8 @@ def _save_for_backward(
     query, key, negatives, *arguments = inputs
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
     sums = ContrastiveSums(*output)
-    ctx.options = problem._replace(**dict.fromkeys(PROBLEM_TENSORS))
+    no_tensors: dict[str, Any] = dict.fromkeys(PROBLEM_TENSORS)
+    ctx.options = problem._replace(**no_tensors)
     ctx.use_triton = arguments[-1]
     ctx.save_for_backward(query, key, negatives, kept, *problem[:_NUM_TENSORS], *output)
     ctx.mark_non_differentiable(*(getattr(sums, name) for name in NON_DIFFERENTIABLE_SUMS))

@@ -186,7 +186,8 @@ def tie_slack(
             for x in (query, candidates)
         ]
         largest = norms[1].amax() if len(candidates) else norms[1].sum()
-        return rounding * problem.scale * norms[0] * largest
+        largest_slack: Tensor = rounding * problem.scale * norms[0] * largest
+        return largest_slack
     slack = rounding * positive_logit.abs()  # all there is to go by where the own key is not here
     row, column, count = label_range(problem, 0, positive_logit.shape[0])
     pairs = (query[row : row + count], candidates[column : column + count])

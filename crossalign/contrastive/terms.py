@@ -255,7 +255,8 @@ def stat_rows(sums: ContrastiveSums, rules: TermRules) -> Tensor:
     positive_logit, lse = sums.positive_logit.detach(), sums.row_negative_lse.detach()
     is_first = ((sums.num_above + sums.num_tied) == 0).to(lse.dtype)
     reciprocal_rank = (1 + sums.num_above).to(lse.dtype).reciprocal()
-    scale, total, count = rules.scale.detach(), positive_logit, 1
+    scale, total = rules.scale.detach(), positive_logit
+    count = torch.ones_like(positive_logit)
     if rules.has_own_key:
         lse = torch.logaddexp(positive_logit, lse)
     else:

@@ -33,7 +33,7 @@ class OwnsGroup(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         was_left_out = state.pop(_LEFT_OUT, False)
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         if was_left_out:
             warnings.warn(
                 f"{type(self).__name__}: its process group was not saved, so it works in this "

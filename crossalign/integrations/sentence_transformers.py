@@ -114,7 +114,7 @@ def _ranking_loss(
     if len(embeddings) < 2:
         raise ValueError(f"Expected at least 2 embeddings, got {len(embeddings)}")
     query, key, *others = embeddings
-    chosen: Sequence[str] = directions or getattr(settings, "directions", ("query_to_doc",))
+    chosen: Sequence[str] = directions or getattr(settings, "directions", None) or ("query_to_doc",)
     partition = partition or getattr(settings, "partition_mode", "joint")
     mode = getattr(settings, "hardness_mode", None)
     strength = getattr(settings, "hardness_strength", 0.0)

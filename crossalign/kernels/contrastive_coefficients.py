@@ -95,10 +95,7 @@ def _coefficients_kernel(
         tl.store(columns_ptr + 3 * column_size + offs, fold, mask=is_column)
 
 
-_READ = (
-    *("positive_logit", "row_negative_lse", "column_negative_lse"),
-    *("row_positive_sum", "column_positive_sum"),
-)
+_READ = ("row_negative_lse", "column_negative_lse", "row_positive_sum", "column_positive_sum")
 
 
 def coefficients(
@@ -136,6 +133,3 @@ def coefficients(
         ACC_DTYPE=accumulator_dtype(grads.positive_logit.dtype),
     )
     return GradientVectors(rows, candidates)
-
-
-_READ = ("row_negative_lse", "column_negative_lse", "row_positive_sum", "column_positive_sum")

@@ -10,6 +10,8 @@ Shapes: N_r pairs and H_r further negatives of rank r, N, H and M = N + H of all
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +37,7 @@ def gathered_problem(problem: ContrastiveProblem, batch: ShardedBatch) -> Contra
         candidate_ids = gathered[:, 0].contiguous()
     if guide is not None:
         guide = _gather_candidates(guide, batch, has_negatives=True)
-    limits = {
+    limits: dict[str, Any] = {
         name: None if limit is None else gather_rows(limit[:, None], batch.keys)[:, 0].contiguous()
         for name, limit in (
             ("column_limit", problem.column_limit),

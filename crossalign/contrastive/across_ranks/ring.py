@@ -11,6 +11,7 @@ Shapes: N_r pairs and H_r further negatives of rank r, M_r = N_r + H_r candidate
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,7 +158,7 @@ def _block_problem(
         label_offset=batch.label_offset(problem, batch.first_row(source), num_keys),
     )
     fields = _travelling_fields(problem)
-    described = dict(zip(fields, arrived[1 : 1 + len(fields)], strict=True))
+    described: dict[str, Any] = dict(zip(fields, arrived[1 : 1 + len(fields)], strict=True))
     return block._replace(**described)
 
 
