@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 
 # Threads that sleep while they wait: the demo's many small steps also finish beside other work.
 demo: $(VENV)/.installed-train
-	OMP_WAIT_POLICY=passive $(BIN)/crossalign demo --output runs/demo $(DEMO_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/crossalign demo --output runs/demo --overwrite $(DEMO_ARGS)
 
 # One thread per worker: two workers with two threads each only wait for one another.
 test: $(VENV)/.installed-test

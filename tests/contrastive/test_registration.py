@@ -129,11 +129,18 @@ def test_opcheck_of_the_row_loss(name: str, transposed: bool) -> None:
             x.detach().T.contiguous().T.requires_grad_() for x in (query, candidates)
         )
     rules = (0.0, None, True)
-    arguments = (*make_problem(OPTIONS[name], 3, scale), torch.rand(5), "mean", *rules, True)
+    weights = torch.rand(5)
     forward = torch.ops.crossalign.row_loss_fwd.default
     sides = (query, candidates[:3], candidates[3:])
     for needs in ((True, True, True, True), (False, True, False, False)):
-        torch.library.opcheck(forward, (*sides, *arguments, *needs))
+        # What is not needed may not require a gradient, as row_loss itself asks.
+        *given, given_scale = (
+            leaf if is_needed else leaf.detach()
+            for leaf, is_needed in zip((*sides, scale), needs, strict=True)
+        )
+        problem = make_problem(OPTIONS[name], 3, given_scale)
+        arguments = (*problem, weights, "mean", *rules, True)
+        torch.library.opcheck(forward, (*given, *arguments, *needs))
     plain = [leaf.detach() for leaf in (*sides, scale)]
     gradients = [torch.randn_like(leaf) for leaf in plain]
     upstream = torch.tensor(0.3, dtype=torch.float64)
