@@ -184,10 +184,10 @@ def test_directory_with_files_is_left_alone(align: Run, tmp_path: Path) -> None:
 def test_failure_before_the_first_save_leaves_nothing(
     align: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(directory: Path, alignment: AlignmentRun) -> None:
+    def fail(checkpoints: checkpoint.Checkpoints, run: AlignmentRun) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoint, "save", fail)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", fail)
     status, _, error = align()
     assert status == 1
     assert_one_line(error, "no space left")
