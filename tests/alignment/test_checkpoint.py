@@ -183,7 +183,7 @@ def test_files_are_copied_where_links_are_not_to_be_had(
             {"evaluate_tasks": ("xnli",), "evaluate_every": 1},
             "evaluate_tasks needs evaluate_languages and evaluate_data",
         ),
-        ({"trackers": ("tensorbored",)}, "trackers must be of tensorboard, wandb, got 'tensorb"),
+        ({"trackers": ("tensorbored",)}, "trackers must be one of tensorboard, wandb, got 'tens"),
         ({"best_metric": "loss"}, "best_metric must be one of retrieval_accuracy, task_accuracy"),
         (
             {"best_metric": "task_accuracy", "evaluate_pairs": ("a",), "evaluate_every": 1},
