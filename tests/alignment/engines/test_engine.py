@@ -117,9 +117,8 @@ def test_several_layers_are_the_mean_of_their_losses(chunks: dict[str, int]) -> 
     calls = []
     model.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
     values, ours = gradients_of_step(run)
-    assert len(calls) == (
-        4 + 1 if not chunks else 2 * 3 * 3 + 2 + 1
-    )  # one for all layers; +1: the head's check
+    # One for all layers; + 2: the head's check, of the logits and of the states before them.
+    assert len(calls) == (4 if not chunks else 2 * 3 * 3 + 2) + 2
     *weights, scale = [gradient.clone() for gradient in (*ours[1:], ours[0])]
     model.zero_grad()
     temperature = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
