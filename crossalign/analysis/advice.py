@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DOMINANT_SHARE = 0.5
 CROWDED_COSINE = 0.95
-_LINES = 16  # of each language, to look at first tokens
+LINES_LOOKED_AT = 16  # of each language, to look at first tokens
 
 
 def advice(
@@ -35,7 +35,7 @@ def advice(
     """One line that names the options to try; "" where there is nothing to say."""
     found = []
     if options.pooling == "mean" and options.pool_tokens == "all" and _starts_special(tokenizer):
-        lines = [line for each in sentences.values() for line in each[:_LINES]]
+        lines = [line for each in sentences.values() for line in each[:LINES_LOOKED_AT]]
         shares = first_token_shares(model, tokenizer, lines, [each.layer for each in measured])
         dominated = [layer for layer, share in shares.items() if share > DOMINANT_SHARE]
         if dominated:
@@ -69,7 +69,7 @@ def first_token_shares(
         sums[layer] += (norms[:, 0] / totals)[totals > 0].sum().item()
 
     with eval_mode(model), torch.no_grad():
-        for _, inputs in token_batches(model, tokenizer, lines, _LINES, None):
+        for _, inputs in token_batches(model, tokenizer, lines, LINES_LOOKED_AT, None):
             mask = inputs["attention_mask"]
             count += int(mask.any(dim=1).sum())
             visit_layers(model, sorted(set(layers)), add, **inputs)

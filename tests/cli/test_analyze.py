@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from crossalign.analysis import run as analysis_run
+from crossalign.analysis.advice import LINES_LOOKED_AT
 from crossalign.cli.main import main
 from crossalign.evaluation.vectors.geometry import alignment, centre_distance, spread, uniformity
 from crossalign.evaluation.vectors.margin import margin_scores
@@ -87,10 +88,12 @@ def compared(
     return output
 
 
-def expected_vectors(directory: Path, layer: int) -> dict[str, torch.Tensor]:
+def expected_vectors(
+    directory: Path, layer: int, *, normalize: bool = True
+) -> dict[str, torch.Tensor]:
     model = AutoModelForCausalLM.from_pretrained(directory)
     return {
-        code: encode(model, tiny_tokenizer(), lines, layer=layer)
+        code: encode(model, tiny_tokenizer(), lines, layer=layer, normalize=normalize)
         for code, lines in translations().items()
     }
 
@@ -127,13 +130,16 @@ def test_retrieval_csv_holds_every_model_layer_and_pair(
         for pair in pairs
     ]
     for model, directory in (("before", models[1]), ("after", models[0])):
-        vectors = expected_vectors(directory, 2)
+        vectors = expected_vectors(directory, 2, normalize=False)  # as they are centered
         ids = torch.arange(NUM_LINES)
         ids[21] = 20  # the line that stands twice
         retrieval, margin = margin_scores(vectors["en"], vectors["zho-CN"], ids=ids)
         row = rows[keys.index((model, "2", "en", "zho-CN"))]
         found = [float(value) for value in list(row.values())[4:]]
-        assert found == pytest.approx([*retrieval, *margin], rel=1e-4, nan_ok=True)
+        sides = (vectors[code].double() for code in ("en", "zho-CN"))
+        centered, _ = margin_scores(*(side - side.mean(dim=0) for side in sides), ids=ids)
+        expected = [*retrieval, *margin, *centered[1:]]  # of as many pairs
+        assert found == pytest.approx(expected, rel=1e-4, nan_ok=True)
         assert 0 < retrieval.accuracy < 1
 
 
@@ -249,22 +255,23 @@ def test_a_run_that_holds_adapters_alone_is_a_model(
 def test_every_sentence_passes_through_a_model_once(
     models: tuple[Path, Path], files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """To be measured; the advice looks at the first token of a few sentences afterwards."""
     passed: list[int] = []
 
-    def counted(*arguments: Any) -> Any:
-        model, tokenizer = load(*arguments)
+    def counted(*arguments: Any, **options: Any) -> Any:
+        model, tokenizer = load(*arguments, **options)
         model.get_decoder().register_forward_pre_hook(
             lambda _, __, inputs: passed.append(len(inputs["input_ids"])), with_kwargs=True
         )
         return model, tokenizer
 
-    load = analysis_run._load
-    monkeypatch.setattr(analysis_run, "_load", counted)
+    load = analysis_run.load_model
+    monkeypatch.setattr(analysis_run, "load_model", counted)
     settings = analysis_run.AnalysisSettings(
         model=str(models[0]), pairs=files, languages=LANGUAGES, device="cpu", batch_size=16
     )
     analysis_run.analyze(settings, tmp_path / "out")
-    assert sum(passed) == NUM_LINES * len(LANGUAGES)
+    assert sum(passed) == (NUM_LINES + LINES_LOOKED_AT) * len(LANGUAGES)
 
 
 def test_same_arguments_give_the_same_bytes(
@@ -393,7 +400,7 @@ def test_other_peoples_files_are_not_overwritten(analyze: Run, tmp_path: Path) -
     (tmp_path / "out" / "thesis.tex").write_text("mine")
     status, _, error = analyze()
     assert status == 1
-    assert_one_line(error, "must be new or empty, but has thesis.tex")
+    assert_one_line(error, "must be new, empty or hold earlier results only, but has thesis.tex")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
