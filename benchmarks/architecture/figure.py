@@ -14,7 +14,7 @@ FIGURE = ROOT / "docs" / "architecture.svg"
 FOUNDATIONS = "foundations"
 # Modules that every room may use: what lies flat below the rooms, and the records of the loss.
 BELOW = (
-    *("version", "precision", "settings", "argument_checks", "backends", "reference"),
+    *("version", "precision", "settings", "argument_checks", "backends"),
     *("contrastive.problem", "contrastive.sigmoid.problem"),
 )
 # Room -> what it is for, and its column in the figure: by hand, so that arrows pass beside boxes.
@@ -54,7 +54,9 @@ STYLE = """
 
 def room_of(module: str) -> str:
     top = module.partition(".")[0]
-    return FOUNDATIONS if module in BELOW else "cli" if top == "__main__" else top
+    if module in BELOW or top == "reference":
+        return FOUNDATIONS
+    return "cli" if top == "__main__" else top
 
 
 def room_graph() -> dict[str, set[str]]:
