@@ -33,9 +33,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from benchmarks import real_model_measures as measures
 from benchmarks.provenance import ROOT, provenance, result_path
-from benchmarks.real_model_data import RealModelData, load_data
+from benchmarks.real_model import measures
+from benchmarks.real_model.data import RealModelData, load_data
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.train import align
 from crossalign.files.output import write_json_lines

@@ -1,6 +1,6 @@
 """Draws accuracy by layer, before and after, from a result file of align_real_model.
 
-python -m benchmarks.plot_real_model benchmarks/results/real_model_*.jsonl --output FILE.png
+python -m benchmarks.real_model.plot benchmarks/results/real_model_*.jsonl --output FILE.png
 """
 
 from __future__ import annotations
