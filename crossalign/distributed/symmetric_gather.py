@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,9 @@ _SLICE_S = 0.2  # a wait on the CPU is cut into these, for signals and for a loo
 _HEADER_BYTES = 1024  # one int64 flag per rank stands before the data
 _GRANULE_BYTES = 2**21  # what GPUs map at once
 _MOST_RANKS = 72  # kMaxRanks of csrc/tensor_checks.h
+
+# Of the operators in csrc/gather_negatives.cpp. An editable install keeps what was built earlier.
+_NUM_ARGUMENTS = {"publish_rows": 4, "pull_rows": 4, "sum_rows": 5, "meet": 7}
 
 _log = logging.getLogger(__name__)
 
@@ -41,12 +45,20 @@ def _load() -> tuple[ModuleType | None, str]:
         )
     except (ImportError, OSError) as error:
         return None, f"built, but it does not load: {error}"
-    for name in ("publish_rows", "pull_rows", "sum_rows", "meet"):
+    operators = torch.ops.crossalign_ext
+    for name, count in _NUM_ARGUMENTS.items():
+        if not hasattr(operators, name) or _num_arguments(getattr(operators, name)) != count:
+            return None, "built from the sources of another version; install crossalign again"
+    for name in _NUM_ARGUMENTS:
         # All of them write into given tensors, so there is no result to describe.
         torch.library.register_fake(f"crossalign_ext::{name}", lambda *_, **__: None)
     archs = module.cuda_archs
     built = f"built with PyTorch {module.built_with_torch}"
     return module, f"loaded; {built}, {f'CUDA for {archs}' if archs else 'without CUDA'}"
+
+
+def _num_arguments(operator: Any) -> int:
+    return len(operator.default._schema.arguments)
 
 
 def load_extension() -> ModuleType | None:

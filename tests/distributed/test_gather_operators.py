@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossalign.distributed import symmetric_gather
 from tests.support.built_extension import extension_folder, use_extension
 from tests.support.tolerances import assert_within_rule
 
@@ -170,3 +171,14 @@ def test_bad_argument_is_named(name: str, position: int, value: Any, message: st
     arguments[position] = value
     with pytest.raises(RuntimeError, match=message):
         getattr(ops(), name)(*arguments)
+
+
+@pytest.mark.parametrize("operators", [{"meet": 6}, {"meet": 7, "part": 1}])
+def test_an_extension_of_other_sources_is_not_used(
+    operators: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies in an editable install until the next build."""
+    monkeypatch.setattr(symmetric_gather, "_NUM_ARGUMENTS", operators)
+    module, said = symmetric_gather._load.__wrapped__()
+    assert module is None
+    assert said == "built from the sources of another version; install crossalign again"
