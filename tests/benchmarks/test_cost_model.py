@@ -21,8 +21,9 @@ from tests.support.process_group import run_ranks
 
 OURS = ("all_gather", "ring")
 NUM_PAIRS, NUM_NEGATIVES, WIDTH = 64, 32, 512
-# How many rows of a rank lack a negative, and the weights' sum: two doubles told to every other.
-TOTALS_BYTES = 16
+# The sum of a rank's weights, its rows with a negative, and its rows that count: three doubles told
+# to every other.
+TOTALS_BYTES = 24
 
 
 class Counted(NamedTuple):
