@@ -13,7 +13,10 @@ ORDER = (
 )
 # The same inside a room, where its parts are many. A name stands for a folder or for a module.
 ORDER_INSIDE = {
-    "integrations": ("host", "sentence_transformers", "open_clip", "lightly"),
+    "integrations": (
+        *("host", "row_terms", "guided_terms", "listed_pairs"),
+        *("sentence_transformers", "open_clip", "lightly", "pytorch_metric_learning"),
+    ),
     "contrastive": (
         *("options", "option_checks", "arguments", "problem", "terms", "torch_logits"),
         *("blocks", "torch_passes", "sides", "ops", "combine", "row_loss", "one_pass"),

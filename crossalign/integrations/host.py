@@ -1,9 +1,12 @@
-"""Importing the library that a drop-in belongs to."""
+"""Importing the library that a drop-in belongs to, and the constructor of a drop-in."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 
 def import_host(package: str, *modules: str) -> ModuleType:
@@ -27,3 +30,16 @@ def import_host(package: str, *modules: str) -> ModuleType:
         "pip install 'crossalign[integrations]'",
         name=modules[0],
     ) from missing
+
+
+def checked_constructor(
+    host_init: Callable[..., None], check: Callable[[Any], object]
+) -> Callable[..., None]:
+    """The constructor of the host, with its signature; check(loss) raises what cannot be done."""
+
+    @functools.wraps(host_init)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        host_init(self, *args, **kwargs)
+        check(self)
+
+    return init

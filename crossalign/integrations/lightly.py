@@ -5,7 +5,6 @@ from crossalign.integrations.lightly import NTXentLoss
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -14,12 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossalign.contrastive.loss import fused_contrastive_loss
-from crossalign.integrations.host import import_host
+from crossalign.integrations.host import checked_constructor, import_host
 
 __all__ = ["NTXentLoss"]
 
 _host: Any = import_host("lightly", "lightly.loss.ntx_ent_loss")
 _ROWS_OF_RANK = 2**40  # more than a rank has, so that no two ranks give an id twice
+
+
+def _check(loss: Any) -> None:
+    if not loss.temperature > 0:
+        raise ValueError(
+            f"NTXentLoss: temperature must be above 0, got {loss.temperature}; use the class of "
+            "lightly for a negative one"
+        )
 
 
 class NTXentLoss(_host.NTXentLoss):
@@ -32,14 +39,7 @@ class NTXentLoss(_host.NTXentLoss):
         ValueError: temperature is not above 0, or what the host refuses.
     """
 
-    @functools.wraps(_host.NTXentLoss.__init__)  # type: ignore[misc]
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if not self.temperature > 0:
-            raise ValueError(
-                f"NTXentLoss: temperature must be above 0, got {self.temperature}; use the class "
-                "of lightly for a negative one"
-            )
+    __init__ = checked_constructor(_host.NTXentLoss.__init__, _check)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """out0, out1: (n, D), two views of the same n examples."""

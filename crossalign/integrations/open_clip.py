@@ -5,9 +5,7 @@ from crossalign.integrations.open_clip import ClipLoss, SigLipLoss
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,26 +14,19 @@ from torch import Tensor
 
 from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.contrastive.sigmoid.loss import fused_sigmoid_loss
-from crossalign.integrations.host import import_host
+from crossalign.integrations.host import checked_constructor, import_host
 
 __all__ = ["ClipLoss", "SigLipLoss"]
 
 _host: Any = import_host("open_clip_torch", "open_clip.loss")
 
 
-def _checked(host_init: Callable[..., None]) -> Callable[..., None]:
-    """The constructor of the host, with its signature; what cannot be done raises here."""
-
-    @functools.wraps(host_init)
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        host_init(self, *args, **kwargs)
-        if getattr(self, "use_horovod", False):
-            raise ValueError(
-                f"{type(self).__name__}: use_horovod must be False, got True; use the class of "
-                "open_clip, or torch.distributed"
-            )
-
-    return init
+def _check(loss: Any) -> None:
+    if getattr(loss, "use_horovod", False):
+        raise ValueError(
+            f"{type(loss).__name__}: use_horovod must be False, got True; use the class of "
+            "open_clip, or torch.distributed"
+        )
 
 
 class ClipLoss(_host.ClipLoss):
@@ -51,7 +42,7 @@ class ClipLoss(_host.ClipLoss):
         RuntimeError: world_size is not that of the default process group.
     """
 
-    __init__ = _checked(_host.ClipLoss.__init__)
+    __init__ = checked_constructor(_host.ClipLoss.__init__, _check)
     _has_told = False
 
     def forward(
@@ -95,7 +86,7 @@ class ClipLoss(_host.ClipLoss):
 class SigLipLoss(_host.SigLipLoss):
     """OpenCLIP's SigLipLoss without its matrices of logits; every dist_impl gives the same."""
 
-    __init__ = _checked(_host.SigLipLoss.__init__)
+    __init__ = checked_constructor(_host.SigLipLoss.__init__, _check)
 
     def forward(
         self,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.support.tiny_sentence_transformer import tiny_sentence_transformer, w
 ROWS, WIDTH = 7, 8
 NAMES = (
     "CachedMultipleNegativesRankingLoss",
+    "CachedMultipleNegativesSymmetricRankingLoss",
     "MultipleNegativesRankingLoss",
     "MultipleNegativesSymmetricRankingLoss",
 )
@@ -69,10 +72,29 @@ def test_equals_the_host(columns: int, similarity: str) -> None:
     assert_equal_to_host(module.MultipleNegativesSymmetricRankingLoss, columns, **options)
 
 
-def test_both_directions_per_direction_equal_the_host() -> None:
+def settings() -> Iterator[dict[str, Any]]:
+    """Every choice of directions that the host accepts, in each partition, with each hardness."""
+    others = ("doc_to_doc", "doc_to_query", "query_to_query")
+    for count in range(4):
+        for chosen in itertools.combinations(others, count):
+            for mode in (None, "all_negatives", "in_batch_negatives", "hard_negatives"):
+                made = {
+                    "directions": (*chosen, "query_to_doc"),
+                    "hardness_mode": mode,
+                    "hardness_strength": 0.0 if mode is None else 3.0,
+                }
+                yield {**made, "partition_mode": "joint"}
+                if set(chosen) <= {"doc_to_query"}:
+                    yield {**made, "partition_mode": "per_direction"}
+
+
+@pytest.mark.parametrize("columns", [2, 4])
+def test_directions_partitions_and_hardness_equal_the_host(columns: int) -> None:
     ours = load_drop_in("sentence_transformers").MultipleNegativesRankingLoss
-    both = ("query_to_doc", "doc_to_query")
-    assert_equal_to_host(ours, 3, directions=both, partition_mode="per_direction")
+    tried = list(settings())
+    for options in tried:
+        assert_equal_to_host(ours, columns, **options)
+    assert len(tried) == 40
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,14 +107,15 @@ def test_another_similarity_is_refused_when_the_loss_is_made(name: str, tmp_path
 
 
 @pytest.mark.parametrize("columns", [2, 3])
-def test_cached_equals_the_host_with_dropout(columns: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_cached_equals_the_host_with_dropout(name: str, columns: int, tmp_path: Path) -> None:
     """Through forward, with a factor that the caller multiplies by, and then without autograd."""
-    ours = load_drop_in("sentence_transformers").CachedMultipleNegativesRankingLoss
+    ours = getattr(load_drop_in("sentence_transformers"), name)
     model = tiny_sentence_transformer(tmp_path).train()
     features = [model.preprocess(column) for column in word_columns(ROWS, columns)]
     found = []
     for cls in (ours, ours.__mro__[1]):
-        loss = cls(model, scale=7.0, mini_batch_size=3)
+        loss = make(cls, model, scale=7.0, mini_batch_size=3)
         model.zero_grad()
         torch.manual_seed(5)
         value = loss([dict(feature) for feature in features], None)
@@ -106,24 +129,38 @@ def test_cached_equals_the_host_with_dropout(columns: int, tmp_path: Path) -> No
     assert found[0][0] > 1
 
 
-def _loss_of_rank(rank: int, columns: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+OF_RANKS: list[dict[str, Any]] = [
+    {},
+    {
+        "directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"),
+        "hardness_mode": "in_batch_negatives",
+        "hardness_strength": 2.0,
+    },
+]
+
+
+def _losses_of_rank(rank: int) -> list[Any]:
     ours = load_drop_in("sentence_transformers").MultipleNegativesRankingLoss
-    given = embeddings(columns, (slice(0, 4), slice(4, ROWS))[rank])
-    loss = ours(nn.Identity(), scale=7.0, gather_across_devices=True)
-    value = loss.compute_loss_from_embeddings(given, None)
-    return value.detach(), torch.autograd.grad(value, given)
+    found = []
+    for columns, options in itertools.product((2, 3), OF_RANKS):
+        given = embeddings(columns, (slice(0, 4), slice(4, ROWS))[rank])
+        loss = ours(nn.Identity(), scale=7.0, gather_across_devices=True, **options)
+        value = loss.compute_loss_from_embeddings(given, None)
+        found.append((value.detach(), torch.autograd.grad(value, given)))
+    return found
 
 
-@pytest.mark.parametrize("columns", [2, 3])
-def test_two_ranks_have_the_gradient_of_the_whole_batch(columns: int) -> None:
+def test_two_ranks_have_the_gradient_of_the_whole_batch() -> None:
     """Of 4 and 3 rows: the host's labels take ranks to be of one size."""
     host = load_drop_in("sentence_transformers").MultipleNegativesRankingLoss.__mro__[1]
-    given = embeddings(columns)
-    expected = host(nn.Identity(), scale=7.0).compute_loss_from_embeddings(given, None)
-    theirs = torch.autograd.grad(expected, given)
-    ranks = run_ranks(_loss_of_rank, 2, columns)
-    mean = sum(value for value, _ in ranks) / 2
-    torch.testing.assert_close(mean, expected.detach(), rtol=1e-12, atol=0)
-    for column in range(columns):
-        rows = torch.cat([gradients[column] for _, gradients in ranks]) / 2
-        torch.testing.assert_close(rows, theirs[column], rtol=1e-10, atol=1e-13)
+    ranks = run_ranks(_losses_of_rank, 2, timeout_s=200)
+    for index, (columns, options) in enumerate(itertools.product((2, 3), OF_RANKS)):
+        given = embeddings(columns)
+        whole = host(nn.Identity(), scale=7.0, **options)
+        expected = whole.compute_loss_from_embeddings(given, None)
+        theirs = torch.autograd.grad(expected, given)
+        mean = sum(found[index][0] for found in ranks) / 2
+        torch.testing.assert_close(mean, expected.detach(), rtol=1e-12, atol=0)
+        for column in range(columns):
+            rows = torch.cat([found[index][1][column] for found in ranks]) / 2
+            torch.testing.assert_close(rows, theirs[column], rtol=1e-10, atol=1e-13)

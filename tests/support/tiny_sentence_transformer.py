@@ -48,11 +48,15 @@ def save_tiny_bert(directory: Path, *, dropout: float = 0.1, seed: int = 0) -> s
 
 
 def tiny_sentence_transformer(directory: Path, **options: Any) -> Any:
+    return load_sentence_transformer(save_tiny_bert(directory, **options))
+
+
+def load_sentence_transformer(directory: str) -> Any:
+    """Mean pooling over what save_tiny_bert has saved."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    transformer = Transformer(save_tiny_bert(directory, **options))
-    return SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu")
+    return SentenceTransformer(modules=[Transformer(directory), Pooling(32)], device="cpu")
 
 
 def word_columns(rows: int, columns: int = 2, seed: int = 0) -> list[list[str]]:
