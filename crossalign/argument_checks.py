@@ -1,4 +1,4 @@
-"""One function per kind of argument check: builds the message, raises; imports only torch.
+"""One function per kind of argument check: builds the message, raises.
 
 Every message reads: function: argument must be what was expected, got what came; the way out.
 """
@@ -13,20 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from crossalign.operators.transforms import is_batched, ops_are_watched
 
 FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def ops_are_watched() -> bool:
-    """Whether operations are recorded or replaced: by torch.compile, or for fake tensors."""
-    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
-
-
 def values_may_be_read(tensor: Tensor) -> bool:
     """Reading a CUDA tensor's values stalls the host, so it is done only when asked for."""
-    if ops_are_watched():
+    if ops_are_watched() or is_batched(tensor):
         return False
     return tensor.device.type == "cpu" or os.environ.get("CROSSALIGN_CHECK") == "1"
 

@@ -54,7 +54,7 @@ STYLE = """
 
 def room_of(module: str) -> str:
     top = module.partition(".")[0]
-    if module in BELOW or top == "reference":
+    if module in BELOW or top in ("reference", "operators"):
         return FOUNDATIONS
     return "cli" if top == "__main__" else top
 

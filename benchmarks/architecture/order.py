@@ -5,7 +5,7 @@ from __future__ import annotations
 # The rooms and the modules that lie flat, bottom to top: a module may import from lower entries and
 # from its own. The records that ops and kernels share are below both.
 ORDER = (
-    *("version", "precision", "files", "settings", "argument_checks", "backends"),
+    *("version", "precision", "files", "settings", "operators", "argument_checks", "backends"),
     *("contrastive.problem", "contrastive.sigmoid.problem", "reference"),
     *("kernels", "distributed", "pooling", "contrastive", "build_report"),
     *("models", "data", "evaluation", "alignment", "analysis", "integrations"),
@@ -13,6 +13,7 @@ ORDER = (
 )
 # The same inside a room, where its parts are many. A name stands for a folder or for a module.
 ORDER_INSIDE = {
+    "operators": ("schema", "transforms", "registration"),
     "integrations": (
         *("host", "row_terms", "guided_terms", "listed_pairs"),
         *("sentence_transformers", "open_clip", "lightly", "pytorch_metric_learning"),

@@ -2,8 +2,8 @@
 
 The counterpart of row_loss for the kernels: kernels.one_pass forms the products of the gradients
 in the forward pass, while a chunk of exponentials is at hand, and the backward pass finishes them.
-Where ops are recorded (torch.compile) the two ops of contrastive.ops do the same with one product
-more.
+Where ops are recorded or transformed (torch.compile, torch.func) the two ops of contrastive.ops do
+the same with one product more.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossalign.argument_checks import ops_are_watched
-from crossalign.contrastive.ops import refuse_second_derivative
+from crossalign.contrastive.ops import refuse_twice
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums
 from crossalign.contrastive.sides import joined, needs_of
 from crossalign.contrastive.terms import reduce_terms
+from crossalign.operators.transforms import ops_are_watched, transforms_are_active
 from crossalign.precision import without_autocast
 
 
 def one_pass_takes(query: Tensor, problem: ContrastiveProblem) -> bool:
     """Whether the kernels can form this problem's gradients in one pass."""
-    if ops_are_watched() or problem.symmetric:
+    if ops_are_watched() or transforms_are_active() or problem.symmetric:
         return False
     from crossalign.kernels.kept_exponentials import may_keep
 
@@ -124,7 +124,7 @@ class _OnePassGradients(torch.autograd.Function):
         num_keys = max(0, key.shape[0] - needs.wanted(key.shape[0]).start)
         return of_query, of_candidates[:num_keys], of_candidates[num_keys:]
 
-    backward = staticmethod(refuse_second_derivative)
+    backward = staticmethod(refuse_twice)
 
 
 def _term_weights(weights: Tensor | None, reduction: str, num_queries: int, like: Tensor) -> Tensor:

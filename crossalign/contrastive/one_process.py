@@ -24,6 +24,7 @@ from crossalign.contrastive.terms import (
     warn_without_negatives,
     warn_without_positives,
 )
+from crossalign.operators.transforms import requires_gradient
 
 
 def loss_of_one_process(arguments: LossArguments) -> Tensor | tuple[Tensor, ContrastiveStats]:
@@ -96,10 +97,10 @@ def _gradients_fit_one_pass(arguments: LossArguments) -> bool:
         return False
     if not torch.is_grad_enabled():
         return False
-    if arguments.weights is not None and arguments.weights.requires_grad:
+    if arguments.weights is not None and requires_gradient(arguments.weights):
         return False
     wanted = (arguments.query, arguments.key, arguments.negatives, arguments.temperature)
-    return any(isinstance(x, Tensor) and x.requires_grad for x in wanted)
+    return any(isinstance(x, Tensor) and requires_gradient(x) for x in wanted)
 
 
 def _warn(arguments: LossArguments, sums: ContrastiveSums, is_trivial: bool) -> None:

@@ -12,13 +12,12 @@ the dispatcher, which costs the host more than all their launches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from crossalign.argument_checks import ops_are_watched
 from crossalign.contrastive import torch_passes
 from crossalign.contrastive.problem import (
     NON_DIFFERENTIABLE_SUMS,
@@ -27,29 +26,21 @@ from crossalign.contrastive.problem import (
     ContrastiveProblem,
     ContrastiveSums,
     GradientNeeds,
-    build_schema,
     empty_sums,
 )
-from crossalign.contrastive.sides import joined, needs_of, separated
+from crossalign.contrastive.sides import (
+    NeededSides,
+    SideGradients,
+    Sides,
+    joined,
+    needs_of,
+    separated,
+)
 from crossalign.contrastive.terms import pair_terms
+from crossalign.operators.registration import refuse_second_derivative, register_op
+from crossalign.operators.transforms import ops_are_watched, transforms_are_active
 from crossalign.precision import without_autocast
 
-PROBLEM_SCHEMA = build_schema(ContrastiveProblem)
-_SUMS_SCHEMA = ", ".join(f"Tensor {name}" for name in ContrastiveSums._fields)
-_GRADS_SCHEMA = ", ".join(f"Tensor grad_{name}" for name in ContrastiveGrads._fields)
-
-torch.library.define(
-    "crossalign::contrastive_fwd",
-    f"(Tensor query, Tensor key, Tensor? negatives, {PROBLEM_SCHEMA}, "
-    "Tensor? known_positive_logit, bool with_stats, "
-    f"bool use_triton) -> ({', '.join(['Tensor'] * len(ContrastiveSums._fields))})",
-)
-torch.library.define(
-    "crossalign::contrastive_bwd",
-    f"(Tensor query, Tensor key, Tensor? negatives, {PROBLEM_SCHEMA}, {_SUMS_SCHEMA}, "
-    f"{_GRADS_SCHEMA}, bool need_query, bool need_key, bool need_negatives, bool need_scale, "
-    "bool use_triton) -> (Tensor, Tensor, Tensor, Tensor)",
-)
 _NUM_PROBLEM = len(ContrastiveProblem._fields)
 _NUM_TENSORS = len(PROBLEM_TENSORS)
 _NUM_SUMS = len(ContrastiveSums._fields)
@@ -69,10 +60,9 @@ def contrastive_sums(
 
     The candidates are key, then negatives: two arguments, so that a frozen one costs nothing.
     """
-    forward = torch.ops.crossalign.contrastive_fwd if ops_are_watched() else _Undispatched.apply
-    outputs = forward(  # type: ignore[no-untyped-call]
-        query, key, negatives, *problem, known_positive_logit, with_stats, use_triton
-    )
+    is_seen = ops_are_watched() or transforms_are_active()
+    forward = _forward_op if is_seen else _Undispatched.apply
+    outputs = forward(query, key, negatives, *problem, known_positive_logit, with_stats, use_triton)
     return ContrastiveSums(*outputs)
 
 
@@ -104,7 +94,7 @@ def contrastive_gradients(
 
 def pair_losses(sums: ContrastiveSums, symmetric: bool, *, use_triton: bool = False) -> Tensor:
     """pair_terms, which Triton does in one launch each way."""
-    if not use_triton or ops_are_watched():
+    if not use_triton or ops_are_watched() or transforms_are_active():
         return pair_terms(sums, symmetric)
     losses: Tensor = _PairTerms.apply(*sums)  # type: ignore[no-untyped-call]
     return losses
@@ -207,12 +197,6 @@ def _contrastive_bwd_fake(
     return (*of_sides, scale.new_empty(scale.shape if need_scale else (0,)))
 
 
-for _name, _function in (("fwd", _contrastive_fwd), ("bwd", _contrastive_bwd)):
-    torch.library.impl(f"crossalign::contrastive_{_name}", "CompositeExplicitAutograd", _function)
-torch.library.register_fake("crossalign::contrastive_fwd", _contrastive_fwd_fake)
-torch.library.register_fake("crossalign::contrastive_bwd", _contrastive_bwd_fake)
-
-
 def _kept_for_backward(
     query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
 ) -> Tensor | None:
@@ -259,24 +243,13 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     sums = ContrastiveSums(*outputs)
     grads = upstream_gradients(upstream, sums)
     # A second differentiation has to meet the op, whose formula refuses it.
-    is_watched = torch.is_grad_enabled() or ops_are_watched()
+    is_seen = torch.is_grad_enabled() or ops_are_watched() or transforms_are_active()
     needs_grad = tuple(ctx.needs_input_grad[:4])
     arguments = (query, key, negatives, *problem, *sums, *grads, *needs_grad, ctx.use_triton)
-    if is_watched:
-        gradients = torch.ops.crossalign.contrastive_bwd(*arguments)
-    else:
-        gradients = _gradients(*arguments, kept=kept)
+    gradients = _backward_op(*arguments) if is_seen else _gradients(*arguments, kept=kept)
     wanted = zip(gradients, needs_grad, strict=True)
     no_gradient = (None,) * (_NUM_PROBLEM - 1 + 3)
     return (*(grad if is_needed else None for grad, is_needed in wanted), *no_gradient)
-
-
-def refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
-    """The autograd formula of a backward op: none."""
-    raise RuntimeError(
-        "crossalign contrastive loss cannot be differentiated twice; "
-        "for second derivatives write the loss in plain PyTorch"
-    )
 
 
 class _Undispatched(torch.autograd.Function):
@@ -290,7 +263,34 @@ class _Undispatched(torch.autograd.Function):
     backward = staticmethod(_backward)
 
 
-torch.library.register_autograd(
-    "crossalign::contrastive_fwd", _backward, setup_context=_save_for_backward
+class _ForwardChoices(NamedTuple):
+    known_positive_logit: Tensor | None
+    with_stats: bool
+    use_triton: bool
+
+
+class _Backend(NamedTuple):
+    use_triton: bool
+
+
+refuse_twice = refuse_second_derivative("contrastive loss", "the loss")
+_forward_op = register_op(
+    "contrastive_fwd",
+    _contrastive_fwd,
+    _contrastive_fwd_fake,
+    arguments=(Sides, ContrastiveProblem, _ForwardChoices),
+    results=ContrastiveSums,
+    backward=_backward,
+    setup_context=_save_for_backward,
 )
-torch.library.register_autograd("crossalign::contrastive_bwd", refuse_second_derivative)
+_backward_op = register_op(
+    "contrastive_bwd",
+    _contrastive_bwd,
+    _contrastive_bwd_fake,
+    arguments=(
+        *(Sides, ContrastiveProblem, ContrastiveSums, ("grad_", ContrastiveGrads)),
+        *(NeededSides, _Backend),
+    ),
+    results=SideGradients,
+    backward=refuse_twice,
+)

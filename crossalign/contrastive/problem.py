@@ -56,16 +56,6 @@ class ContrastiveProblem(NamedTuple):
 PROBLEM_TENSORS = ContrastiveProblem._fields[: ContrastiveProblem._fields.index("num_keys")]
 
 
-def build_schema(record: type) -> str:
-    """The fields of a named tuple as the arguments of an operator's schema."""
-    types = {
-        **{"Tensor": "Tensor", "Tensor | None": "Tensor?", "int": "SymInt", "bool": "bool"},
-        **{"float": "float", "float | None": "float?", "str": "str"},
-    }
-    annotations = record.__annotations__.items()
-    return ", ".join(f"{types[kind.__forward_arg__]} {name}" for name, kind in annotations)
-
-
 class ContrastiveSums(NamedTuple):
     """One pass over the logits; what was not asked for has size 0."""
 

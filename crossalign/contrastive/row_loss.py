@@ -15,9 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.ops import PROBLEM_SCHEMA, refuse_second_derivative
+from crossalign.contrastive.ops import refuse_twice
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, tie_slack
-from crossalign.contrastive.sides import joined, needs_of, separated
+from crossalign.contrastive.sides import (
+    NeededSides,
+    SideGradients,
+    Sides,
+    joined,
+    needs_of,
+    separated,
+)
 from crossalign.contrastive.terms import (
     BlockSums,
     TermRules,
@@ -28,6 +35,8 @@ from crossalign.contrastive.terms import (
 )
 from crossalign.contrastive.torch_logits import GradientSums, LogitChunks
 from crossalign.contrastive.torch_passes import kept_logits, start_sums, take_labels
+from crossalign.operators.registration import register_op
+from crossalign.operators.transforms import requires_gradient
 from crossalign.precision import accumulator, without_autocast
 
 
@@ -48,22 +57,29 @@ class RowLoss(NamedTuple):
 
 
 _KEPT_SUMS = RowLoss._fields[1:7]
-_NUM_OPTIONS = 10  # what follows the problem in the schema of the op
-
-torch.library.define(
-    "crossalign::row_loss_fwd",
-    f"(Tensor query, Tensor key, Tensor? negatives, {PROBLEM_SCHEMA}, Tensor? weights, "
-    "str reduction, float label_smoothing, Tensor? debias, bool has_own_key, bool with_stats, "
-    "bool need_query, bool need_key, bool need_negatives, "
-    f"bool need_scale) -> ({', '.join(['Tensor'] * len(RowLoss._fields))})",
-)
-torch.library.define(
-    "crossalign::row_loss_bwd",
-    "(Tensor upstream, Tensor query, Tensor key, Tensor? negatives, Tensor scale, "
-    "Tensor grad_query, Tensor grad_key, Tensor grad_negatives, Tensor grad_scale) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-)
 _NUM_PROBLEM = len(ContrastiveProblem._fields)
+
+
+class _Choices(NamedTuple):
+    """What the op is given beside the sides and the problem."""
+
+    weights: Tensor | None
+    reduction: str
+    label_smoothing: float
+    debias: Tensor | None
+    has_own_key: bool
+    with_stats: bool
+
+
+class _Upstream(NamedTuple):
+    upstream: Tensor
+
+
+class _Scale(NamedTuple):
+    scale: Tensor
+
+
+_NUM_OPTIONS = len(_Choices._fields) + len(NeededSides._fields)
 
 
 def row_loss(
@@ -82,17 +98,15 @@ def row_loss(
     problem: neither symmetric nor same_side. weights: (N,) without gradient; reduction: "mean" or
     "sum"; where the rules have no own key, rows without a positive add nothing.
     """
-    needs_grad = [x is not None and x.requires_grad for x in (query, key, negatives, problem.scale)]
+    sides = (query, key, negatives)
+    needs_grad = [x is not None and requires_gradient(x) for x in (*sides, problem.scale)]
     options = (rules.label_smoothing, rules.debias, rules.has_own_key, with_stats)
-    outputs = torch.ops.crossalign.row_loss_fwd(
-        query, key, negatives, *problem, weights, reduction, *options, *needs_grad
-    )
+    outputs = _forward_op(*sides, *problem, weights, reduction, *options, *needs_grad)
     result, none = RowLoss(*outputs), query.new_empty(0)
     sums = ContrastiveSums(*[none] * len(ContrastiveSums._fields))
     return result.loss, sums._replace(**{name: getattr(result, name) for name in _KEPT_SUMS})
 
 
-@torch.library.impl("crossalign::row_loss_fwd", "CompositeExplicitAutograd")
 def _row_loss_fwd(
     query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, ...]:
@@ -180,7 +194,6 @@ def _exponentials(logits_RM: Tensor, bound: float | None) -> tuple[Tensor, Tenso
     return total, total.log() + largest
 
 
-@torch.library.impl("crossalign::row_loss_bwd", "CompositeExplicitAutograd")
 def _row_loss_bwd(upstream: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Gradients of (query, key, negatives, scale), in their dtypes; those unneeded have no rows.
 
@@ -227,10 +240,6 @@ def _row_loss_bwd_fake(upstream: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]
     return (*of_sides, scale.new_empty(()))
 
 
-torch.library.register_fake("crossalign::row_loss_fwd", _row_loss_fwd_fake)
-torch.library.register_fake("crossalign::row_loss_bwd", _row_loss_bwd_fake)
-
-
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     result = RowLoss(*output)
     ctx.save_for_backward(*inputs[:4], *result[-4:])
@@ -241,13 +250,26 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _backward(ctx: Any, upstream: Tensor | None, *others: None) -> tuple[Any, ...]:
     if upstream is None:
         return (None,) * (3 + _NUM_PROBLEM + _NUM_OPTIONS)
-    gradients = torch.ops.crossalign.row_loss_bwd(upstream, *ctx.saved_tensors)
+    gradients = _backward_op(upstream, *ctx.saved_tensors)
     wanted = zip(gradients, ctx.needs_input_grad[:4], strict=True)
     no_gradient = (None,) * (_NUM_PROBLEM - 1 + _NUM_OPTIONS)
     return (*(grad if is_needed else None for grad, is_needed in wanted), *no_gradient)
 
 
-torch.library.register_autograd(
-    "crossalign::row_loss_fwd", _backward, setup_context=_save_for_backward
+_forward_op = register_op(
+    "row_loss_fwd",
+    _row_loss_fwd,
+    _row_loss_fwd_fake,
+    arguments=(Sides, ContrastiveProblem, _Choices, NeededSides),
+    results=RowLoss,
+    backward=_backward,
+    setup_context=_save_for_backward,
 )
-torch.library.register_autograd("crossalign::row_loss_bwd", refuse_second_derivative)
+_backward_op = register_op(
+    "row_loss_bwd",
+    _row_loss_bwd,
+    _row_loss_bwd_fake,
+    arguments=(_Upstream, Sides, _Scale, SideGradients),
+    results=SideGradients,
+    backward=refuse_twice,
+)

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from crossalign.contrastive.problem import GradientNeeds
+
+
+class Sides(NamedTuple):
+    """The embeddings that an op is given."""
+
+    query: Tensor
+    key: Tensor
+    negatives: Tensor | None
+
+
+class NeededSides(NamedTuple):
+    """Whose gradient an op is to form."""
+
+    need_query: bool
+    need_key: bool
+    need_negatives: bool
+    need_scale: bool
+
+
+class SideGradients(NamedTuple):
+    """What is not needed has no rows."""
+
+    grad_query: Tensor
+    grad_key: Tensor
+    grad_negatives: Tensor
+    grad_scale: Tensor
 
 
 def joined(key: Tensor, negatives: Tensor | None) -> Tensor:

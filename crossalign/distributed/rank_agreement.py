@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from crossalign.operators.transforms import transforms_are_active
+
 RECORD_BYTES = 1024  # room for the facts of one call; a fixed size needs one collective, not two
 
 
@@ -34,7 +36,13 @@ def graph_break(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_group(function: str, group: Any) -> None:
-    """A rank outside the group gets no process group from torch.distributed.new_group."""
+    """A rank outside the group gets no process group from torch.distributed.new_group; and what
+    other ranks must take part in is nothing that torch.func could call again as it likes."""
+    if transforms_are_active():
+        raise RuntimeError(
+            f"{function}: group must be None under the transforms of torch.func, which may run a "
+            "call any number of times; use backward() or torch.autograd.grad with a group"
+        )
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(
             f"{function}: group must be a torch.distributed process group that this rank belongs "

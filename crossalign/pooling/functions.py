@@ -21,7 +21,7 @@ from crossalign.argument_checks import (
     values_may_be_read,
 )
 from crossalign.backends import choose_backend
-from crossalign.pooling import ops as _registered_ops  # noqa: F401  torch.ops holds them then
+from crossalign.pooling.ops import packed_mean, padded_mean
 from crossalign.precision import NORM_FLOOR, accumulator
 
 
@@ -54,7 +54,7 @@ def masked_mean_pool(
     _check_padded("masked_mean_pool", hidden, mask)
     use_triton = choose_backend("masked_mean_pool", backend, hidden) == "triton"
     pooled: Tensor
-    pooled, _, _ = torch.ops.crossalign.masked_mean_pool_fwd(hidden, mask, normalize, use_triton)
+    pooled, _, _ = padded_mean(hidden, mask, normalize, use_triton)
     return pooled
 
 
@@ -92,9 +92,7 @@ def mean_pool_varlen(
     _check_cu_seqlens(function, cu_seqlens, hidden.shape[0])
     use_triton = choose_backend(function, backend, hidden) == "triton"
     pooled: Tensor
-    pooled, _, _ = torch.ops.crossalign.mean_pool_varlen_fwd(
-        hidden, cu_seqlens, normalize, use_triton
-    )
+    pooled, _, _ = packed_mean(hidden, cu_seqlens, normalize, use_triton)
     return pooled
 
 

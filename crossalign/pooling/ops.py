@@ -8,12 +8,12 @@ differentiating it again raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from crossalign.operators.registration import refuse_second_derivative, register_op
 from crossalign.pooling import torch_passes
 from crossalign.precision import NORM_FLOOR, accumulator
 
@@ -142,71 +142,86 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _masked_mean_pool_gradient(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     if grad is None:
         return None, None, None, None
-    grad_hidden = torch.ops.crossalign.masked_mean_pool_bwd(
-        grad, *ctx.saved_tensors, ctx.use_triton
-    )
+    grad_hidden = _padded_gradient(grad, *ctx.saved_tensors, ctx.use_triton)
     return grad_hidden, None, None, None
 
 
 def _mean_pool_varlen_gradient(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     if grad is None:
         return None, None, None, None
-    grad_hidden = torch.ops.crossalign.mean_pool_varlen_bwd(
-        grad, *ctx.saved_tensors, ctx.num_tokens, ctx.use_triton
-    )
+    grad_hidden = _packed_gradient(grad, *ctx.saved_tensors, ctx.num_tokens, ctx.use_triton)
     return grad_hidden, None, None, None
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise RuntimeError(
-        "crossalign mean pooling cannot be differentiated twice; "
-        "for second derivatives write the mean in plain PyTorch"
-    )
+class _Padded(NamedTuple):
+    hidden: Tensor
+    mask: Tensor
+    normalize: bool
+    use_triton: bool
 
 
-def _register(
-    name: str,
-    schema: str,
-    function: Callable[..., Any],
-    fake: Callable[..., Any],
-    gradient: Callable[..., Any],
-    setup_context: Callable[..., None] | None = None,
-) -> None:
-    torch.library.define(f"crossalign::{name}", schema)
-    torch.library.impl(f"crossalign::{name}", "CompositeExplicitAutograd", function)
-    torch.library.register_fake(f"crossalign::{name}", fake)
-    torch.library.register_autograd(f"crossalign::{name}", gradient, setup_context=setup_context)
+class _Packed(NamedTuple):
+    hidden: Tensor
+    cu_seqlens: Tensor
+    normalize: bool
+    use_triton: bool
 
 
-_register(
+class _Pooled(NamedTuple):
+    pooled: Tensor
+    unit: Tensor
+    scale: Tensor
+
+
+class _PaddedGradient(NamedTuple):
+    grad_pooled: Tensor
+    mask: Tensor
+    unit: Tensor | None
+    scale: Tensor
+    use_triton: bool
+
+
+class _PackedGradient(NamedTuple):
+    grad_pooled: Tensor
+    cu_seqlens: Tensor
+    unit: Tensor | None
+    scale: Tensor
+    num_tokens: int
+    use_triton: bool
+
+
+_refuse_twice = refuse_second_derivative("mean pooling", "the mean")
+padded_mean = register_op(
     "masked_mean_pool_fwd",
-    "(Tensor hidden, Tensor mask, bool normalize, bool use_triton) -> (Tensor, Tensor, Tensor)",
     _masked_mean_pool_fwd,
     _masked_mean_pool_fwd_fake,
-    _masked_mean_pool_gradient,
-    _save_for_backward,
+    arguments=[_Padded],
+    results=_Pooled,
+    backward=_masked_mean_pool_gradient,
+    setup_context=_save_for_backward,
 )
-_register(
+_padded_gradient = register_op(
     "masked_mean_pool_bwd",
-    "(Tensor grad_pooled, Tensor mask, Tensor? unit, Tensor scale, bool use_triton) -> Tensor",
     _masked_mean_pool_bwd,
     _masked_mean_pool_bwd_fake,
-    _refuse_second_derivative,
+    arguments=[_PaddedGradient],
+    results=None,
+    backward=_refuse_twice,
 )
-_register(
+packed_mean = register_op(
     "mean_pool_varlen_fwd",
-    "(Tensor hidden, Tensor cu_seqlens, bool normalize, bool use_triton) "
-    "-> (Tensor, Tensor, Tensor)",
     _mean_pool_varlen_fwd,
     _mean_pool_varlen_fwd_fake,
-    _mean_pool_varlen_gradient,
-    _save_for_backward,
+    arguments=[_Packed],
+    results=_Pooled,
+    backward=_mean_pool_varlen_gradient,
+    setup_context=_save_for_backward,
 )
-_register(
+_packed_gradient = register_op(
     "mean_pool_varlen_bwd",
-    "(Tensor grad_pooled, Tensor cu_seqlens, Tensor? unit, Tensor scale, SymInt num_tokens, "
-    "bool use_triton) -> Tensor",
     _mean_pool_varlen_bwd,
     _mean_pool_varlen_bwd_fake,
-    _refuse_second_derivative,
+    arguments=[_PackedGradient],
+    results=None,
+    backward=_refuse_twice,
 )

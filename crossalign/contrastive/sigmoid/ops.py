@@ -6,9 +6,8 @@ too, so differentiating it again raises.
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from crossalign.contrastive.problem import GradientNeeds
@@ -18,31 +17,17 @@ from crossalign.contrastive.sigmoid.problem import (
     SigmoidSums,
     empty_gradients,
 )
+from crossalign.operators.registration import refuse_second_derivative, register_op
 from crossalign.precision import accumulator, without_autocast
 
-_PROBLEM_SCHEMA = (
-    "Tensor scale, Tensor bias, Tensor? query_ids, Tensor? key_ids, SymInt label_offset, "
-    "bool normalize"
-)
 _NUM_PROBLEM = len(SigmoidProblem._fields)
-
-torch.library.define(
-    "crossalign::sigmoid_fwd",
-    f"(Tensor query, Tensor key, {_PROBLEM_SCHEMA}, bool use_triton) -> (Tensor, Tensor, Tensor)",
-)
-torch.library.define(
-    "crossalign::sigmoid_bwd",
-    f"(Tensor query, Tensor key, {_PROBLEM_SCHEMA}, Tensor query_inverse_norm, "
-    "Tensor key_inverse_norm, Tensor grad_terms, bool need_query_grad, bool need_key_grad, "
-    "bool need_scale_grad, bool use_triton) -> (Tensor, Tensor, Tensor, Tensor)",
-)
 
 
 def sigmoid_sums(
     query: Tensor, key: Tensor, problem: SigmoidProblem, *, use_triton: bool = False
 ) -> SigmoidSums:
     """Differentiable in query, key, problem.scale and problem.bias; inputs are taken as checked."""
-    outputs = torch.ops.crossalign.sigmoid_fwd(query, key, *problem, use_triton)
+    outputs = _forward_op(query, key, *problem, use_triton)
     return SigmoidSums(*outputs)
 
 
@@ -58,7 +43,7 @@ def sigmoid_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of query, key, scale and bias; what is not needed has no rows, or is 0."""
     norms = (sums.query_inverse_norm, sums.key_inverse_norm)
-    gradients: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.crossalign.sigmoid_bwd(
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor] = _backward_op(
         query, key, *problem, *norms, grad_terms, *needs[:3], use_triton
     )
     return gradients
@@ -69,7 +54,6 @@ def _may_launch(query: Tensor, key: Tensor) -> bool:
     return query.shape[0] > 0 and key.shape[0] > 0
 
 
-@torch.library.impl("crossalign::sigmoid_fwd", "CompositeExplicitAutograd")
 def _sigmoid_fwd(query: Tensor, key: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     problem, use_triton = SigmoidProblem(*arguments[:_NUM_PROBLEM]), arguments[-1]
     # Autocast reaches into composite ops and would turn float32 products into bfloat16 ones.
@@ -81,7 +65,6 @@ def _sigmoid_fwd(query: Tensor, key: Tensor, *arguments: Any) -> tuple[Tensor, .
         return torch_passes.sigmoid_fwd(query, key, problem)
 
 
-@torch.library.impl("crossalign::sigmoid_bwd", "CompositeExplicitAutograd")
 def _sigmoid_bwd(query: Tensor, key: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     problem = SigmoidProblem(*arguments[:_NUM_PROBLEM])
     *norms, grad_terms = arguments[_NUM_PROBLEM : _NUM_PROBLEM + 3]
@@ -110,10 +93,6 @@ def _sigmoid_bwd_fake(
     needs = GradientNeeds(*arguments[-4:-1])
     grad_query, grad_key = empty_gradients(query, key, needs)
     return grad_query, grad_key, scale.new_empty(()), bias.new_empty(())
-
-
-torch.library.register_fake("crossalign::sigmoid_fwd", _sigmoid_fwd_fake)
-torch.library.register_fake("crossalign::sigmoid_bwd", _sigmoid_bwd_fake)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -146,14 +125,46 @@ def _backward(ctx: Any, grad_terms: Tensor | None, *norms: None) -> tuple[Any, .
     return *(gradient if need else None for gradient, need in wanted), *(None,) * 5
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise RuntimeError(
-        "crossalign sigmoid loss cannot be differentiated twice; "
-        "for second derivatives write the loss in plain PyTorch"
-    )
+class _Sides(NamedTuple):
+    query: Tensor
+    key: Tensor
 
 
-torch.library.register_autograd(
-    "crossalign::sigmoid_fwd", _backward, setup_context=_save_for_backward
+class _Backend(NamedTuple):
+    use_triton: bool
+
+
+class _BackwardChoices(NamedTuple):
+    query_inverse_norm: Tensor
+    key_inverse_norm: Tensor
+    grad_terms: Tensor
+    need_query_grad: bool
+    need_key_grad: bool
+    need_scale_grad: bool
+    use_triton: bool
+
+
+class _Gradients(NamedTuple):
+    query: Tensor
+    key: Tensor
+    scale: Tensor
+    bias: Tensor
+
+
+_forward_op = register_op(
+    "sigmoid_fwd",
+    _sigmoid_fwd,
+    _sigmoid_fwd_fake,
+    arguments=(_Sides, SigmoidProblem, _Backend),
+    results=SigmoidSums,
+    backward=_backward,
+    setup_context=_save_for_backward,
 )
-torch.library.register_autograd("crossalign::sigmoid_bwd", _refuse_second_derivative)
+_backward_op = register_op(
+    "sigmoid_bwd",
+    _sigmoid_bwd,
+    _sigmoid_bwd_fake,
+    arguments=(_Sides, SigmoidProblem, _BackwardChoices),
+    results=_Gradients,
+    backward=refuse_second_derivative("sigmoid loss", "the loss"),
+)
