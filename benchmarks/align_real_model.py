@@ -109,7 +109,7 @@ class Experiment:
         self.args = args
         torch.set_num_threads(args.threads)
         self.model, self.tokenizer = load_model(args.model)
-        self.model.get_input_embeddings().weight.requires_grad_(False)  # type: ignore[operator]
+        self.model.get_input_embeddings().weight.requires_grad_(False)
         self.trained = [n for n, p in self.model.named_parameters() if p.requires_grad]
         weights = dict(self.model.named_parameters())
         self.original = {name: weights[name].detach().clone() for name in self.trained}
@@ -143,7 +143,8 @@ class Experiment:
         found = replace(found, pool_tokens="content", center="batch", learning_rate=2e-5)
         tried: dict[str, Row] = {}
         for name, values in CHOICES:
-            settings = {str(value): replace(found, **{name: value}) for value in values}
+            changes: list[dict[str, Any]] = [{name: value} for value in values]
+            settings = {str(each[name]): replace(found, **each) for each in changes}
             for value, config in settings.items():
                 tried[value] = self._choosing_row(config)
             found = settings[max(settings, key=lambda value: self._merit(tried[value]))]

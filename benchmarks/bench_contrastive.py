@@ -70,8 +70,8 @@ def check(name: str, loss: Loss, case: Case, inputs: Inputs) -> Verdict:
 def truth(name: str, inputs: Inputs) -> list[Tensor]:
     """float64 loss and gradients; crossalign's own include the normalisation, its peers' do not."""
 
-    def double(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.detach().double().requires_grad_()
+    def double(tensor: Tensor) -> Tensor:
+        return tensor.detach().double().requires_grad_()
 
     temperature = inputs.options["temperature"]
     options = {
@@ -80,7 +80,8 @@ def truth(name: str, inputs: Inputs) -> list[Tensor]:
         "normalize": name.startswith("crossalign") and inputs.options.get("normalize", True),
     }
     options.pop("return_stats", None)
-    exact = Inputs(double(inputs.query), double(inputs.key), double(inputs.negatives), options)
+    negatives = None if inputs.negatives is None else double(inputs.negatives)
+    exact = Inputs(double(inputs.query), double(inputs.key), negatives, options)
     if name == SIGMOID:
         return results(lambda: eager_sigmoid(exact.query, exact.key), exact.leaves)
     dense = reference.contrastive_loss

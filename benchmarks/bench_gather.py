@@ -44,7 +44,9 @@ class PlainGather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape = x.shape
         gathered = x.new_empty((dist.get_world_size() * x.shape[0], x.shape[1]))
-        all_gather_single(gathered, x, dist.group.WORLD)
+        group = dist.group.WORLD
+        assert group is not None
+        all_gather_single(gathered, x, group)
         return gathered
 
     @staticmethod

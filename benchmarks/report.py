@@ -72,7 +72,11 @@ TABLES = (
         "Contrastive loss on a CPU, forward and backward",
         "contrastive",
         ("crossalign", "eager", "torch.compile"),
-        [contrastive_line(n, 256, "float32", s, False) for n in (8192, 16_384) for s in (0, 1)],
+        [
+            contrastive_line(n, 256, "float32", s, False)
+            for n in (8192, 16_384)
+            for s in (False, True)
+        ],
     ),
     Table(
         "Contrastive loss on a GPU, forward and backward",

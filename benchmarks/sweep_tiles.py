@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def use(candidate: dict[str, Any]) -> None:
         lambda *_: Tiles(*sizes),
     )
     launcher = contrastive_forward if is_forward else contrastive_gradient
-    launcher.program_slots = lambda x: per_multiprocessor * program_slots(x)
+    setattr(launcher, "program_slots", lambda x: per_multiprocessor * program_slots(x))  # noqa: B010
 
 
 def time_candidate(candidate: dict[str, Any], rows: int, device: str) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def time_candidate(candidate: dict[str, Any], rows: int, device: str) -> dict[st
     result: dict[str, Any] = {**candidate, "rows": rows, **provenance(torch.device(device))}
     for name in PASSES:
         try:
-            times = clock.times(lambda name=name: step(query, key, name))
+            times = clock.times(partial(step, query, key, name))
             result[name] = statistics.median(times)
         except Exception as error:  # one that does not fit is an answer too
             result[name] = f"{type(error).__name__}: {str(error)[:120]}"

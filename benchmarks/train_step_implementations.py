@@ -143,7 +143,9 @@ def implementations(device: torch.device) -> dict[str, frozenset[str]]:
 def loss_and_gradients(step: Step) -> list[Tensor]:
     """Of one step that makes no update; on the device, where comparing them is quick."""
     loss = step.backward()
-    gradients = [parameter.grad for parameter in step.model.parameters()]
+    gradients = [
+        parameter.grad for parameter in step.model.parameters() if parameter.grad is not None
+    ]
     step.optimizer.zero_grad()  # lets go of them without writing zeros
     return [loss, *gradients]
 

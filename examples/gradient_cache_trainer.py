@@ -5,6 +5,7 @@ python examples/gradient_cache_trainer.py [--steps 20]
 
 import argparse
 import tempfile
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertModel, Trainer, TrainingArguments
@@ -13,8 +14,10 @@ from crossalign import GradientCache, fused_contrastive_loss, masked_mean_pool
 
 
 class ContrastiveTrainer(Trainer):
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        def encode(batch):
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None
+    ) -> Any:
+        def encode(batch: Any) -> Any:
             hidden = model(**batch).last_hidden_state
             return masked_mean_pool(hidden, batch["attention_mask"])
 
@@ -22,7 +25,7 @@ class ContrastiveTrainer(Trainer):
         return cache(inputs["query"], inputs["key"])
 
 
-def collate(rows):
+def collate(rows: Any) -> Any:
     """Two sides, each with 4 of a row's 12 words replaced."""
     words = torch.stack([row["words"] for row in rows])
     sides = {}

@@ -25,7 +25,7 @@ for step in range(steps):
     query = encoder(documents[ids] + 0.5 * torch.randn(128, 32))
     key, mined = encoder(documents[ids]), encoder(documents[hard[ids]].flatten(0, 1))
     negatives, negative_ids = mined, hard[ids].flatten()
-    if queue.negatives is not None:
+    if queue.negatives is not None and queue.negative_ids is not None:
         negatives = torch.cat([negatives, queue.negatives])
         negative_ids = torch.cat([negative_ids, queue.negative_ids])
     loss, stats = fused_contrastive_loss(  # a document that is some query's answer is masked by id

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import yaml
 
 from benchmarks import report
+from benchmarks.provenance import RESULTS
 from crossalign.alignment import TrainingConfig, align
 from crossalign.cli.main import build_parser
 from crossalign.cli.settings_file import find_settings
@@ -145,7 +146,7 @@ def test_the_reference_names_what_can_be_imported() -> None:
 
 def test_the_benchmark_tables_are_those_of_the_result_files() -> None:
     page = report.PAGE.read_text()
-    results = report.read_results(sorted(report.RESULTS.glob("*.jsonl")))
+    results = report.read_results(sorted(RESULTS.glob("*.jsonl")))
     assert report.with_tables(page, report.render(results)) == page
 
 

@@ -96,7 +96,7 @@ def _add_tatoeba(
     english = list(dict.fromkeys(row[0] for row in parts[0]))
     corpus.texts[PIVOT] += english[: per_language // 2]
     corpus.texts[language] = [row[1] for row in parts[1]][:per_language]
-    corpus.pairs.extend(Pair(*row, PIVOT, language) for row in parts[2])
+    corpus.pairs.extend(Pair(row[0], row[1], PIVOT, language) for row in parts[2])
     folder = data / "eval" / "tatoeba"
     sides = [
         read_lines(folder / f"tatoeba.{test_code}-eng.{side}.gz") for side in ("eng", test_code)

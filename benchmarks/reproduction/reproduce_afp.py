@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.provenance import ROOT, provenance
@@ -69,24 +70,26 @@ class Sizes:
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
+# fmt: off
 PRESETS = {
     "smoke": Sizes(
-        **{"tatoeba": ("hi",), "captions_per_language": 60, "texts_per_language": 40},
-        **{"vocabulary": 400, "width": 16, "blocks": 2, "epochs": 1, "block_length": 32},
-        **{"layers": (1, 2), "batch_sizes": (16, 32), "main_batch_size": 16, "chunk_size": 16},
-        **{"pairs_seen": 32, "texts_seen": 16, "held_out": 8, "tests": 20, "seeds": (0, 1)},
-        **{"questions": 2, "questions_with_demos": 1},
+        tatoeba=("hi",), captions_per_language=60, texts_per_language=40,
+        vocabulary=400, width=16, blocks=2, epochs=1, block_length=32,
+        layers=(1, 2), batch_sizes=(16, 32), main_batch_size=16, chunk_size=16,
+        pairs_seen=32, texts_seen=16, held_out=8, tests=20, seeds=(0, 1),
+        questions=2, questions_with_demos=1,
     ),
     "cpu": Sizes(),
     "gpu": Sizes(
-        **{"tatoeba": ("ja", "zh", "ar", "hi", "id", "ko", "th", "vi")},
-        **{"texts_per_language": 10_000, "vocabulary": 32_000, "width": 512, "blocks": 12},
-        **{"epochs": 8, "layers": (1, 2, 4, 8), "chunk_size": 2048, "pairs_seen": 524_288},
-        **{"texts_seen": 262_144, "lm_block_length": 512},
-        **{"pretraining_learning_rate": 1e-3, "learning_rate": 3e-4, "held_out": 400},
-        **{"questions": 200, "questions_with_demos": 200},
+        tatoeba=("ja", "zh", "ar", "hi", "id", "ko", "th", "vi"),
+        texts_per_language=10_000, vocabulary=32_000, width=512, blocks=12,
+        epochs=8, layers=(1, 2, 4, 8), chunk_size=2048, pairs_seen=524_288,
+        texts_seen=262_144, lm_block_length=512,
+        pretraining_learning_rate=1e-3, learning_rate=3e-4, held_out=400,
+        questions=200, questions_with_demos=200,
     ),
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,9 @@ def pretrained(folder: Path, corpus: Corpus, sizes: Sizes, seed: int, device: st
         return
     tokenizer = new_tokenizer(corpus.texts, sizes.vocabulary)
     model = new_model(tokenizer, hidden_size=sizes.width, num_blocks=sizes.blocks, seed=seed)
+    nn.Module.to(model, device)
     pretrain(
-        model.to(device),
+        model,
         tokenizer,
         corpus.texts,
         epochs=sizes.epochs,

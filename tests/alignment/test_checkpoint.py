@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from crossalign.alignment import checkpoint, periodic_evaluation
+from crossalign.alignment import periodic_evaluation
 from crossalign.alignment.checkpoint import Checkpoints
 from crossalign.alignment.run_config import RunConfig
 from crossalign.alignment.train import AlignmentRun
@@ -99,7 +100,13 @@ def test_tasks_are_scored_on_the_live_model(
     align: Run, tmp_path: Path, data_root: Path, model_dir: Path
 ) -> None:
     pytest.importorskip("lm_eval")
-    flags = ["--evaluate-tasks", "xcopa", "--evaluate-languages", "it", "--evaluate-data"]
+    flags: list[object] = [
+        "--evaluate-tasks",
+        "xcopa",
+        "--evaluate-languages",
+        "it",
+        "--evaluate-data",
+    ]
     flags += [data_root / "eval", "--evaluate-limit", 3, "--evaluate-every", 6]
     status, _, error = align(*flags, "--best-metric", "task_accuracy")
     assert status == 0, error
@@ -167,7 +174,7 @@ def test_files_are_copied_where_links_are_not_to_be_had(
     def no_link(*_: object) -> None:
         raise OSError("not permitted")
 
-    monkeypatch.setattr(checkpoint.os, "link", no_link)
+    monkeypatch.setattr(os, "link", no_link)
     assert align()[0] == 0
     assert_same_weights(tmp_path / "out", tmp_path / "out" / "checkpoints" / "step-6")
 

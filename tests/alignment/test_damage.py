@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -222,7 +223,7 @@ def test_a_second_start_is_told_who_is_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From before the model is loaded on."""
-    seen = []
+    seen: list[Any] = []
     init = AlignmentRun.__init__
 
     def second_start(self: AlignmentRun, *arguments: object, **named: object) -> None:

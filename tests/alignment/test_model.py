@@ -82,7 +82,7 @@ def assert_same_gradients(ours: list[Tensor | None], theirs: list[Tensor | None]
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=atol)
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "deeper, last token, both directions": {"layer": 2, "pooling": "last", "symmetric": True},
     "weights": {"contrastive_weight": 0.3, "lm_weight": 0.0, "temperature": 0.2},
@@ -148,7 +148,9 @@ def test_sentences_run_no_block_past_the_layer_and_the_head_never_runs(layer: in
     aligned = AlignmentModel(model, layer=layer)
     aligned(sentences(1), sentences(2), None, texts())  # checks the head, once
     calls = [0] * (LAYERS + 1)
-    for index, module in enumerate((*model.transformer.h, model.lm_head)):
+    for index, module in enumerate(
+        (*model.get_submodule("transformer.h").children(), model.lm_head)
+    ):
         module.register_forward_pre_hook(
             lambda *_, index=index: calls.__setitem__(index, calls[index] + 1)
         )
@@ -202,7 +204,7 @@ def test_batches_of_a_tokenizer_pass() -> None:
 
 def test_bad_options_are_named() -> None:
     model = tiny_model("gpt2")
-    cases = [
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (ValueError, r"AlignmentModel: layer must lie between -4 and 3 .* got 4", {"layer": 4}),
         (TypeError, "AlignmentModel: layer must be an integer, got float", {"layer": 1.0}),
         (ValueError, "pooling must be one of 'mean', 'last', 'max'", {"pooling": "cls"}),
@@ -252,7 +254,7 @@ def _gradients_of_rank(rank: int, wrapper: str) -> tuple[list[Tensor], list[Tens
     model = tiny_model("gpt2")
     aligned = AlignmentModel(model, group=dist.group.WORLD, hard_negative_weight=0.5)
     if wrapper == "ddp":
-        parallel: nn.Module = DistributedDataParallel(aligned)
+        parallel: Any = DistributedDataParallel(aligned)
     else:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -268,7 +270,7 @@ def _gradients_of_rank(rank: int, wrapper: str) -> tuple[list[Tensor], list[Tens
             part(texts(), RANK_TEXTS[rank]),
         )
         output.loss.backward()
-    own = [parameter.grad for parameter in model.parameters()]
+    own: list[Any] = [parameter.grad for parameter in model.parameters()]
     if wrapper == "fsdp":
         own = [gradient.full_tensor() for gradient in own]
     return [loss.detach() for loss in output[:3]], own

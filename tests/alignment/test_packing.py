@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from crossalign.alignment.batches import Batches
 from crossalign.alignment.config import TrainingConfig
@@ -103,7 +104,8 @@ def test_gradients_of_packed_texts_are_those_of_padded_ones(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["gpt2", "xglm", "bloom"])
 def test_choice_does_not_depend_on_the_dtype(name: str, dtype: torch.dtype) -> None:
-    assert choose_packing(tiny_model(name).to(dtype)).way == WAYS[name]
+    model: nn.Module = tiny_model(name)
+    assert choose_packing(model.to(dtype)).way == WAYS[name]
 
 
 def test_models_that_cannot_be_packed_say_why() -> None:

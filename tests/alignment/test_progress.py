@@ -6,12 +6,12 @@ import io
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from crossalign.alignment import progress
 from crossalign.alignment.progress import Progress, rate, sizes_line
 from tests.support.command_cases import Run
 from tests.support.training import make_config, make_pairs
@@ -28,7 +28,7 @@ def test_without_a_terminal_a_line_now_and_then(
     shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     live = Progress(10, 2, shown=shown)
     for now, told in ((110.0, 0), (131.0, 1), (140.0, 0), (162.0, 1)):
         live.show(RECORD, CPU)
@@ -69,7 +69,7 @@ def test_a_live_line_has_what_fits(
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: 5.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
     live = Progress(10, 2, shown=True)
     live.show({**RECORD, "seconds": 30.0}, CPU)
     (line,) = terminal.lines()

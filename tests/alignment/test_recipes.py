@@ -68,7 +68,13 @@ def test_recipe_of_the_paper_has_its_hyper_parameters(name: str) -> None:
 
 def launch(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` with one of its files, for two processes."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    command: list[Any] = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "2",
+    ]
     command += ["--config_file", FOLDER / "accelerate" / f"{name}.yaml", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 180}

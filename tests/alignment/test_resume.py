@@ -93,20 +93,21 @@ def kill_and_resume(
 ) -> None:
     """SIGKILL a random while after the run made so many steps, each time, and so many times more
     while a checkpoint is being written; then let it end."""
-    chance, directory, resume = random.Random(seed), tmp_path / "killed", []
+    chance, directory = random.Random(seed), tmp_path / "killed"
+    resume: list[object] = []
     folder = directory / "checkpoints"
     for moment in [*moments, *[None] * inside_a_save]:
         command = Command(*flags, "--output", directory, *resume)
         if moment is None:
             before = steps_made(directory)
             command.wait_for(
-                lambda before=before: (
-                    steps_made(directory) > before and any(folder.glob(".saving.*/*"))
+                lambda made=before: (  # type: ignore[misc]
+                    steps_made(directory) > made and any(folder.glob(".saving.*/*"))
                 )
             )
             time.sleep(chance.random() * 0.005)
         else:
-            command.wait_for(lambda moment=moment: steps_made(directory) >= moment)
+            command.wait_for(lambda made=moment: steps_made(directory) >= made)  # type: ignore[misc]
             time.sleep(chance.random() * 0.02)  # a step takes about as long, and so does a save
         command.send(signal.SIGKILL)
         assert command.result()[0] in (-signal.SIGKILL, 0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from crossalign.alignment.batches import Batches, ShuffledStream
+from crossalign.alignment.batches import Batches
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.model import AlignmentModel
 from crossalign.alignment.schedule import learning_rate_at
@@ -20,6 +20,7 @@ from crossalign.alignment.train import AlignmentRun, Record, align
 from crossalign.data.builders import TrainingItem
 from crossalign.data.items import label_answers
 from crossalign.data.pairs import Pair
+from crossalign.data.permutation import ShuffledStream
 from crossalign.models.next_token_loss import IGNORED_LABEL as IGNORED
 from tests.support.tiny_models import VOCAB_SIZE, tiny_model, tiny_tokenizer
 from tests.support.training import (

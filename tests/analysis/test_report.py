@@ -44,7 +44,7 @@ def measured(languages: tuple[str, ...], layer: int, seed: int) -> LayerMeasurem
     pairs = []
     for one, two in codes:
         shares = torch.rand(6).tolist()
-        margin = MarginScores(*shares[4:], float("nan") if two == "de" else 1.01)
+        margin = MarginScores(shares[4], shares[5], float("nan") if two == "de" else 1.01)
         scores = RetrievalScores(123, *shares[:4])
         pairs.append(PairScores(one, two, scores, margin, scores))
     values = [
@@ -198,7 +198,7 @@ def test_languages_look_different_from_one_another() -> None:
     assert len({look(index)[0] for index in range(7)}) == 7
     png = draw_languages({f"l{i}": torch.randn(5, 2) for i in range(49)}, num_linked=1)
     image = Image.open(io.BytesIO(png))
-    assert image.width == 832 and len(image.convert("RGB").getcolors(2**20)) > 100
+    assert image.width == 832 and len(image.convert("RGB").getcolors(2**20) or ()) > 100
 
 
 @pytest.mark.parametrize(("num_lines", "num_languages", "expected"), [(3, 2, 3), (9999, 2, 250)])

@@ -75,7 +75,9 @@ def count_sent() -> list[int]:
         return pass_on(operations)
 
     setattr(dist, gather_name, counted_gather)
-    dist.all_to_all_single, dist.batch_isend_irecv = counted_exchange, counted_pass_on
+    counted = {"all_to_all_single": counted_exchange, "batch_isend_irecv": counted_pass_on}
+    for name, function in counted.items():
+        setattr(dist, name, function)
     return sent
 
 

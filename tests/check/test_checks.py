@@ -27,7 +27,7 @@ def test_sampled_truth_is_the_dense_reference(
     temperature = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     weights, sample = torch.rand(30, dtype=torch.float64), torch.tensor([3, 29, 0])
     got = sampled_truth(query, key, weights, 0.1, symmetric, sample)
-    options = {"symmetric": symmetric, "weights": weights, "reduction": "sum"}
+    options: dict[str, Any] = {"symmetric": symmetric, "weights": weights, "reduction": "sum"}
     loss, _ = reference.contrastive_loss(query, key, temperature=temperature, **options)
     of_query, of_key, of_temperature = torch.autograd.grad(loss, (query, key, temperature))
     expected = (loss.detach(), of_query[sample], of_key[sample], of_temperature)

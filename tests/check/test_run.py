@@ -33,7 +33,7 @@ def command(tmp_path: Path) -> list[str]:
     return [sys.executable, str(tmp_path / "worker.py")]
 
 
-def run(command: list[str], names: list[str], seconds: float = 60, backend: str = "torch") -> Any:
+def run(command: list[str], names: list[str], seconds: float = 60, backend: Any = "torch") -> Any:
     group = Group("kernels", Place(backend, "cpu", True), names)
     told: list[str] = []
     deadline = time.monotonic() + seconds

@@ -21,6 +21,7 @@ from crossalign.cli.main import main
 from crossalign.evaluation.vectors.geometry import alignment, centre_distance, spread, uniformity
 from crossalign.evaluation.vectors.margin import margin_scores
 from crossalign.models.encode import encode
+from crossalign.models.loading import load_model
 from tests.support.command_cases import Run, assert_one_line
 from tests.support.tiny_models import LAYERS, tiny_model, tiny_tokenizer
 
@@ -265,7 +266,7 @@ def test_every_sentence_passes_through_a_model_once(
         )
         return model, tokenizer
 
-    load = analysis_run.load_model
+    load = load_model
     monkeypatch.setattr(analysis_run, "load_model", counted)
     settings = analysis_run.AnalysisSettings(
         model=str(models[0]), pairs=files, languages=LANGUAGES, device="cpu", batch_size=16

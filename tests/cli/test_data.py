@@ -20,7 +20,7 @@ from tests.support.pair_files import write
 
 def build(output: Path, mode: str, languages: str, *flags: object) -> list[dict[str, Any]]:
     """The items that the command writes."""
-    arguments = ["data", "build", "--mode", mode, "--languages", *languages.split()]
+    arguments: list[object] = ["data", "build", "--mode", mode, "--languages", *languages.split()]
     arguments += ["--output", output, "--input", *flags]
     assert main([str(argument) for argument in arguments]) == 0
     return [json.loads(line) for line in output.read_text().split("\n") if line]

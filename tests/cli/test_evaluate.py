@@ -6,6 +6,8 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two models that answer differently."""
     root = tmp_path_factory.mktemp("models")
     for name in ("one", "two"):
@@ -32,7 +34,7 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = write_tasks(tmp_path_factory.mktemp("tasks"))
     write_xcopa(root / "xcopa", "th")
     (root / "flores200").mkdir()
@@ -42,8 +44,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys):
-    def call(*arguments):
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*arguments: Any) -> Any:
         capsys.readouterr()
         try:
             status = main(["evaluate", *map(str, arguments)])
@@ -56,8 +58,8 @@ def run(capsys):
 
 
 @pytest.fixture
-def evaluate(run, models, folder, tmp_path):
-    def call(*flags, tasks=("xcopa",), languages=("en", "zh")):
+def evaluate(run: Any, models: Any, folder: Path, tmp_path: Path) -> Any:
+    def call(*flags: Any, tasks: Any = ("xcopa",), languages: Any = ("en", "zh")) -> Any:
         fixed = ["--model", models / "one", "--data", folder, "--device", "cpu"]
         chosen = ["--tasks", *tasks, "--languages", *languages]
         return run(*fixed, *chosen, "--output", tmp_path / "result.json", *flags)
@@ -65,7 +67,7 @@ def evaluate(run, models, folder, tmp_path):
     return call
 
 
-def test_result_says_all_that_a_reader_needs(evaluate, folder, tmp_path):
+def test_result_says_all_that_a_reader_needs(evaluate: Any, folder: Path, tmp_path: Path) -> None:
     status, out, err = evaluate("--shots", 0, 1, "--seeds", 4, 5, tasks=TASKS)
     assert status == 0, err
     assert {path.name for path in tmp_path.iterdir()} == {"result.json", "result.items.jsonl"}
@@ -89,7 +91,9 @@ def test_result_says_all_that_a_reader_needs(evaluate, folder, tmp_path):
     assert f"wrote {tmp_path / 'result.json'}" in out
 
 
-def test_two_models_are_compared_on_the_same_items(evaluate, models, tmp_path):
+def test_two_models_are_compared_on_the_same_items(
+    evaluate: Any, models: Any, tmp_path: Path
+) -> None:
     status, out, err = evaluate("--compare", models / "two", tasks=["xcopa", "xwinograd"])
     assert status == 0, err
     result = json.loads((tmp_path / "result.json").read_text())
@@ -114,7 +118,7 @@ def test_two_models_are_compared_on_the_same_items(evaluate, models, tmp_path):
     assert "compared:" in out and f"model: {models / 'two'}" in out
 
 
-def test_translation_stands_beside_the_choices(evaluate, tmp_path):
+def test_translation_stands_beside_the_choices(evaluate: Any, tmp_path: Path) -> None:
     flags = ("--max-new-tokens", 5, "--shots", 1, "--translation-pairs", "en-zh")
     status, out, err = evaluate(*flags, tasks=["xcopa", "flores"])
     assert status == 0, err
@@ -127,7 +131,7 @@ def test_translation_stands_beside_the_choices(evaluate, tmp_path):
     assert "results" not in json.loads((tmp_path / "result.json").read_text())
 
 
-def test_prompts_by_choice_are_named(evaluate, tmp_path):
+def test_prompts_by_choice_are_named(evaluate: Any, tmp_path: Path) -> None:
     status, _, err = evaluate("--prompts", "lm-eval", "--limit", 2, languages=["zh"])
     assert status == 0, err
     (record,) = json.loads((tmp_path / "result.json").read_text())["results"]
@@ -136,7 +140,7 @@ def test_prompts_by_choice_are_named(evaluate, tmp_path):
     assert (status, "lm-eval has no prompts for xcopa" in err) == (1, True)
 
 
-def test_tasks_without_a_language_are_said(evaluate, tmp_path):
+def test_tasks_without_a_language_are_said(evaluate: Any, tmp_path: Path) -> None:
     status, _, err = evaluate("--limit", 1, tasks=["xcopa", "pawsx"], languages=["zh", "th"])
     assert (status, err) == (0, "pawsx has no th: left out\n")
     records = json.loads((tmp_path / "result.json").read_text())["results"]
@@ -146,7 +150,7 @@ def test_tasks_without_a_language_are_said(evaluate, tmp_path):
     assert (status, "no file xwinograd.jp.tsv or dataset.tsv" in err) == (1, True)
 
 
-def test_check_data_lists_what_is_there(run, folder):
+def test_check_data_lists_what_is_there(run: Any, folder: Path) -> None:
     status, out, _ = run("--data", folder, "--check-data")
     assert status == 0
     lines = [line.split() for line in out.splitlines()]
@@ -159,7 +163,7 @@ def test_check_data_lists_what_is_there(run, folder):
     assert status == 0 and out.split()[:4] == ["flores", "zh", "devtest", "3"]
 
 
-def test_check_data_names_bad_files_after_the_list(run, tmp_path):
+def test_check_data_names_bad_files_after_the_list(run: Any, tmp_path: Path) -> None:
     write_tasks(tmp_path, ["en"])
     path = tmp_path / "pawsx" / "en" / "test_2k.tsv"
     path.write_text(path.read_text()[:-4])
@@ -195,14 +199,16 @@ def test_check_data_names_bad_files_after_the_list(run, tmp_path):
         ),
     ],
 )
-def test_wrong_arguments_exit_with_2(evaluate, tmp_path, flags, message):
+def test_wrong_arguments_exit_with_2(
+    evaluate: Any, tmp_path: Path, flags: Any, message: str
+) -> None:
     status, _, err = evaluate(*flags)
     assert (status, err.count("\n")) == (2, 1)
     assert message in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_arguments_are_named(run, folder, models):
+def test_missing_arguments_are_named(run: Any, folder: Path, models: Any) -> None:
     status, _, err = run("--data", folder)
     assert (status, "missing: --model, --languages, --output" in err) == (2, True)
     both = ["--model", models / "one", "--compare", models / "one"]
@@ -210,7 +216,9 @@ def test_missing_arguments_are_named(run, folder, models):
     assert (status, "--compare must differ from --model" in err) == (2, True)
 
 
-def test_failures_are_one_line_and_leave_nothing(evaluate, tmp_path, models, monkeypatch):
+def test_failures_are_one_line_and_leave_nothing(
+    evaluate: Any, tmp_path: Path, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     status, _, err = evaluate("--model", "/no/such/model")
     assert (status, err) == (1, "crossalign: error: /no/such/model is no directory\n")
     status, _, err = evaluate("--shots", 20)
@@ -222,7 +230,7 @@ def test_failures_are_one_line_and_leave_nothing(evaluate, tmp_path, models, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_shows_defaults_and_loads_only_torch():
+def test_help_shows_defaults_and_loads_only_torch() -> None:
     code = (
         "import sys; from crossalign.cli.main import main\n"
         "try: main(['evaluate', '--help'])\n"

@@ -127,7 +127,7 @@ def test_data_build_writes_the_same_bytes(
             rows = [{"id": i, "instruction": f"{code} {i}", "output": "ü"} for i in range(4)]
             (source / f"{code}.json").write_text(json.dumps(rows))
     command = ["data", "build", "--mode", mode, "--languages", *languages, "--input", source]
-    outputs = []
+    outputs: list[bytes] = []
     for seed in (0, 0, 1):
         output = tmp_path / f"{len(outputs)}.jsonl"
         status, out, error = run(*command, "--output", output, "--seed", seed)

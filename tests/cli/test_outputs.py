@@ -28,7 +28,7 @@ def test_data_build_does_not_replace_its_input(
     if link is not None:
         output = tmp_path / "link.tsv"
         (output.hardlink_to if link == "hard" else output.symlink_to)(pairs_file)
-    command = ["data", "build", "--mode", "translation", "--languages", "en", "de"]
+    command: list[object] = ["data", "build", "--mode", "translation", "--languages", "en", "de"]
     command += ["--input", pairs_file, "--output", output, "--overwrite"]
     status, _, error = run(*command)
     assert status == 2
@@ -37,7 +37,7 @@ def test_data_build_does_not_replace_its_input(
 
 
 def test_data_build_does_not_write_into_the_folder_that_it_reads(run: Run, records: Path) -> None:
-    command = ["data", "build", "--mode", "bilingual", "--languages", "en", "de"]
+    command: list[object] = ["data", "build", "--mode", "bilingual", "--languages", "en", "de"]
     command += ["--input", records, "--overwrite", "--output"]
     before = (records / "en.json").read_text()
     for name, message in (
@@ -56,7 +56,7 @@ def test_an_existing_file_stays_unless_it_is_to_be_overwritten(
 ) -> None:
     output = tmp_path / "items.jsonl"
     output.write_text("notes\n")
-    command = ["data", "build", "--mode", "bilingual", "--languages", "en", "de"]
+    command: list[object] = ["data", "build", "--mode", "bilingual", "--languages", "en", "de"]
     command += ["--input", records, "--output", output]
     status, _, error = run(*command)
     assert status == 1

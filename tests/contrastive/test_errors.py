@@ -147,7 +147,7 @@ def test_a_loss_without_negatives_warns_and_is_zero(size: int, options: dict[str
         loss = fused_contrastive_loss(query, KEY[:size], **options)
     loss.backward()
     assert loss.item() == 0.0
-    assert torch.equal(query.grad, torch.zeros_like(query))
+    assert not query.grad.any()
 
 
 @pytest.mark.cuda
@@ -174,6 +174,6 @@ def test_module_errors() -> None:
     with pytest.raises(ValueError, match=r"^ContrastiveLoss: max_logit_scale must be a finite"):
         ContrastiveLoss(max_logit_scale=NAN)
     with pytest.raises(ValueError, match=r"^ContrastiveLoss: reduction must be one of"):
-        ContrastiveLoss(reduction="avg")
+        ContrastiveLoss(reduction="avg")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="temprature"):
         ContrastiveLoss(temprature=0.1)  # type: ignore[call-arg]

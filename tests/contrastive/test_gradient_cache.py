@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -256,7 +257,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         GradientCache(encoder, loss_of, 0)
 
-    def backward(*sides, encode=encoder, loss=loss_of):
+    def backward(*sides: Any, encode: Any = encoder, loss: Any = loss_of) -> None:
         GradientCache(encode, loss, 3).backward(*sides)
 
     with pytest.raises(ValueError, match="key_inputs must have the 7 rows of query_inputs, got 6"):

@@ -108,7 +108,7 @@ def test_no_more_sides_than_given_and_none_is_handed_on() -> None:
 
     def loss(*embeddings: Tensor | None) -> Tensor:
         seen.append([None if each is None else len(each) for each in embeddings])
-        return loss_of(*embeddings[:2])
+        return loss_of(*embeddings[:2])  # type: ignore[arg-type]
 
     cache = GradientCache(encoder, loss, 3)
     cache(rows(), rows(seed=2), None, rows(2, seed=3))
@@ -214,7 +214,7 @@ def test_bad_lists_are_named() -> None:
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         GradientCache(encoder, loss_of, [3, 0])
     with pytest.raises(TypeError, match=r"chunk_size must be an integer, .* got float"):
-        GradientCache(encoder, loss_of, 2.0)
+        GradientCache(encoder, loss_of, 2.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="key_inputs must have the 7 rows of query_inputs, got 6"):
         GradientCache(encoder, loss_of, 3)(rows(), rows(6))
 

@@ -34,7 +34,7 @@ class Router(nn.Module):
         )
 
     def forward(self, features: dict[str, Tensor | str]) -> Tensor:
-        return self.towers[features["task"]](features["x"])
+        return self.towers[str(features["task"])](features["x"])
 
 
 def sides_of(rank: int | None) -> list[dict[str, Tensor | str]]:

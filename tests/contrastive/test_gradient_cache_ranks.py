@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -31,12 +33,12 @@ def _gradients_of_rank(rank: int) -> dict[str, tuple[list[Tensor | None], list[i
         parallel = DistributedDataParallel(encoder, find_unused_parameters=name == "unused")
         sizes = count_reductions(parallel)
 
-        def encode(inputs: Tensor, parallel=parallel, name=name) -> Tensor:
+        def encode(inputs: Tensor, parallel: Any = parallel, name: str = name) -> Tensor:
             embedded = parallel(inputs)
             is_negative = name == "frozen side" and len(inputs) == 3  # no chunk of another side
             return embedded.detach() if is_negative else embedded
 
-        named = {"module": (parallel, None), "named": (encode, parallel)}
+        named: dict[str, Any] = {"module": (parallel, None), "named": (encode, parallel)}
         function, module = named.get(name, (encode, None))
         cache = GradientCache(function, summed_loss, 4, module=module)
         for _ in range(2):  # the second step meets whatever state the first one left

@@ -23,7 +23,7 @@ def split(inputs: Any, size: int = 2, trim: bool = True) -> list[Any]:
 def test_everything_but_the_batch_goes_into_every_chunk() -> None:
     """Features with a string in them ("modality", "task") were refused."""
     x, other = torch.arange(10).reshape(5, 2), torch.arange(3)
-    inputs = {
+    inputs: dict[str, Any] = {
         "x": x,
         "modality": "text",
         "nested": {"y": x[:, 0], "scale": torch.tensor(2.0)},

@@ -24,6 +24,10 @@ def ids_of(step: int, rows: int = 5) -> Tensor:
     return 10 * step + torch.arange(rows) % 3
 
 
+def same(found: Tensor | None, expected: Tensor | None) -> bool:
+    return found is not None and expected is not None and torch.equal(found, expected)
+
+
 def test_first_in_is_first_out() -> None:
     queue = NegativeQueue(12)
     assert len(queue) == 0 and queue.negatives is None and queue.negative_ids is None
@@ -31,10 +35,10 @@ def test_first_in_is_first_out() -> None:
         queue.push(keys_of(step).requires_grad_(), ids_of(step))
         expected = torch.cat([keys_of(each) for each in range(step + 1)])[-12:]
         ids = torch.cat([ids_of(each) for each in range(step + 1)])[-12:]
-        assert torch.equal(queue.negatives, expected) and torch.equal(queue.negative_ids, ids)
-        assert not queue.negatives.requires_grad
+        assert same(queue.negatives, expected) and same(queue.negative_ids, ids)
+        assert not any(tensor.requires_grad for tensor in queue.state_dict(keep_vars=True).values())
     queue.push(keys_of(9, 20), ids_of(9, 20))
-    assert torch.equal(queue.negatives, keys_of(9, 20)[-12:]) and len(queue) == 12
+    assert same(queue.negatives, keys_of(9, 20)[-12:]) and len(queue) == 12
 
 
 def test_a_push_before_the_backward_changes_no_gradient() -> None:
@@ -51,23 +55,23 @@ def test_a_push_before_the_backward_changes_no_gradient() -> None:
     )
     queue.push(key, ids)
     loss.backward()
-    assert torch.equal(query.grad, expected)
+    assert same(query.grad, expected)
 
 
 def test_a_checkpoint_resumes_it() -> None:
-    queue = torch.nn.ModuleDict({"queue": NegativeQueue(12)})
+    queue, again = NegativeQueue(12), NegativeQueue(12)
     for step in range(STEPS):
-        queue["queue"].push(keys_of(step), ids_of(step))
-    state = {name: tensor.clone() for name, tensor in queue.state_dict().items()}
-    resumed = torch.nn.ModuleDict({"queue": NegativeQueue(12)})
-    resumed.load_state_dict(state)
-    for each in (queue, resumed):
-        each["queue"].push(keys_of(9), ids_of(9))
-    assert torch.equal(resumed["queue"].negatives, queue["queue"].negatives)
-    assert torch.equal(resumed["queue"].negative_ids, queue["queue"].negative_ids)
+        queue.push(keys_of(step), ids_of(step))
+    inside = torch.nn.ModuleDict({"queue": queue})
+    state = {name: tensor.clone() for name, tensor in inside.state_dict().items()}
+    torch.nn.ModuleDict({"queue": again}).load_state_dict(state)
+    for each in (queue, again):
+        each.push(keys_of(9), ids_of(9))
+    assert same(again.negatives, queue.negatives)
+    assert same(again.negative_ids, queue.negative_ids)
     smaller = NegativeQueue(4)
     smaller.load_state_dict({name.removeprefix("queue."): each for name, each in state.items()})
-    assert torch.equal(smaller.negatives, state["queue.keys"][-4:])
+    assert same(smaller.negatives, state["queue.keys"][-4:])
     assert smaller.negatives.dtype == torch.float64
     empty = NegativeQueue(12)
     empty.load_state_dict(NegativeQueue(12).state_dict())
@@ -77,7 +81,7 @@ def test_a_checkpoint_resumes_it() -> None:
 def test_ids_are_optional_but_not_now_and_then() -> None:
     queue = NegativeQueue(12)
     queue.push(keys_of(0))
-    assert queue.negative_ids is None and len(queue.negatives) == 5
+    assert queue.negative_ids is None and len(queue) == 5
     with pytest.raises(ValueError, match=r"ids must come with every push .* got some after none"):
         queue.push(keys_of(1), ids_of(1))
     queue = NegativeQueue(12)
@@ -90,13 +94,13 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         NegativeQueue(0)
     with pytest.raises(TypeError, match="size must be an integer, got float"):
-        NegativeQueue(8.0)
+        NegativeQueue(8.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"group must be a torch\.distributed process group"):
         NegativeQueue(8, group="ranks")
     queue = NegativeQueue(12)
     queue.push(keys_of(0), ids_of(0))
     with pytest.raises(TypeError, match=r"keys must be a torch\.Tensor, got list"):
-        queue.push([1.0])
+        queue.push([1.0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"keys must have the 6 features of those stored"):
         queue.push(torch.zeros(2, 5, dtype=torch.float64), ids_of(0, 2))
     with pytest.raises(ValueError, match=r"keys must have the dtype of those stored .*float32;"):

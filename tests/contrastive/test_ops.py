@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def make_block(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Contrasti
     return rows, candidates, problem
 
 
-def tolerance(dtype: torch.dtype) -> dict[str, float]:
+def tolerance(dtype: torch.dtype) -> dict[str, Any]:
     return {torch.float64: {"rtol": 1e-10, "atol": 1e-11}}.get(dtype, {"rtol": 2e-5, "atol": 2e-5})
 
 
@@ -128,7 +129,9 @@ def test_block_equals_dense_sums(name: str, backend: str, dtype: torch.dtype) ->
         )
         results.append(torch.autograd.grad(total, leaves))
     for got, expected in zip(*results, strict=True):
-        wide = {"rtol": 5e-3, "atol": 5e-3} if got.dtype == torch.float16 else tolerance(dtype)
+        wide: dict[str, Any] = (
+            {"rtol": 5e-3, "atol": 5e-3} if got.dtype == torch.float16 else tolerance(dtype)
+        )
         torch.testing.assert_close(got, expected, **wide, check_dtype=False)
 
 
@@ -162,7 +165,7 @@ def test_blocks_without_rows_or_columns(
 def test_positive_logits_known_from_another_block(backend: str) -> None:
     """Two blocks of columns count as many rivals as their concatenation."""
     query, candidates = torch.randn(9, 4), torch.randn(30, 4)
-    triton = {"use_triton": backend == "triton", "with_stats": True}
+    triton: dict[str, Any] = {"use_triton": backend == "triton", "with_stats": True}
     whole = contrastive_sums(query, candidates, make_problem(30, query.dtype), **triton)
     first = contrastive_sums(query, candidates[:12], make_problem(12, query.dtype), **triton)
     elsewhere = make_problem(18, query.dtype, label_offset=-12)

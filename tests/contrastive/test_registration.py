@@ -214,7 +214,7 @@ def test_compiles_whole_with_any_batch_size(dynamic: bool | None) -> None:
 def test_compiles_with_every_tensor_option(backend: str) -> None:
     torch.compiler.reset()
     query, key, negatives = (torch.randn(n, 4, requires_grad=True) for n in (5, 5, 3))
-    options = {
+    options: dict[str, Any] = {
         "temperature": torch.tensor(0.1, requires_grad=True),
         "negative_owner": torch.tensor([4, 0, 0]),
         "hard_negative_weight": 0.3,
@@ -261,5 +261,5 @@ def test_learning_module_compiles() -> None:
         query, key = torch.randn(size, 3), torch.randn(size, 3)
         loss, expected = compiled(query, key), module(query, key)
         assert torch.equal(loss, expected)
-        scale = module.logit_scale
+        (scale,) = module.parameters()
         assert torch.equal(grad_of(loss, scale), grad_of(expected, scale))

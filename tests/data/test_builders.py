@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from crossalign.data.builders import build_items
+from crossalign.data.builders import TrainingItem, build_items
 from crossalign.data.instruction_files import read_records
 from crossalign.data.items import read_items
 from crossalign.data.languages import LANGUAGE_NAMES
@@ -39,7 +39,7 @@ def make_records(languages: list[str], count: int = 40) -> dict[str, list[dict[s
     }
 
 
-def parts(item: dict[str, Any]) -> tuple[str, str]:
+def parts(item: TrainingItem) -> tuple[str, str]:
     length = item["clm_prompt_len"]
     return item["clm_text"][:length], item["clm_text"][length:]
 
@@ -48,7 +48,7 @@ def parts(item: dict[str, Any]) -> tuple[str, str]:
 def test_instruction_text_follows_the_template(mode: str) -> None:
     languages = LANGUAGES[:2] if mode == "bilingual" else LANGUAGES
     items = build_items(mode, make_records(languages), languages, repeats=5)
-    directions = Counter()
+    directions: Counter[Any] = Counter()
     for item in items:
         prompt, answer = parts(item)
         target, _, index = answer.split()
@@ -87,7 +87,7 @@ def test_bilingual_pairs_are_differing_instructions_cycled() -> None:
 
 def test_crosslingual_pairs_join_the_pivot_and_any_other_language() -> None:
     items = build_items("crosslingual", make_records(LANGUAGES), ["de", "en", "zh"])
-    others = Counter()
+    others: Counter[Any] = Counter()
     for item in items:
         assert item["sent0"].startswith("de ")
         other = item["sent1"].split()[0]
@@ -99,7 +99,7 @@ def test_crosslingual_pairs_join_the_pivot_and_any_other_language() -> None:
 def test_translation_text_follows_the_templates() -> None:
     pairs = [Pair(f"en {index}", f"de {index}") for index in range(100)]
     items = build_items("translation", pairs, ["en", "de"], repeats=2)
-    forms = Counter()
+    forms: Counter[Any] = Counter()
     for item in items:
         prompt, answer = parts(item)
         assert answer == item["sent1"]

@@ -9,9 +9,13 @@ import json
 import math
 import re
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from crossalign.alignment.config import TrainingConfig
 
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
@@ -33,7 +37,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One smoke run, and what it printed."""
     printed = io.StringIO()
     output = tmp_path_factory.mktemp("demo") / "new" / "out"
@@ -44,24 +48,24 @@ def demo(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def corpus():
+def corpus() -> Any:
     return make_corpus(num_texts=240, num_pairs=60, num_held_out=40, seed=1)
 
 
-def test_demo_writes_every_result_and_nothing_else(demo):
+def test_demo_writes_every_result_and_nothing_else(demo: Any) -> None:
     result, _ = demo
     assert sorted(path.name for path in result.output.iterdir()) == sorted(run.ENTRIES)
     assert [path.name for path in result.output.parent.iterdir()] == ["out"]
 
 
-def test_alignment_brings_languages_together(demo):
+def test_alignment_brings_languages_together(demo: Any) -> None:
     result, _ = demo
     assert result.after.accuracy(LAYER) > 2 * result.before.accuracy(LAYER)
     assert result.before.neighbours[LAYER] > 0.9
     assert result.after.neighbours[LAYER] < 0.7
 
 
-def test_saved_model_gives_the_measured_vectors(demo):
+def test_saved_model_gives_the_measured_vectors(demo: Any) -> None:
     result, _ = demo
     model = AutoModelForCausalLM.from_pretrained(result.output / "model")
     tokenizer = AutoTokenizer.from_pretrained(result.output / "model")
@@ -77,7 +81,7 @@ def test_saved_model_gives_the_measured_vectors(demo):
         torch.testing.assert_close(vectors, result.after.vectors[language])
 
 
-def test_csv_and_table_show_the_measured_accuracies(demo):
+def test_csv_and_table_show_the_measured_accuracies(demo: Any) -> None:
     result, printed = demo
     with (result.output / "retrieval.csv").open(encoding="utf-8") as file:
         records = list(csv.DictReader(file))
@@ -94,7 +98,7 @@ def test_csv_and_table_show_the_measured_accuracies(demo):
     assert re.sub(r"\s+", " ", line) == " ".join(["de-ru", *expected])
 
 
-def test_report_stands_alone_and_shows_what_was_measured(demo):
+def test_report_stands_alone_and_shows_what_was_measured(demo: Any) -> None:
     result, _ = demo
     page = (result.output / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|<link|<script|url\(", page)
@@ -111,7 +115,7 @@ def test_report_stands_alone_and_shows_what_was_measured(demo):
             assert f"{value:.2f}" in page
 
 
-def test_points_of_the_pictures_are_kept(demo):
+def test_points_of_the_pictures_are_kept(demo: Any) -> None:
     result, _ = demo
     with (result.output / "projection.csv").open(encoding="utf-8") as file:
         records = list(csv.DictReader(file))
@@ -120,7 +124,9 @@ def test_points_of_the_pictures_are_kept(demo):
     assert len(counts) == 2 * len(LANGUAGES)
 
 
-def test_same_seed_gives_same_numbers_and_replaces_earlier_results(demo, tmp_path):
+def test_same_seed_gives_same_numbers_and_replaces_earlier_results(
+    demo: Any, tmp_path: Path
+) -> None:
     result, _ = demo
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "report.html").write_text("of an earlier run")
@@ -130,14 +136,14 @@ def test_same_seed_gives_same_numbers_and_replaces_earlier_results(demo, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
-def test_settings_and_results_are_recorded(demo):
+def test_settings_and_results_are_recorded(demo: Any) -> None:
     result, _ = demo
     record = json.loads((result.output / "demo.json").read_text(encoding="utf-8"))
     assert record["settings"]["alignment"]["layer"] == LAYER
     assert record["after"]["mean_accuracy_per_layer"][LAYER] == result.after.accuracy(LAYER)
 
 
-def test_corpora_share_no_sentence(corpus):
+def test_corpora_share_no_sentence(corpus: Any) -> None:
     texts = set(corpus.texts)
     aligned = {sentence for pair in corpus.pairs for sentence in (pair.source, pair.target)}
     held_out = {sentence for sentences in corpus.held_out.values() for sentence in sentences}
@@ -147,7 +153,7 @@ def test_corpora_share_no_sentence(corpus):
     assert not texts & aligned and not texts & held_out and not aligned & held_out
 
 
-def test_pairs_mix_all_directions_and_texts_all_languages():
+def test_pairs_mix_all_directions_and_texts_all_languages() -> None:
     corpus = make_corpus(num_texts=400, num_pairs=600, num_held_out=0, seed=0)
     directions = Counter((pair.source_language, pair.target_language) for pair in corpus.pairs)
     assert len(directions) == 12 and min(directions.values()) > 20
@@ -157,13 +163,13 @@ def test_pairs_mix_all_directions_and_texts_all_languages():
     assert all(re.fullmatch("[А-Яа-яё ,.?]+", pair.target) for pair in russian)
 
 
-def test_seed_decides_corpus():
+def test_seed_decides_corpus() -> None:
     sizes = {"num_texts": 40, "num_pairs": 20, "num_held_out": 10}
     assert make_corpus(**sizes, seed=4) == make_corpus(**sizes, seed=4)
     assert make_corpus(**sizes, seed=4).held_out != make_corpus(**sizes, seed=5).held_out
 
 
-def test_tokenizer_keeps_any_text(corpus):
+def test_tokenizer_keeps_any_text(corpus: Any) -> None:
     tokenizer = train_tokenizer(corpus.texts, 500)
     assert len(tokenizer) == 500
     for text in [corpus.held_out["ru"][0], corpus.held_out["es"][1], "žluťoučký 猫 🙂"]:
@@ -172,7 +178,7 @@ def test_tokenizer_keeps_any_text(corpus):
         assert tokenizer.decode(ids[1:]) == text
 
 
-def test_perplexity_is_that_of_one_text_at_a_time(corpus):
+def test_perplexity_is_that_of_one_text_at_a_time(corpus: Any) -> None:
     tokenizer = train_tokenizer(corpus.texts, 500)
     model = new_model(tokenizer, hidden_size=32, num_blocks=1, seed=0)
     texts = corpus.held_out["de"][:7]
@@ -186,17 +192,17 @@ def test_perplexity_is_that_of_one_text_at_a_time(corpus):
     assert found == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
-def test_pretraining_learns_the_texts(corpus):
+def test_pretraining_learns_the_texts(corpus: Any) -> None:
     tokenizer = train_tokenizer(corpus.texts, 500)
     model = new_model(tokenizer, hidden_size=32, num_blocks=1, seed=0)
     before = perplexity(model, tokenizer, corpus.texts)
-    config = run.TrainingConfig(steps=20, batch_size=16, learning_rate=1e-2, device="cpu")
+    config = TrainingConfig(steps=20, batch_size=16, learning_rate=1e-2, device="cpu")
     pretrain(model, tokenizer, corpus.texts, config)
     assert perplexity(model, tokenizer, corpus.texts) < before / 3
     assert not model.training
 
 
-def test_report_escapes_what_it_shows(tmp_path):
+def test_report_escapes_what_it_shows(tmp_path: Path) -> None:
     held_out = {code: [f"<b>{code}&{i}</b>" for i in range(5)] for code in LANGUAGES}
     vectors = {code: torch.nn.functional.normalize(torch.randn(5, 4)) for code in LANGUAGES}
     rows = list(retrieval_rows(vectors, 0)) + list(retrieval_rows(vectors, 1))
@@ -209,12 +215,12 @@ def test_report_escapes_what_it_shows(tmp_path):
 
 
 @pytest.mark.parametrize("had_results", [False, True])
-def test_failed_write_leaves_output_as_it_was(tmp_path, had_results):
+def test_failed_write_leaves_output_as_it_was(tmp_path: Path, had_results: Any) -> None:
     output = tmp_path / "demo"
     if had_results:
         output.mkdir()
         (output / "report.html").write_text("earlier")
-    kept = {"overwrite": True, "entries": run.ENTRIES}
+    kept: dict[str, Any] = {"overwrite": True, "entries": run.ENTRIES}
     with pytest.raises(KeyboardInterrupt), atomic_directory(output, **kept) as directory:
         (directory / "report.html").write_text("half")
         raise KeyboardInterrupt
@@ -223,7 +229,9 @@ def test_failed_write_leaves_output_as_it_was(tmp_path, had_results):
         assert (output / "report.html").read_text() == "earlier"
 
 
-def test_nothing_is_written_before_the_last_measurement(tmp_path, monkeypatch):
+def test_nothing_is_written_before_the_last_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that even a run that is killed leaves nothing behind."""
     monkeypatch.setattr(run, "align", lambda *_, **__: pytest.fail("at alignment"))
     with pytest.raises(pytest.fail.Exception, match="at alignment"):
@@ -231,7 +239,9 @@ def test_nothing_is_written_before_the_last_measurement(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_peoples_files_are_not_overwritten(tmp_path, monkeypatch):
+def test_other_peoples_files_are_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run, "_tell", None)  # refused before any work
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(FileExistsError, match=r"must be new, empty or.*thesis\.tex"):
@@ -245,7 +255,9 @@ def test_other_peoples_files_are_not_overwritten(tmp_path, monkeypatch):
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
-def test_output_that_cannot_be_made_is_refused_before_any_work(tmp_path, monkeypatch):
+def test_output_that_cannot_be_made_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run, "_tell", None)
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="is not a directory"):
@@ -259,7 +271,9 @@ def test_output_that_cannot_be_made_is_refused_before_any_work(tmp_path, monkeyp
     ("options", "message"),
     [({"device": "abacus"}, "device must be auto, cpu"), ({"seed": -1}, "seed must be at least 0")],
 )
-def test_unusable_option_is_refused_before_any_work(tmp_path, options, message):
+def test_unusable_option_is_refused_before_any_work(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         run.run_demo(tmp_path / "demo", smoke=True, **options)
     assert list(tmp_path.iterdir()) == []

@@ -65,7 +65,7 @@ def gradients_of_losses(
 ) -> list[Tensor]:
     """Twice, so that the bits can be compared."""
     use_extension(folder)
-    gradients = []
+    gradients: list[Any] = []
     for _ in range(2):
         x = shards(rows, 5)[rank].double() if not options else shards(rows, 5)[rank]
         loss = loss_of(gather_negatives(x.requires_grad_(), backend=backend, **options), rank)
@@ -129,7 +129,7 @@ def parameter_gradients_under_ddp(rank: int, rows: Sequence[int]) -> list[Tensor
         reduction="sum",
     )
     (loss * len(rows) / sum(rows)).backward()
-    return [parameter.grad for parameter in model.parameters()]
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 def linear_model() -> nn.Linear:
@@ -220,9 +220,9 @@ def test_buffer_grows_under_pending_gradients_and_leaves_no_file() -> None:
 def many_rounds(rank: int, folder: Path) -> bool:
     """Each round has its own number: a rank that reads too early or too late sees another."""
     use_extension(folder)
-    layout = shard_layout(
-        dist.group.WORLD, (300, 200, 400), ["cpu"] * 3, row_bytes=1024, backend="extension"
-    )
+    group = dist.group.WORLD
+    assert group is not None
+    layout = shard_layout(group, (300, 200, 400), ["cpu"] * 3, row_bytes=1024, backend="extension")
     right = True
     for number in range(40):
         x = torch.full((layout.rows[rank], 256), float(number))

@@ -22,7 +22,7 @@ from tests.support.built_extension import extension_folder, use_extension
 from tests.support.process_group import RankError, run_ranks
 
 X = torch.zeros(2, 3)
-DISAGREEMENTS = {
+DISAGREEMENTS: dict[str, tuple[tuple[Any, Any], tuple[Any, Any], str]] = {
     "columns": (
         ([X], {}),
         ([X[:, :2]], {}),
@@ -40,7 +40,7 @@ def disagree(rank: int) -> dict[str, tuple[str, str]]:
     """Every misuse in one group: none may leave a rank waiting, nor spoil what comes after."""
     raised = {}
     for name, calls in DISAGREEMENTS.items():
-        arguments, options = calls[rank]
+        arguments, options = calls[:2][rank]
         try:
             gather_negatives(*arguments, **options)
         except (TypeError, ValueError) as error:
@@ -67,7 +67,7 @@ def test_arguments_that_differ_raise_on_every_rank() -> None:
 def gather_without_extension(rank: int, folder: Path) -> None:
     use_extension(folder)
     if rank == 1:
-        symmetric_gather._load = lambda: (None, "not built; pip builds it")
+        setattr(symmetric_gather, "_load", lambda: (None, "not built; pip builds it"))  # noqa: B010
     gathered = gather_negatives(X)
     assert gathered.shape == (4, 3)
     gather_negatives(X, backend="extension")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ TEXTS = ["w3 w4 w5 w6 w7", "w9", "w3 w4 w5 w6 w8", "w50 w9 w9", "w3 w4", "w3 w4 
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "xglm", "bloom", "llama", "opt", "gemma2"])
-def test_scores_equal_plain_loop(name):
+def test_scores_equal_plain_loop(name: str) -> None:
     model, tokenizer = tiny_model(name), tiny_tokenizer()
     found = sequence_log_probabilities(model, tokenizer, TEXTS, batch_size=4)
     assert found == pytest.approx([plain_score(model, tokenizer, text) for text in TEXTS], rel=1e-5)
@@ -31,7 +32,7 @@ def test_scores_equal_plain_loop(name):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("batch_size", [1, 2, 6])
-def test_scores_depend_neither_on_batch_nor_on_padding_side(batch_size, side):
+def test_scores_depend_neither_on_batch_nor_on_padding_side(batch_size: int, side: str) -> None:
     model = tiny_model("gpt2")
     alone = sequence_log_probabilities(model, tiny_tokenizer(), TEXTS, batch_size=1)
     tokenizer = tiny_tokenizer(padding_side=side, pad_token="</s>")
@@ -42,7 +43,7 @@ def test_scores_depend_neither_on_batch_nor_on_padding_side(batch_size, side):
 @pytest.mark.parametrize(
     ("template", "first"), [("</s> $A", 2), ("<s> $A </s>", 1), ("$A </s>", 1)]
 )
-def test_text_begins_with_what_the_tokenizer_puts_first(template, first):
+def test_text_begins_with_what_the_tokenizer_puts_first(template: Any, first: Any) -> None:
     """XGLM has a BOS, but its texts begin with EOS; what ends a template does not count."""
     from tokenizers.processors import TemplateProcessing
 
@@ -58,13 +59,13 @@ def test_text_begins_with_what_the_tokenizer_puts_first(template, first):
     assert scorer.prefix == ("<s>", "</s>")[first - 1]
 
 
-def test_text_begins_with_eos_where_there_is_no_bos():
+def test_text_begins_with_eos_where_there_is_no_bos() -> None:
     assert ChoiceScorer(tiny_model("gpt2"), byte_tokenizer(bos_token=None)).prefix == "</s>"
     with pytest.raises(ValueError, match="neither a BOS nor an EOS token to begin a text with"):
         ChoiceScorer(tiny_model("gpt2"), byte_tokenizer(bos_token=None, eos_token=None))
 
 
-def test_continuation_counts_its_own_tokens_only():
+def test_continuation_counts_its_own_tokens_only() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     scorer = ChoiceScorer(model, tokenizer)
     (found,) = scorer.log_probabilities([Candidate("w5 w6", " w7 w8")])
@@ -74,20 +75,20 @@ def test_continuation_counts_its_own_tokens_only():
     assert found == pytest.approx(float(expected[1, 7] + expected[2, 8]), rel=1e-5)
 
 
-def test_model_and_tokenizer_are_left_as_they_were():
+def test_model_and_tokenizer_are_left_as_they_were() -> None:
     model, tokenizer = tiny_model("gpt2", resid_pdrop=0.5), tiny_tokenizer()
     model.train()
-    model.transformer.h[0].eval()  # parts may differ
+    model.get_submodule("transformer.h.0").eval()  # parts may differ
     weights = copy.deepcopy(model.state_dict())
     sequence_log_probabilities(model, tokenizer, TEXTS)
-    assert model.training and not model.transformer.h[0].training
+    assert model.training and not model.get_submodule("transformer.h.0").training
     assert tokenizer.pad_token is None and tokenizer.padding_side == "right"
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights[name]), name
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_live_weights_are_scored_not_a_copy():
+def test_live_weights_are_scored_not_a_copy() -> None:
     """A scorer that is made once sees what training changes in between."""
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     scorer = ChoiceScorer(model, tokenizer)
@@ -100,7 +101,7 @@ def test_live_weights_are_scored_not_a_copy():
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_adapters_count():
+def test_adapters_count() -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     adapted = peft.get_peft_model(
@@ -110,7 +111,7 @@ def test_adapters_count():
     assert found == pytest.approx([plain_score(adapted, tokenizer, t) for t in TEXTS], rel=1e-5)
 
 
-def test_length_at_the_limit_is_scored_and_beyond_it_refused():
+def test_length_at_the_limit_is_scored_and_beyond_it_refused() -> None:
     model, tokenizer = byte_model(max_position_embeddings=32), byte_tokenizer()
     scorer = ChoiceScorer(model, tokenizer)
     longest = "x" * 32
@@ -127,7 +128,7 @@ def test_length_at_the_limit_is_scored_and_beyond_it_refused():
     assert not scorer.fits(Candidate("x" * 17, "x" * 17))
 
 
-def test_no_limit_means_no_cut():
+def test_no_limit_means_no_cut() -> None:
     """BLOOM has no greatest length; lm-eval's guess of 2048 must not cut its text."""
     model, tokenizer = tiny_model("bloom", vocab_size=259), byte_tokenizer()
     text = "ab" * 1030
@@ -135,7 +136,7 @@ def test_no_limit_means_no_cut():
     assert found == pytest.approx(plain_score(model, tokenizer, text), rel=1e-5)
 
 
-def test_greedy_continuation_equals_plain_loop():
+def test_greedy_continuation_equals_plain_loop() -> None:
     model, tokenizer = byte_model(), byte_tokenizer()
     prompts = ["abc =", "a much longer prompt than that =", "x ="]
     found = ChoiceScorer(model, tokenizer, batch_size=3).continue_greedily(prompts, 6)
@@ -151,7 +152,7 @@ def test_greedy_continuation_equals_plain_loop():
         ChoiceScorer(model, tokenizer).continue_greedily(["x"], 2048)
 
 
-def test_bad_input_is_named(monkeypatch):
+def test_bad_input_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         ChoiceScorer(model, tokenizer, batch_size=0)

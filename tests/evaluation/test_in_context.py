@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,23 +29,24 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture(scope="module")
-def live():
+def live() -> Any:
     return byte_model(), byte_tokenizer()
 
 
-def evaluate(live, folder, *, batch_size=16, **settings):
+def evaluate(live: Any, folder: Path, *, batch_size: int = 16, **settings: Any) -> Any:
     settings = {"tasks": ["xcopa"], "languages": ["en"], **settings}
-    return evaluate_in_context(*live, folder, InContextSettings(**settings), batch_size=batch_size)
+    chosen = InContextSettings(**settings)
+    return evaluate_in_context(live[0], live[1], folder, chosen, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("shots", [0, 2])
 @pytest.mark.parametrize("task", TASKS)
-def test_every_item_equals_the_plain_scorer(live, folder, task, shots):
+def test_every_item_equals_the_plain_scorer(live: Any, folder: Path, task: str, shots: int) -> None:
     found = evaluate(live, folder, tasks=[task], shots=[shots], seeds=[3])
     (record,) = found.records
     prompt = paper_prompt(task, "en", "</s>")
@@ -55,7 +58,7 @@ def test_every_item_equals_the_plain_scorer(live, folder, task, shots):
         shown = [pool[name] for name in logged["demonstrations"]]
         before = "".join(prompt.texts(demo)[demo.label] + "</s>" for demo in shown)
         texts = [before + text for text in prompt.texts(items[logged["id"]])]
-        scores = [plain_score(*live, text) for text in texts]
+        scores = [plain_score(live[0], live[1], text) for text in texts]
         assert logged["log_probabilities"] == pytest.approx(scores, rel=1e-5)
         assert logged["prediction"] == scores.index(max(scores))
         assert logged["label"] == items[logged["id"]].label
@@ -73,7 +76,7 @@ def test_every_item_equals_the_plain_scorer(live, folder, task, shots):
     json.dumps(found.records + found.items)
 
 
-def test_batch_size_changes_nothing(live, folder):
+def test_batch_size_changes_nothing(live: Any, folder: Path) -> None:
     found = [
         evaluate(live, folder, tasks=list(TASKS), shots=[2], batch_size=size) for size in (1, 7)
     ]
@@ -85,7 +88,7 @@ def test_batch_size_changes_nothing(live, folder):
     assert found[0].records == found[1].records
 
 
-def test_settings_span_tasks_languages_shots_and_seeds(live, folder):
+def test_settings_span_tasks_languages_shots_and_seeds(live: Any, folder: Path) -> None:
     found = evaluate(
         live, folder, tasks=["pawsx", "xcopa"], languages=["en", "zh"], shots=[0, 1], seeds=[0, 1],
         limit=3,
@@ -102,7 +105,7 @@ def test_settings_span_tasks_languages_shots_and_seeds(live, folder):
     assert len(found.items) == 3 * len(found.records)
 
 
-def test_prompt_language_is_apart_from_the_sample(live, folder):
+def test_prompt_language_is_apart_from_the_sample(live: Any, folder: Path) -> None:
     (own,) = evaluate(live, folder, tasks=["xnli"], languages=["zh"], limit=1).records
     (other,) = evaluate(
         live, folder, tasks=["xnli"], languages=["zh"], prompt_language="sw", limit=1
@@ -115,7 +118,7 @@ def test_prompt_language_is_apart_from_the_sample(live, folder):
     assert other["language"] == "zh"
 
 
-def test_demonstrations_are_dropped_until_the_item_fits(folder):
+def test_demonstrations_are_dropped_until_the_item_fits(folder: Path) -> None:
     """XCOPA texts take about 40 bytes each: 100 positions hold two, not five."""
     live = byte_model(max_position_embeddings=100), byte_tokenizer()
     found = evaluate(live, folder, shots=[4])
@@ -131,7 +134,7 @@ def test_demonstrations_are_dropped_until_the_item_fits(folder):
     assert whole.records[0]["items_with_fewer_shots"] == 0
 
 
-def test_items_beyond_the_model_are_named_or_left_out(folder):
+def test_items_beyond_the_model_are_named_or_left_out(folder: Path) -> None:
     live = byte_model(max_position_embeddings=48), byte_tokenizer()
     with pytest.raises(
         TooLongError, match="item 1 of xcopa in en needs 49 positions but the model"
@@ -146,7 +149,7 @@ def test_items_beyond_the_model_are_named_or_left_out(folder):
         evaluate(tiny, folder, too_long="skip")
 
 
-def test_equal_scores_count_as_the_first_choice(folder):
+def test_equal_scores_count_as_the_first_choice(folder: Path) -> None:
     model = byte_model()
     with torch.no_grad():
         model.lm_head.weight.zero_()
@@ -159,7 +162,7 @@ def test_equal_scores_count_as_the_first_choice(folder):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_lm_eval_prompts_are_what_lm_eval_asks(live, folder, task):
+def test_lm_eval_prompts_are_what_lm_eval_asks(live: Any, folder: Path, task: str) -> None:
     """lm-eval's own requests, built by its own code from the same documents, and its accuracy."""
     split = read_split(folder, task, "en" if task != "xcopa" else "zh", "test")
     language = "zh" if task == "xcopa" else "en"  # lm-eval has no English XCOPA
@@ -182,7 +185,9 @@ def test_lm_eval_prompts_are_what_lm_eval_asks(live, folder, task):
 
 
 @pytest.mark.parametrize(("task", "language"), [("xcopa", "it"), ("xcopa", "zh"), ("pawsx", "fr")])
-def test_lm_eval_prompts_on_real_items(data_root, live, task, language):
+def test_lm_eval_prompts_on_real_items(
+    data_root: Path, live: Any, task: str, language: str
+) -> None:
     """The words of lm-eval 0.4.13 for real items, written out by hand."""
     whole = read_split(data_root / "eval", task, language, "test")
     few = Split(whole.items[:6], 6, whole.files)
@@ -207,14 +212,15 @@ def test_lm_eval_prompts_on_real_items(data_root, live, task, language):
                 assert one and two[0] == fields["sentence2"][0].lower()
                 assert fields["sentence1"].startswith(one[:20])
     record = evaluate_in_context(
-        *live,
+        live[0],
+        live[1],
         [TaskData(task, language, few, None)],
         InContextSettings([task], [language], prompts="lm-eval"),
     ).records[0]
     assert record["items"] == 6
 
 
-def test_lm_eval_demonstrations_are_ours(folder):
+def test_lm_eval_demonstrations_are_ours(folder: Path) -> None:
     split = read_split(folder, "xcopa", "zh", "test")
     (first, second) = LmEvalPrompt("xcopa", "zh", split, split).candidates(
         split.items[0], split.items[1:3]
@@ -226,7 +232,7 @@ def test_lm_eval_demonstrations_are_ours(folder):
         LmEvalPrompt("xcopa", "en", split, None)
 
 
-def _on_a_rank(rank, folder):
+def _on_a_rank(rank: int, folder: Path) -> Any:
     """Every result, and the texts that this rank put through its model."""
     model, read = byte_model(), []
     model.get_input_embeddings().register_forward_pre_hook(
@@ -239,7 +245,7 @@ def _on_a_rank(rank, folder):
     return found.records, found.items, len(read)
 
 
-def test_ranks_share_the_items_and_get_all(live, folder):
+def test_ranks_share_the_items_and_get_all(live: Any, folder: Path) -> None:
     """26 texts over 2 ranks: none is asked twice, and every rank has the result of one process."""
     alone = evaluate(live, folder, tasks=["xcopa", "xwinograd"], shots=[1])
     results = run_ranks(_on_a_rank, 2, folder)
@@ -268,12 +274,12 @@ def test_ranks_share_the_items_and_get_all(live, folder):
         ({"prompt_language": "xx"}, 'no words for the xcopa prompt in "xx"'),
     ],
 )
-def test_bad_settings_are_named(settings, message):
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InContextSettings(**{"tasks": ["xcopa"], "languages": ["en"], **settings})
 
 
-def test_demonstration_files_are_needed_only_for_shots(folder, tmp_path):
+def test_demonstration_files_are_needed_only_for_shots(folder: Path, tmp_path: Path) -> None:
     write_tasks(tmp_path, ["en"])
     (tmp_path / "xnli" / "dev-en.tsv").unlink()
     read_task_data(InContextSettings(["xnli"], ["en"]), tmp_path)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +30,7 @@ GERMAN = ["Die Sonne ist rot.", "Ein Hund schläft.", "Wir essen Brot.", "Es reg
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Any:
     path = tmp_path / "flores200"
     path.mkdir()
     for name, lines in (("eng_Latn", ENGLISH), ("deu_Latn", GERMAN)):
@@ -39,22 +42,25 @@ def folder(tmp_path):
 class Parrot:
     """Stands in for the scorer: writes down the prompts and answers with given texts."""
 
-    def __init__(self, answers, room=10**9):
-        self.answers, self.room, self.prompts = answers, room, []
+    def __init__(self, answers: Any, room: Any = 10**9) -> None:
+        self.answers, self.room = answers, room
+        self.prompts: list[str] = []
         self.limit = room
 
-    def __call__(self, model, tokenizer, **options):
+    def __call__(self, model: Any, tokenizer: Any, **options: Any) -> Any:
         return self
 
-    def has_room(self, prompt, max_tokens):
+    def has_room(self, prompt: Any, max_tokens: Any) -> Any:
         return len(prompt) + max_tokens <= self.room
 
-    def continue_greedily(self, prompts, max_tokens):
+    def continue_greedily(self, prompts: Any, max_tokens: Any) -> Any:
         self.prompts = prompts
         return self.answers[: len(prompts)]
 
 
-def run(monkeypatch, folder, answers, room=10**9, **settings):
+def run(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, answers: Any, room: Any = 10**9, **settings: Any
+) -> Any:
     parrot = Parrot(answers, room)
     monkeypatch.setattr(translation, "ChoiceScorer", parrot)
     settings = {"directions": [("en", "de")], "max_tokens": 10, **settings}
@@ -64,7 +70,7 @@ def run(monkeypatch, folder, answers, room=10**9, **settings):
     return *found, parrot.prompts
 
 
-def test_prompts_show_other_lines(monkeypatch, folder):
+def test_prompts_show_other_lines(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     records, log, prompts = run(monkeypatch, folder, GERMAN, shots=[2])
     pairs = {f"{one} = {two}" for one, two in zip(ENGLISH, GERMAN, strict=True)}
     for line, prompt in zip(ENGLISH, prompts, strict=True):
@@ -78,7 +84,9 @@ def test_prompts_show_other_lines(monkeypatch, folder):
     json.dumps(records + log)
 
 
-def test_demonstrations_come_from_dev_where_it_is(monkeypatch, folder):
+def test_demonstrations_come_from_dev_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
     for name, line in (("eng_Latn", "Yes, {}."), ("deu_Latn", "Ja, {}.")):
         path = folder / "flores200" / f"{name}.dev"
         path.write_text("".join(line.format(k) + "\n" for k in range(3)))
@@ -90,7 +98,7 @@ def test_demonstrations_come_from_dev_where_it_is(monkeypatch, folder):
     assert len(records[0]["files_sha256"]) == 4
 
 
-def test_scores_are_sacrebleus(monkeypatch, folder):
+def test_scores_are_sacrebleus(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     from sacrebleu import corpus_bleu, corpus_chrf
 
     outputs = ["Die Sonne ist sehr rot.", "Ein Hund schläft.", "", "Es regnet.", "Wir essen Brot."]
@@ -105,7 +113,9 @@ def test_scores_are_sacrebleus(monkeypatch, folder):
     assert (perfect["sentences"], perfect["bleu"]) == (3, pytest.approx(100))
 
 
-def test_demonstrations_give_way_to_the_translation(monkeypatch, folder):
+def test_demonstrations_give_way_to_the_translation(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
     (record,), _, prompts = run(monkeypatch, folder, GERMAN, room=75, shots=[2])
     assert record["sentences_with_fewer_shots"] == sum(p.count("</s>") < 2 for p in prompts) > 0
     assert all(len(prompt) + 10 <= 75 for prompt in prompts)
@@ -119,7 +129,7 @@ def test_demonstrations_give_way_to_the_translation(monkeypatch, folder):
         run(monkeypatch, folder, GERMAN, room=12, shots=[0], too_long="skip")
 
 
-def test_live_model_writes_the_same_in_any_batch(folder):
+def test_live_model_writes_the_same_in_any_batch(folder: Path) -> None:
     model, tokenizer = byte_model(), byte_tokenizer()
     settings = TranslationSettings([("en", "de"), ("de", "en")], shots=[1], max_tokens=12)
     found = [
@@ -130,16 +140,16 @@ def test_live_model_writes_the_same_in_any_batch(folder):
     assert len(found[0][1]) == 10 and len({row["output"] for row in found[0][1]}) > 1
 
 
-def test_words_of_scripts_without_spaces_are_split(monkeypatch):
+def test_words_of_scripts_without_spaces_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bleu_tokenizer("zh") == "zh" and bleu_tokenizer("th") == "char"
     assert {bleu_tokenizer(code) for code in ("de", "ar", "hi", "sw")} == {"13a"}
-    monkeypatch.setattr(translation.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert bleu_tokenizer("ja") == bleu_tokenizer("ko") == "char"
-    monkeypatch.setattr(translation.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert (bleu_tokenizer("ja"), bleu_tokenizer("ko")) == ("ja-mecab", "ko-mecab")
 
 
-def test_bad_files_are_named(monkeypatch, folder):
+def test_bad_files_are_named(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     path = folder / "flores200" / "fra_Latn.devtest"
     path.write_text("Un.\n\nTrois.\n")
     with pytest.raises(DataError, match=r"fra_Latn\.devtest:2: the sentence is empty"):
@@ -164,12 +174,12 @@ def test_bad_files_are_named(monkeypatch, folder):
         ({"limit": 0}, "max_tokens and limit must be at least 1"),
     ],
 )
-def test_bad_settings_are_named(settings, message):
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TranslationSettings(**{"directions": [("en", "de")], **settings})
 
 
-def test_joining_demonstrations_needs_an_eos_string(folder):
+def test_joining_demonstrations_needs_an_eos_string(folder: Path) -> None:
     tokenizer = byte_tokenizer(eos_token=None)
     with pytest.raises(ValueError, match="joined by the EOS string, the tokenizer has none"):
         evaluate_translation(
@@ -177,7 +187,7 @@ def test_joining_demonstrations_needs_an_eos_string(folder):
         )
 
 
-def test_real_files_are_parallel(data_root):
+def test_real_files_are_parallel(data_root: Path) -> None:
     """599 of 1,012 lines of each of the 27 languages that the folder holds."""
     present = [code for code, name in FLORES_CODES.items()
                if (data_root / "eval" / "flores200" / f"{name}.devtest.gz").exists()]  # fmt: skip

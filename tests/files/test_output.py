@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from crossalign.files import output
 from crossalign.files.output import (
     atomic_directory,
     check_is_no_input,
@@ -35,8 +34,8 @@ def test_everything_is_flushed_before_its_name_appears(
         real_rename(old, new)
 
     real_rename = os.rename
-    monkeypatch.setattr(output.os, "fsync", fsync)
-    monkeypatch.setattr(output.os, "rename", rename)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
     with atomic_directory(tmp_path / "results") as directory:
         (directory / "a.csv").write_text("1")
         (directory / "deep").mkdir()
@@ -44,7 +43,7 @@ def test_everything_is_flushed_before_its_name_appears(
     assert named == ["results after a.csv b.csv deep new"]
     assert flushed[-1] == tmp_path.name  # the folder that holds the new name
     del flushed[:]
-    monkeypatch.setattr(output.os, "replace", rename)
+    monkeypatch.setattr(os, "replace", rename)
     write_whole(tmp_path / "c.txt", "3")
     assert named[1].startswith("c.txt after .c.txt.") and flushed[-1] == tmp_path.name
 
@@ -62,7 +61,7 @@ def test_what_had_the_name_comes_back_if_renaming_fails(
             raise OSError("no room")
         real_rename(old, new)
 
-    monkeypatch.setattr(output.os, "rename", rename)
+    monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(OSError, match="no room"), directory_aside(tmp_path, ".aside.") as aside:
         put_in_place(aside, final)
     assert [path.name for path in tmp_path.iterdir()] == ["final"]

@@ -91,10 +91,10 @@ def test_tie_bounds_are_the_last_logits_that_round_to_the_own_one(
     backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a rank knows of an own logit is in natural units, and the kernel compares in log2's."""
-    from crossalign.kernels import positive_logits
+    from crossalign.kernels import contrastive_logits, positive_logits
 
     monkeypatch.setattr(positive_logits, "tie_slack", lambda *_: torch.zeros(()))
-    ln_2 = positive_logits.LN_2.value
+    ln_2 = contrastive_logits.LN_2.value
     formed = torch.cat([torch.randn(10_000, dtype=dtype) * 30, torch.zeros(1, dtype=dtype)])
     positive_logit = formed * ln_2
     lower, upper = positive_logits.tie_bounds(
@@ -214,7 +214,7 @@ def test_a_cuda_graph_captures_the_step(dtype: torch.dtype) -> None:
 
     def both() -> list[Tensor]:
         loss = module(*leaves)
-        return [loss.detach(), *torch.autograd.grad(loss, [*leaves, module.logit_scale])]
+        return [loss.detach(), *torch.autograd.grad(loss, [*leaves, *module.parameters()])]
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):

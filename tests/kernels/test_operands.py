@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ INTERPRETED = pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.fixture
 def restored_precision() -> Iterator[None]:
     """PyTorch's switches as they were."""
-    switches = (torch.backends, torch.backends.cuda.matmul)
+    switches: tuple[Any, ...] = (torch.backends, torch.backends.cuda.matmul)
     before = [switch.fp32_precision for switch in switches]
     yield
     for switch, value in zip(switches, before, strict=True):
@@ -39,7 +40,7 @@ def test_both_switches_of_the_float32_precision_are_followed(backend: str) -> No
     assert operands.dot_precision(row.bfloat16()) == operands.dot_precision(row.double()) == "ieee"
     torch.set_float32_matmul_precision("highest")
     assert operands.dot_precision(row) == "ieee"
-    torch.backends.fp32_precision = "tf32"
+    torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     assert operands.dot_precision(row) == "ieee"
     torch.backends.cuda.matmul.fp32_precision = "tf32"
@@ -75,9 +76,9 @@ def test_the_positive_is_added_in_float32(backend: str, monkeypatch: pytest.Monk
     """With a gradient matrix of bfloat16, as a GPU has, in float32 products: the largest entry of
     every row was rounded with the others, an error of 1.7e-3 where all others together make 1e-4.
     """
-    from crossalign.kernels import contrastive_backward
+    from crossalign.kernels import contrastive_backward, matrix_products
 
-    accumulate = contrastive_backward.accumulate
+    accumulate = matrix_products.accumulate
 
     def rounded(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> None:
         accumulate(total, left.bfloat16().float(), right, is_first)

@@ -25,7 +25,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """Compiled in a process of its own: here the kernels are decorated for the interpreter."""
     folder = tmp_path_factory.mktemp("kernel_resources")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.kernel_resources", "--json", folder / "rows.json"]
+    rows_file = str(folder / "rows.json")
+    command = [sys.executable, "-m", "benchmarks.kernel_resources", "--json", rows_file]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [Row(**row) for row in json.loads((folder / "rows.json").read_text())]

@@ -93,6 +93,6 @@ def test_encode_names_bad_arguments() -> None:
     with pytest.raises(TypeError, match="sentences must be a list of strings, got one str"):
         encode(model, tokenizer, "w5 w6")
     with pytest.raises(TypeError, match="sentences must hold strings, got an entry of type int"):
-        encode(model, tokenizer, ["w5", 6])
+        encode(model, tokenizer, ["w5", 6])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         encode(model, tokenizer, ["w5"], batch_size=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -86,8 +87,11 @@ def test_a_head_that_is_called_decoder_hides_no_blocks() -> None:
         intermediate_size=48,
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
-        **dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id"), 1),
-        **dict.fromkeys(("eos_token_id", "sep_token_id"), 2),
+        pad_token_id=1,
+        bos_token_id=1,
+        cls_token_id=1,
+        eos_token_id=2,
+        sep_token_id=2,
     )
     model, batch = transformers.AutoModelForCausalLM.from_config(config).eval(), tiny_batch()
     expected = own_states(model, batch)
@@ -168,7 +172,8 @@ def test_train_mode_draws_the_dropout_of_the_model(layer: int) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "bloom", "llama"])
 def test_no_block_past_the_layer_and_no_head_runs(name: str) -> None:
     model, batch = tiny_model(name), tiny_batch()
-    calls = Calls(model, model.base_model.layers if name == "llama" else model.base_model.h)
+    base: Any = model.base_model
+    calls = Calls(model, base.layers if name == "llama" else base.h)
     for layer in range(LAYERS + 1):
         calls.blocks = [0] * LAYERS
         hidden_states_at(model, layer, **batch)
@@ -215,7 +220,7 @@ def test_layer_out_of_range_is_named(layer: int) -> None:
 
 
 @pytest.mark.parametrize("layer", [1.0, "1", None, True])
-def test_layer_of_the_wrong_type_is_named(layer: object) -> None:
+def test_layer_of_the_wrong_type_is_named(layer: Any) -> None:
     with pytest.raises(TypeError, match="layer must be an integer, got"):
         hidden_states_at(tiny_model("gpt2"), layer, **tiny_batch())
 

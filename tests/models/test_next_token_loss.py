@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -36,10 +37,10 @@ def _own_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_inputs(
     head: str = "plain", dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = (3, 9, 12, 50)
-) -> tuple[list[Tensor], Tensor, dict[str, float]]:
+) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
     """[hidden, weight, bias] that require grad (without bias unless the head has one), labels."""
     batch, tokens, width, vocabulary = shape
-    options = dict(HEADS[head])
+    options: dict[str, Any] = dict(HEADS[head])
     tensors = [torch.randn(batch, tokens, width), torch.randn(vocabulary, width) / width**0.5]
     if options.pop("bias", False):
         tensors.append(torch.randn(vocabulary))
@@ -48,12 +49,12 @@ def make_inputs(
     return [tensor.to(dtype).requires_grad_() for tensor in tensors], labels, options
 
 
-def fused(tensors: list[Tensor], labels: Tensor, options: dict[str, float]) -> Tensor:
+def fused(tensors: list[Tensor], labels: Tensor, options: dict[str, Any]) -> Tensor:
     bias = tensors[2] if len(tensors) > 2 else None
-    return language_model_loss(*tensors[:2], labels, bias=bias, **options)
+    return language_model_loss(tensors[0], tensors[1], labels, bias=bias, **options)
 
 
-def plain(tensors: list[Tensor], labels: Tensor, options: dict[str, float]) -> Tensor:
+def plain(tensors: list[Tensor], labels: Tensor, options: dict[str, Any]) -> Tensor:
     """The same from whole logits, in the dtype of the tensors."""
     hidden, weight = tensors[:2]
     logits = F.linear(hidden[:, :-1], weight, tensors[2] if len(tensors) > 2 else None)
@@ -140,7 +141,9 @@ class LargestTensor(TorchDispatchMode):
 
     largest = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         for each in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(each, Tensor):
@@ -227,7 +230,7 @@ def test_two_runs_agree_bit_for_bit() -> None:
 def test_bad_inputs_are_named() -> None:
     hidden, weight = torch.randn(2, 5, 4), torch.randn(7, 4)
     labels = torch.zeros(2, 5, dtype=torch.long)
-    cases = [
+    cases: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
         (TypeError, "hidden must be a torch.Tensor, got list", ([1.0], weight, labels), {}),
         (TypeError, "labels must hold integers", (hidden, weight, labels.float()), {}),
         (ValueError, r"hidden must have shape \(B, T, C\)", (hidden[0], weight, labels), {}),

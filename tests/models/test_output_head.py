@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -40,7 +42,7 @@ def test_logits_that_the_config_does_not_explain_are_refused() -> None:
     model = tiny_model("llama")
     original = model.forward
 
-    def tripled(**inputs):
+    def tripled(**inputs: Any) -> Any:
         output = original(**inputs)
         output.logits = 3 * output.logits
         return output

@@ -15,7 +15,7 @@ from crossalign.models.layer_states import hidden_states_of
 from crossalign.models.output_head import check_output_head
 from tests.support.tiny_models import HIDDEN, VOCAB_SIZE, tiny_batch, tiny_model
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": HIDDEN,
     "intermediate_size": 48,
@@ -51,7 +51,7 @@ def mllama(cross: list[int]) -> Any:
         **{**SIZES, "pad_token_id": 0},
         num_hidden_layers=BLOCKS,
         cross_attention_layers=cross,
-        rope_scaling=None,
+        rope_scaling=None,  # type: ignore[call-arg]
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
     torch.manual_seed(0)

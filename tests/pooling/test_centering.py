@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ def vectors(count: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(count, WIDTH, generator=generator, dtype=torch.float64).to(dtype) + 3.0
 
 
-def written_out(query: Tensor, key: Tensor, negatives: Tensor, center: str) -> list[Tensor]:
+def written_out(parts: Sequence[Tensor], center: str) -> list[Tensor]:
     """Feature by feature, sentence by sentence, with Python's own float64 numbers."""
+    query, key, negatives = parts
     sides = {
         "batch": [[query, key, negatives]] * 3,
         "side": [[query], [key, negatives], [key, negatives]],
@@ -45,7 +47,7 @@ def written_out(query: Tensor, key: Tensor, negatives: Tensor, center: str) -> l
 def test_center_subtracts_the_written_out_mean(center: str, count: int) -> None:
     parts = vectors(4, 1), vectors(4, 2), vectors(count, 3)
     found = center_vectors(*parts, center=center)
-    for ours, theirs in zip(found, written_out(*parts, center), strict=True):
+    for ours, theirs in zip(found, written_out(parts, center), strict=True):
         assert ours is not None
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
 
@@ -94,9 +96,12 @@ def _centered_share(rank: int, world_size: int, center: str) -> Any:
         whole = vectors(sum(counts), side)
         parts.append(whole.split(counts)[rank].clone().requires_grad_())
     centered = center_vectors(*parts, center=center, group=dist.group.WORLD)
-    loss = sum(((side + 1) * part**3).sum() for side, part in enumerate(centered))  # type: ignore[operator, misc]
+    loss = torch.zeros((), dtype=torch.float64)
+    for side, part in enumerate(centered):
+        assert part is not None
+        loss = loss + ((side + 1) * part**3).sum()
     loss.backward()
-    return [part.detach() for part in centered], [part.grad for part in parts]  # type: ignore[union-attr]
+    return [part.detach() for part in centered], [part.grad for part in parts]
 
 
 @pytest.mark.parametrize("center", ["batch", "side"])
@@ -107,10 +112,10 @@ def test_ranks_with_uneven_shards_give_what_one_process_gives(world_size: int, c
     for side in range(3):
         total = sum(share[side] for share in shares(world_size))
         parts.append(vectors(total, side).requires_grad_())
-    centered = written_out(*(part.detach() for part in parts), center)
+    centered = written_out([part.detach() for part in parts], center)
     # The derivative of sum_i w y_i^3 with y = x - mean(x), taken by hand: 3 w y^2 minus its mean.
     slopes = [3 * (side + 1) * part**2 for side, part in enumerate(centered)]
-    gradients = written_out(*slopes, center)
+    gradients = written_out(slopes, center)
     for side in range(3):
         for found, expected in ((0, centered), (1, gradients)):
             whole = torch.cat([result[found][side] for result in results])

@@ -32,7 +32,7 @@ EVERY_POOL = pytest.mark.parametrize("name", POOLS)
     "function",
     [
         *(
-            pytest.param(partial(masked_mean_pool, backend=p.values[0]), marks=p.marks)
+            pytest.param(partial(masked_mean_pool, backend=str(p.values[0])), marks=p.marks)
             for p in BACKENDS
         ),
         last_token_pool,

@@ -127,7 +127,7 @@ def dense(inputs: Inputs, dtype: torch.dtype, upstream: Tensor, needs: Any = Non
     leaves = {name: value.detach().to(dtype) for name, value in inputs.leaves.items()}
 
     def function(leaves: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return reference.contrastive_loss(**inputs.options, **leaves, compute_dtype=dtype)
+        return reference.contrastive_loss(**inputs.options | leaves, compute_dtype=dtype)
 
     return _differentiate(function, leaves, upstream, needs)
 

@@ -73,7 +73,7 @@ WANTED: list[tuple[tuple[str, ...], dict[str, Any]]] = [
 ]
 # Rows, and further negatives where asked for: unequal, equal and empty shards, negatives on some
 # ranks only. The last of each also has negatives on a rank without rows, which owners cannot have.
-SHARDS = {
+SHARDS: dict[int, list[tuple[Sequence[int], Sequence[int]]]] = {
     2: [((5, 2), (0, 4)), ((3, 3), (2, 2)), ((0, 4), (3, 1))],
     3: [((4, 0, 3), (3, 0, 1)), ((0, 5, 0), (0, 2, 1))],
     4: [((2, 3, 0, 4), (1, 0, 0, 5)), ((1, 1, 1, 0), (0, 1, 0, 2))],
@@ -134,7 +134,7 @@ def rank_arguments(case: Case, rank: int, device: str = "cpu") -> dict[str, Any]
     ):
         for name in names:
             if name in arguments:
-                arguments[name] = arguments[name].split(list(rows))[rank].clone()
+                arguments[name] = arguments[name].split(list(rows or ()))[rank].clone()
     if "negative_owner" in arguments:
         arguments["negative_owner"] -= sum(case.rows[:rank])
     if case.rows[rank] == 0:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -35,11 +38,12 @@ def rows(count: int = ROWS, seed: int = 1) -> Tensor:
     return torch.randn(count, FEATURES, dtype=torch.float64, generator=generator)
 
 
-def gradients(*modules: nn.Module) -> list[Tensor | None]:
+def gradients(*modules: nn.Module) -> list[Any]:
+    """Tensors; None for a parameter without a gradient."""
     return [parameter.grad for module in modules for parameter in module.parameters()]
 
 
-def assert_equal_gradients(ours: list[Tensor | None], theirs: list[Tensor | None]) -> None:
+def assert_equal_gradients(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> None:
     assert any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in theirs)
     for mine, other in zip(ours, theirs, strict=True):
         assert (mine is None) == (other is None)
@@ -51,7 +55,7 @@ def count_reductions(module: DistributedDataParallel) -> list[int]:
     """A list that gets the size of every bucket that the module all-reduces."""
     sizes: list[int] = []
 
-    def hook(_, bucket):
+    def hook(_: Any, bucket: Any) -> Any:
         sizes.append(bucket.buffer().numel())
         buffer = bucket.buffer().div_(dist.get_world_size())
         future = dist.all_reduce(buffer, async_op=True).get_future()

@@ -7,7 +7,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -46,7 +46,7 @@ def torchvision_stand_in() -> Iterator[None]:
 
 
 class _StandIn(ModuleType):
-    __path__: Sequence[str] = []
+    __path__: MutableSequence[str] = []  # noqa: RUF012
     __version__ = "0"
 
     def __getattr__(self, name: str) -> Any:

@@ -12,7 +12,7 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[str, str | bytes, str]] = {
     "no TAB": ("p.tsv", "a\tb\nonly one column\n", r"p\.tsv:2: no TAB"),
     "blank line": ("p.tsv", "a\tb\n\nc\td\n", r"p\.tsv:2: no TAB"),
     "empty source": ("p.tsv", "a\tb\n \td\n", r"p\.tsv:2: the source is empty"),

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 # The third one is what torch.use_deterministic_algorithms() imports, which takes seconds; so does
 # what the alignment loop needs.
-PRELOADED = (
+PRELOADED: tuple[str, ...] = (
     "torch",
     "torch.distributed",
     "torch._inductor.config",

@@ -46,7 +46,7 @@ class Launch:
     compiled: int  # a number of its own for everything that Triton compiled
 
 
-class RecordingDriver(DriverBase):
+class RecordingDriver(DriverBase):  # type: ignore[misc]
     """A driver for one architecture that loads and launches nothing."""
 
     def __init__(self, arch: int) -> None:
@@ -131,7 +131,7 @@ def contrastive(
     problem = make_problem(num_queries, dtype, **options)
     sums = contrastive_fwd(query, candidates, problem, None, with_stats)
     grads = pair_terms_bwd(torch.ones_like(pair_terms_fwd(sums)), sums)
-    needs = GradientNeeds(True, slice(0, num_candidates), need_scale_grad)
+    needs = GradientNeeds(True, True, need_scale_grad)
     contrastive_bwd(query, candidates, problem, sums, grads, needs)
 
 
@@ -157,27 +157,29 @@ EVERYTHING: dict[str, Any] = {
     "with_stats": True, "need_scale_grad": True, "with_ids": True, "with_owners": True,
     "multi_positive": True, "share_negatives": False, "hard_negative_weight": 0.5, "bound": None,
 }  # fmt: skip
-# Name -> calls that differ in the size of the batch alone.
+Call = tuple[str, Callable[..., None], list[tuple[int, int]], dict[str, Any]]
+CALLS: list[Call] = [
+    ("plain", contrastive, LOSS_SIZES, {}),
+    ("one way", contrastive, LOSS_SIZES, {"symmetric": False}),
+    ("raw products", contrastive, LOSS_SIZES, {"normalize": False, "bound": None}),
+    ("statistics", contrastive, LOSS_SIZES, {"with_stats": True}),
+    ("temperature", contrastive, LOSS_SIZES, {"need_scale_grad": True}),
+    ("ids", contrastive, LOSS_SIZES, {"with_ids": True}),
+    ("owners", contrastive, LOSS_SIZES, {"with_owners": True, "hard_negative_weight": 0.5}),
+    ("everything", contrastive, LOSS_SIZES, EVERYTHING),
+    ("100 features", contrastive, LOSS_SIZES, {"width": 100}),
+    ("float16", contrastive, LOSS_SIZES, {"dtype": torch.float16}),
+    ("float32", contrastive, LOSS_SIZES, {"dtype": torch.float32}),
+    ("bool mask", padded, POOL_SIZES, {"mask_dtype": torch.bool}),
+    ("integer mask", padded, POOL_SIZES, {"mask_dtype": torch.int64}),
+    ("float mask", padded, POOL_SIZES, {"mask_dtype": torch.float32, "normalize": True}),
+    ("packed", packed, POOL_SIZES, {}),
+    ("packed to unit length", packed, POOL_SIZES, {"normalize": True}),
+]
+# Name -> calls that differ in the size of the batch only.
 CASES: dict[str, list[Callable[[], None]]] = {
     name: [partial(call, *size, **options) for size in sizes]
-    for name, call, sizes, options in [
-        ("plain", contrastive, LOSS_SIZES, {}),
-        ("one way", contrastive, LOSS_SIZES, {"symmetric": False}),
-        ("raw products", contrastive, LOSS_SIZES, {"normalize": False, "bound": None}),
-        ("statistics", contrastive, LOSS_SIZES, {"with_stats": True}),
-        ("temperature", contrastive, LOSS_SIZES, {"need_scale_grad": True}),
-        ("ids", contrastive, LOSS_SIZES, {"with_ids": True}),
-        ("owners", contrastive, LOSS_SIZES, {"with_owners": True, "hard_negative_weight": 0.5}),
-        ("everything", contrastive, LOSS_SIZES, EVERYTHING),
-        ("100 features", contrastive, LOSS_SIZES, {"width": 100}),
-        ("float16", contrastive, LOSS_SIZES, {"dtype": torch.float16}),
-        ("float32", contrastive, LOSS_SIZES, {"dtype": torch.float32}),
-        ("bool mask", padded, POOL_SIZES, {"mask_dtype": torch.bool}),
-        ("integer mask", padded, POOL_SIZES, {"mask_dtype": torch.int64}),
-        ("float mask", padded, POOL_SIZES, {"mask_dtype": torch.float32, "normalize": True}),
-        ("packed", packed, POOL_SIZES, {}),
-        ("packed to unit length", packed, POOL_SIZES, {"normalize": True}),
-    ]
+    for name, call, sizes, options in CALLS
 }
 
 

@@ -21,7 +21,13 @@ from tests.support.tiny_models import CONFIGS, tiny_model, tiny_tokenizer
 from tests.support.training import CPU, make_config, make_pairs, run_align, without_seconds
 
 PAIRS = make_pairs(9, negatives=True)
-DROPOUTS = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "dropout")
+DROPOUTS: tuple[str, ...] = (
+    "attn_pdrop",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attention_dropout",
+    "dropout",
+)
 DROPOUTS += ("activation_dropout", "hidden_dropout", "resid_dropout", "embed_dropout")
 
 
@@ -61,6 +67,7 @@ def plain_loss(model: nn.Module, batch: StepBatch, layers: tuple[int, ...], **op
         hidden = model(**inputs, output_hidden_states=True).hidden_states[layer]
         return pool(hidden, inputs["attention_mask"], "mean")
 
+    assert batch.negatives is not None and batch.lm is not None
     sides = (batch.source, batch.target, batch.negatives)
     losses = [
         reference.contrastive_loss(
@@ -115,7 +122,7 @@ def test_several_layers_are_the_mean_of_their_losses(chunks: dict[str, int]) -> 
     model = quiet_model("llama")
     run = start(model, layer=(-1, 1), symmetric=True, learn_temperature=True, **chunks)
     calls = []
-    model.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    model.get_submodule("model.layers.0").register_forward_pre_hook(lambda *_: calls.append(1))
     values, ours = gradients_of_step(run)
     # One for all layers; + 2: the head's check, of the logits and of the states before them.
     assert len(calls) == (4 if not chunks else 2 * 3 * 3 + 2) + 2
@@ -228,7 +235,7 @@ def test_attention_is_chosen() -> None:
 
 def test_share_of_the_pretraining_tokens_is_recorded() -> None:
     records, _ = run_align(PAIRS, make_config(steps=3, pretraining_tokens=1e4))
-    used = 0
+    used = 0.0
     for record in records:
         used += record["tokens"]
         assert record["pretraining_share"] == used / 1e4

@@ -177,6 +177,7 @@ def share_what_the_paper_does(rank: int) -> list[Tensor]:
     batch = Batches(model, tokenizer, ALIKE, None, config, rank=rank, world_size=2).at(0, CPU)
     alignment = AlignmentModel(model)
     sides = []
+    assert batch.lm is not None
     for own in (alignment.embed(batch.source), alignment.embed(batch.target)):
         gathered = [torch.zeros_like(own) for _ in range(2)]
         dist.all_gather(gathered, own.detach())
@@ -184,7 +185,7 @@ def share_what_the_paper_does(rank: int) -> list[Tensor]:
         sides.append(torch.cat(gathered))
     contrastive, _ = reference.contrastive_loss(*sides, temperature=0.05)
     (contrastive + 1.5 * alignment.next_token_loss(batch.lm)).backward()
-    gradients = [parameter.grad for parameter in model.parameters()]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     for gradient in gradients:
         dist.all_reduce(gradient)
     return [gradient / 2 for gradient in gradients]
@@ -196,7 +197,7 @@ def ours_at_half_the_weight(rank: int) -> list[Tensor]:
     model = tiny_model("gpt2", **_NO_DROPOUT["gpt2"]).double()
     run = AlignmentRun(model, tiny_tokenizer(), ALIKE, config)
     run._backward(run.batches.at(0, CPU))
-    return [parameter.grad for parameter in model.parameters()]
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 def both_schemes(rank: int) -> tuple[list[Tensor], list[Tensor]]:

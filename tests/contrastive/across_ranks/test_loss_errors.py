@@ -101,7 +101,7 @@ def message_of(arguments: dict[str, Any]) -> tuple[str, str]:
 
 def misuse(rank: int) -> dict[str, tuple[str, str]]:
     """Every misuse in one group: none may leave a rank waiting."""
-    raised = {name: message_of(case[rank]) for name, case in DISAGREEMENTS.items()}
+    raised = {name: message_of(case[:2][rank]) for name, case in DISAGREEMENTS.items()}
     for name, (arguments, _, _) in LOCAL_ERRORS.items():
         raised[f"local {name}"] = message_of(arguments if rank == 1 else inputs())
     with torch.set_grad_enabled(rank == 0):

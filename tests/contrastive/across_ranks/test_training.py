@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def inputs(rank: int | None = None) -> list[Tensor]:
     return [x.split(list(rows))[rank] for x, rows in zip(whole, splits, strict=True)]
 
 
-def gradients(module: nn.Module) -> list[Tensor]:
+def gradients(module: nn.Module) -> list[Any]:
     return [parameter.grad for parameter in module.parameters()]
 
 
@@ -134,7 +135,7 @@ def texts() -> dict[str, Tensor]:
     return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
 
 
-def align(rank: int | None, group: Any = None) -> tuple[list[Tensor], list[Tensor | None]]:
+def align(rank: int | None, group: Any = None) -> tuple[list[Tensor], list[Any]]:
     """Hard negatives for rank 0's pairs alone, texts on rank 1 alone; rank None: all of them."""
     model = tiny_model("gpt2").double()
     aligned = AlignmentModel(model, group=group, hard_negative_weight=0.5)
@@ -156,7 +157,7 @@ def align(rank: int | None, group: Any = None) -> tuple[list[Tensor], list[Tenso
     return [loss.detach() for loss in output], gradients(model)
 
 
-def align_in_group(rank: int) -> tuple[list[Tensor], list[Tensor | None]]:
+def align_in_group(rank: int) -> tuple[list[Tensor], list[Any]]:
     return align(rank, dist.group.WORLD)
 
 
@@ -180,7 +181,12 @@ def loss_in_subgroup(rank: int) -> list[tuple[Tensor, Tensor]] | None:
         group = alone if rank == 1 else pair
         loss = fused_contrastive_loss(query, key, symmetric=True, group=group, gather=gather)
         loss.backward()
-        results.append((loss.detach(), torch.stack([query.grad, key.grad])))
+        results.append(
+            (
+                loss.detach(),
+                torch.stack([leaf.grad for leaf in (query, key) if leaf.grad is not None]),
+            )
+        )
         if rank == 1:
             with pytest.raises(TypeError, match=r"group must be a .* process group"):
                 fused_contrastive_loss(query, key, group=pair)
@@ -194,7 +200,7 @@ def test_subgroup_is_a_batch_of_its_own() -> None:
         leaves = [leaf.requires_grad_() for leaf in leaves]
         loss = fused_contrastive_loss(*leaves, symmetric=True)
         loss.backward()
-        expected = torch.stack([leaf.grad for leaf in leaves])
+        expected = torch.stack([leaf.grad for leaf in leaves if leaf.grad is not None])
         for index in range(len(SCHEDULES)):
             mean = torch.stack([result[index][0] for result in results]).mean()
             torch.testing.assert_close(mean, loss.detach(), rtol=1e-12, atol=0)
@@ -202,9 +208,9 @@ def test_subgroup_is_a_batch_of_its_own() -> None:
             torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-14)
 
 
-def freeze_parts(rank: int) -> list[Tensor]:
+def freeze_parts(rank: int) -> list[Tensor | None]:
     """Rank 1 is frozen but for the backward that rank 0 waits for; then all keys are."""
-    results = []
+    results: list[Tensor | None] = []
     for gather in SCHEDULES:
         query, key = (random(seed + rank, 3, 4).requires_grad_(rank == 0) for seed in (10, 20))
         options = {"symmetric": True, "group": dist.group.WORLD, "gather": gather}
@@ -224,7 +230,7 @@ def test_ranks_and_keys_may_be_frozen() -> None:
     whole = [torch.cat([random(seed, 3, 4), random(seed + 1, 3, 4)]) for seed in (10, 20)]
     leaves = [leaf.requires_grad_() for leaf in whole]
     fused_contrastive_loss(*leaves, symmetric=True).backward()
-    query, key = (2 * leaf.grad for leaf in leaves)
+    query, key = (2 * leaf.grad for leaf in leaves if leaf.grad is not None)
     first, second = run_ranks(freeze_parts, 2)
     wanted = [query[:3], key[:3], query[:3]] * 2, [query[3:]] * 2
     for ours, expected in zip((*first, *second), (*wanted[0], *wanted[1]), strict=True):
@@ -252,22 +258,26 @@ def test_compiled_functions_break_their_graph_and_autocast_changes_nothing() -> 
     run_ranks(compiled_or_cast, 2)
 
 
+def _told_memory(memory: int, device: torch.device) -> int:
+    return memory
+
+
 def choose_automatically(rank: int) -> list[int]:
     """How many exchanges with neighbours there were, with plenty of memory and with little."""
-    exchanges = []
+    exchanges: list[int] = []
     exchange = dist.batch_isend_irecv
 
     def count(operations: Any) -> Any:
         exchanges[-1] += 1
         return exchange(operations)
 
-    dist.batch_isend_irecv = count
+    setattr(dist, "batch_isend_irecv", count)  # noqa: B010
     x = random(rank, 3, 4)
     bytes_held = 6 * 4 * (8 + 8 + 8)  # gathered columns, their gradient, the sum it is made of
     for memory_of_rank_1 in (8 * bytes_held, 8 * bytes_held - 1):
         exchanges.append(0)
         memory = memory_of_rank_1 if rank == 1 else 2**40
-        agreement.memory_bytes = lambda device, memory=memory: memory
+        setattr(agreement, "memory_bytes", partial(_told_memory, memory))  # noqa: B010
         fused_contrastive_loss(x, x.sin(), group=dist.group.WORLD)
     return exchanges
 

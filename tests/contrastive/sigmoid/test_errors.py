@@ -52,14 +52,14 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_message(name: str) -> None:
     changes, error, text = ERRORS[name]
-    arguments = {"query": X, "key": X, "temperature": 0.1, "bias": -10.0} | changes
+    arguments: dict[str, Any] = {"query": X, "key": X, "temperature": 0.1, "bias": -10.0} | changes
     with pytest.raises(error, match=f"^fused_sigmoid_loss: .*{text}"):
         fused_sigmoid_loss(**arguments)
 
 
 @pytest.mark.parametrize("name", ["temperature", "bias"])
 def test_temperature_and_bias_have_no_default(name: str) -> None:
-    given = {"temperature": 0.1, "bias": -10.0}
+    given: dict[str, Any] = {"temperature": 0.1, "bias": -10.0}
     given.pop(name)
     with pytest.raises(TypeError, match=name):
         fused_sigmoid_loss(X, X, **given)

@@ -36,7 +36,7 @@ WANTED: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("ids", "weights", "temperature", "bias"), {}),
     (("ids", "weights", "bias"), {"reduction": "none"}),
 ]
-ROWS = {2: [(5, 2), (0, 4)], 3: [(4, 0, 3), (2, 2, 2)]}
+ROWS: dict[int, list[tuple[int, ...]]] = {2: [(5, 2), (0, 4)], 3: [(4, 0, 3), (2, 2, 2)]}
 
 
 def cases(world_size: int) -> list[Case]:
@@ -93,7 +93,7 @@ Result = tuple[Tensor, dict[str, Tensor]]
 
 def run_case(case: Case, rank: int, gather: str, backend: str) -> Result:
     arguments = rank_arguments(case, rank)
-    options = {"group": dist.group.WORLD, "gather": gather, "backend": backend}
+    options: dict[str, Any] = {"group": dist.group.WORLD, "gather": gather, "backend": backend}
     loss = fused_sigmoid_loss(**arguments, **options)
     loss.backward(upstream(case, rank).to(loss))
     leaves = {name: arguments[name] for name in LEAVES if isinstance(arguments[name], Tensor)}
@@ -198,7 +198,7 @@ def misuse(rank: int) -> dict[str, str]:
     messages = {}
     for name, case in MISUSES.items():
         with pytest.raises(ValueError) as raised:
-            fused_sigmoid_loss(**case[rank], group=dist.group.WORLD)
+            fused_sigmoid_loss(**case[:2][rank], group=dist.group.WORLD)
         messages[name] = str(raised.value)
         assert torch.isfinite(fused_sigmoid_loss(**inputs(), group=dist.group.WORLD))
     return messages

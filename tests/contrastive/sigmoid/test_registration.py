@@ -99,7 +99,7 @@ def test_compiles_whole_with_any_batch_size() -> None:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(fused_sigmoid_loss, fullgraph=True, backend="aot_eager")
-    scalars = {"temperature": torch.tensor(0.2, requires_grad=True), "bias": -2.0}
+    scalars: dict[str, Any] = {"temperature": torch.tensor(0.2, requires_grad=True), "bias": -2.0}
     for size in range(3, 24, 4):
         query, key = torch.randn(size, 6, requires_grad=True), torch.randn(size, 6)
         options = scalars | {"ids": torch.arange(size) // 2}

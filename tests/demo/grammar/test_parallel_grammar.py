@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import pytest
 
@@ -38,24 +39,24 @@ from crossalign.demo.grammar.noun_phrases import counted, russian_adjective, spa
 from crossalign.demo.grammar.parallel_grammar import PATTERNS, num_sentences, sample_sentences
 from crossalign.demo.grammar.verbs import GIFTS, VERBS
 
-QUALITIES = {
+QUALITIES: dict[str, Any] = {
     quality.en: quality
     for quality in itertools.chain(PERSON_QUALITIES, *QUALITIES_OF_KIND.values())
 }
-VERB = {verb.en: verb for _, verb in VERBS}
-NUMBER = {number.value: number for number in NUMBERS}
+VERB: dict[str, Any] = {verb.en: verb for _, verb in VERBS}
+NUMBER: dict[int, Any] = {number.value: number for number in NUMBERS}
 
 
-def named(choices, english):
+def named(choices: Any, english: str) -> Any:
     """The choice whose English (first) word is this."""
     return next(choice for choice in choices if choice[0] == english)
 
 
-def person(english):
+def person(english: str) -> Any:
     return named(PERSONS, english)
 
 
-def thing(english):
+def thing(english: str) -> Any:
     return next(thing for thing in THINGS if thing.en == english)
 
 
@@ -264,12 +265,12 @@ EXPECTED = [
 
 
 @pytest.mark.parametrize("case", EXPECTED, ids=lambda case: case[1])
-def test_sentence_is_as_written_by_hand(case):
+def test_sentence_is_as_written_by_hand(case: Any) -> None:
     make, *expected = case
     assert make() == Phrase(*expected)
 
 
-def test_every_pattern_has_an_expected_sentence():
+def test_every_pattern_has_an_expected_sentence() -> None:
     tested = {name for make, *_ in EXPECTED for name in make.__code__.co_names}
     assert {pattern.say.__name__ for pattern in PATTERNS} <= tested
 
@@ -286,12 +287,12 @@ def test_every_pattern_has_an_expected_sentence():
         ("свежий", "свежая свежее свежие свежую свежих"),
     ],
 )
-def test_russian_adjective_is_declined(masculine, forms):
+def test_russian_adjective_is_declined(masculine: Any, forms: Any) -> None:
     names = ("f", "n", "plural", "f accusative", "genitive plural")
     assert [russian_adjective(masculine, name) for name in names] == forms.split()
 
 
-def test_spanish_adjective_agrees():
+def test_spanish_adjective_agrees() -> None:
     forms = [("m", False), ("f", False), ("m", True), ("f", True)]
     for masculine, expected in {
         "rojo": "rojo roja rojos rojas",
@@ -314,24 +315,24 @@ def test_spanish_adjective_agrees():
         (2, "coat", "два больших пальто"),
     ],
 )
-def test_russian_numbers_govern_case(value, english, russian):
+def test_russian_numbers_govern_case(value: Any, english: str, russian: Any) -> None:
     assert counted(NUMBER[value], thing(english), QUALITIES["big"]).ru == russian
 
 
-def test_sentences_are_distinct_in_every_language():
+def test_sentences_are_distinct_in_every_language() -> None:
     sentences = sample_sentences(26_000, seed=3)
     for language in range(len(LANGUAGES)):
         assert len({sentence[language] for sentence in sentences}) == 26_000
 
 
-def test_number_of_sentences_counts_distinct_ones():
+def test_number_of_sentences_counts_distinct_ones() -> None:
     smallest = min(PATTERNS, key=lambda pattern: pattern.size)
     made = {smallest.sentence(index) for index in range(smallest.size)}
     assert len(made) == smallest.size > 20_000
     assert num_sentences() == sum(pattern.size for pattern in PATTERNS)
 
 
-def test_options_of_a_slot_differ_in_every_language():
+def test_options_of_a_slot_differ_in_every_language() -> None:
     """Two options that read alike in one language would give it the same sentence twice."""
     phrases = (HABITS, PAST_TIMES, FUTURE_TIMES, PLACES, GOALS, VEHICLES, SPOTS, DEEDS, REPORTS)
     nouns = (PERSONS, THINGS, PERSON_QUALITIES, *QUALITIES_OF_KIND.values(), COMPARISONS, NUMBERS)
@@ -344,24 +345,24 @@ def test_options_of_a_slot_differ_in_every_language():
             assert len({getattr(verb, fields) for verb in verbs}) == len(verbs)
 
 
-def test_sample_depends_on_seed_alone():
+def test_sample_depends_on_seed_alone() -> None:
     assert sample_sentences(500, seed=1) == sample_sentences(500, seed=1)
     assert sample_sentences(500, seed=1) != sample_sentences(500, seed=2)
 
 
-def test_sample_shares_itself_out_among_patterns():
+def test_sample_shares_itself_out_among_patterns() -> None:
     sentences = sample_sentences(len(PATTERNS) * 20)
     questions = [sentence for sentence in sentences if sentence.en.endswith("?")]
     assert len(questions) == 20
 
 
 @pytest.mark.parametrize("count", [-1, 10**6])
-def test_sample_of_impossible_size_is_refused(count):
+def test_sample_of_impossible_size_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match=r"count must be from 0 to \d+, got"):
         sample_sentences(count)
 
 
-def test_sentences_are_written_like_sentences():
+def test_sentences_are_written_like_sentences() -> None:
     for sentence in sample_sentences(1300, seed=5):
         for text in sentence[:3]:
             assert re.fullmatch(r"¿?[A-ZÜÖÄÁ][a-zA-ZäöüÄÖÜßáéíóúñ ,]+[.?]", text), text

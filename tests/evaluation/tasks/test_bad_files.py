@@ -48,14 +48,16 @@ def damage(path: Path, line: int, old: str, new: str) -> None:
         ("xwinograd", XWINOGRAD, 1, "false", "true", ":1: one of the two candid"),
     ],
 )  # fmt: skip
-def test_malformed_row_is_named_with_its_line(tmp_path, task, path, line, old, new, message):
+def test_malformed_row_is_named_with_its_line(
+    tmp_path: Path, task: str, path: str, line: int, old: str, new: str, message: str
+) -> None:
     write_tasks(tmp_path)
     damage(tmp_path / path, line, old, new)
     with pytest.raises(DataError, match=re.escape(str(tmp_path / path)) + message):
         read_split(tmp_path, task, "zh" if task == "xcopa" else "en", "test")
 
 
-def test_cut_off_files_are_named(tmp_path):
+def test_cut_off_files_are_named(tmp_path: Path) -> None:
     write_tasks(tmp_path, ["en"])
     path = tmp_path / "xnli" / "test-en.tsv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
@@ -78,7 +80,7 @@ def test_cut_off_files_are_named(tmp_path):
         read_split(tmp_path, "xnli", "en", "test")
 
 
-def test_missing_files_and_languages_are_named(tmp_path):
+def test_missing_files_and_languages_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         MissingFileError, match=r"no file test-en\.tsv or xnli\.test\.tsv .*folders"
     ):

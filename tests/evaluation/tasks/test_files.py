@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,7 @@ from tests.support.evaluation_cases import (
 )
 
 
-def test_xnli_labels_come_from_the_third_column_or_their_own_file(tmp_path):
+def test_xnli_labels_come_from_the_third_column_or_their_own_file(tmp_path: Path) -> None:
     write_xnli(tmp_path / "xnli", "de")
     for split, rows in (("demos", NLI), ("test", NLI[::-1])):
         found = read_split(tmp_path, "xnli", "de", split).items
@@ -36,7 +37,7 @@ def test_xnli_labels_come_from_the_third_column_or_their_own_file(tmp_path):
         assert [(each.row, each.id) for each in found] == [(k, str(k)) for k in range(6)]
 
 
-def test_xnli_is_read_from_the_file_of_all_languages(tmp_path):
+def test_xnli_is_read_from_the_file_of_all_languages(tmp_path: Path) -> None:
     header = ("language", "gold_label", "promptID", "sentence1", "sentence2")
     rows = [
         (code, label, "1", f"{code} {one}", two) for code in ("de", "en") for one, two, label in NLI
@@ -48,7 +49,7 @@ def test_xnli_is_read_from_the_file_of_all_languages(tmp_path):
         read_split(tmp_path, "xnli", "fr", "test")
 
 
-def test_pawsx_leaves_out_untranslated_rows_and_counts_them(tmp_path):
+def test_pawsx_leaves_out_untranslated_rows_and_counts_them(tmp_path: Path) -> None:
     write_pawsx(tmp_path / "x-final", "fr")
     found = read_split(tmp_path, "pawsx", "fr", "test")
     assert [each.id for each in found.items] == ["11", "15", "19", "20", "21"]
@@ -57,7 +58,7 @@ def test_pawsx_leaves_out_untranslated_rows_and_counts_them(tmp_path):
     assert [each.row for each in found.items] == [0, 2, 3, 4, 5]  # places in the file
 
 
-def test_xcopa_questions_are_repaired_from_a_right_language(tmp_path):
+def test_xcopa_questions_are_repaired_from_a_right_language(tmp_path: Path) -> None:
     write_xcopa(tmp_path / "xcopa", "th", wrong=(1, 2, 3))  # item 2 does ask for the effect
     alone = read_split(tmp_path, "xcopa", "th", "test")
     assert "not checked" in alone.notes["repaired_questions"]
@@ -70,7 +71,7 @@ def test_xcopa_questions_are_repaired_from_a_right_language(tmp_path):
     assert read_split(tmp_path, "xcopa", "vi", "test").notes == {"repaired_questions": 0}
 
 
-def test_xcopa_is_not_repaired_from_another_release(tmp_path):
+def test_xcopa_is_not_repaired_from_another_release(tmp_path: Path) -> None:
     write_xcopa(tmp_path / "xcopa", "th")
     write_xcopa(tmp_path / "xcopa", "zh")
     path = tmp_path / "xcopa" / "zh" / "test.zh.jsonl"
@@ -94,7 +95,7 @@ def copa_xml(ids: range) -> str:
     )
 
 
-def test_english_copa_is_the_english_of_xcopa(tmp_path):
+def test_english_copa_is_the_english_of_xcopa(tmp_path: Path) -> None:
     (tmp_path / "copa-test.xml").write_text(copa_xml(range(501, 1001)))
     (tmp_path / "copa-dev.xml").write_text(copa_xml(range(1, 501)))
     test = read_split(tmp_path, "xcopa", "en", "test").items
@@ -115,13 +116,13 @@ def test_english_copa_is_the_english_of_xcopa(tmp_path):
         ('alternative="1"', 'alternative="0"', "most-plausible-alternative must be one of 1, 2"),
     ],
 )
-def test_bad_copa_is_named_with_its_line(tmp_path, old, new, message):
+def test_bad_copa_is_named_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     (tmp_path / "copa-test.xml").write_text(copa_xml(range(501, 1001)).replace(old, new, 1))
     with pytest.raises(DataError, match=message):
         read_split(tmp_path, "xcopa", "en", "test")
 
 
-def test_xstorycloze_is_read_by_its_header(tmp_path):
+def test_xstorycloze_is_read_by_its_header(tmp_path: Path) -> None:
     write_xstorycloze(tmp_path, "ru")
     found = read_split(tmp_path, "xstorycloze", "ru", "test").items
     assert [each.id for each in found] == [row[0] for row in STORIES]
@@ -136,7 +137,7 @@ def test_xstorycloze_is_read_by_its_header(tmp_path):
     }
 
 
-def test_xwinograd_is_cut_at_the_pronoun(tmp_path):
+def test_xwinograd_is_cut_at_the_pronoun(tmp_path: Path) -> None:
     write_xwinograd(tmp_path, "jp")
     found = read_split(tmp_path, "xwinograd", "ja", "test").items
     assert found[1].fields == {
@@ -148,7 +149,7 @@ def test_xwinograd_is_cut_at_the_pronoun(tmp_path):
     assert [each.label for each in found] == [schema[3] for schema in SCHEMAS]
 
 
-def test_xwinograd_quotes_and_file_of_all_languages(tmp_path):
+def test_xwinograd_quotes_and_file_of_all_languages(tmp_path: Path) -> None:
     text = 'Tom said "no" to Ben as he left.'
     tokens = '["Tom", "said", "``", "no", "\'\'", "to", "Ben", "as", "he", "left", "."]'
     row = list(schema_row("en", "x x.", 0, ("Tom", "Ben"), 0))
@@ -163,7 +164,7 @@ def test_xwinograd_quotes_and_file_of_all_languages(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["test_2k.tsv.gz", "test_2k.first6.tsv", "test_2k.first6.tsv.gz"])
-def test_file_may_be_packed_and_a_part(tmp_path, name):
+def test_file_may_be_packed_and_a_part(tmp_path: Path, name: str) -> None:
     write_pawsx(tmp_path / "pawsx", "de")
     folder = tmp_path / "pawsx" / "de"
     content = (folder / "test_2k.tsv").read_bytes()
@@ -173,7 +174,7 @@ def test_file_may_be_packed_and_a_part(tmp_path, name):
     assert (len(found.items), found.files) == (5, (str(folder / name),))
 
 
-def test_two_parts_of_one_file_are_refused(tmp_path):
+def test_two_parts_of_one_file_are_refused(tmp_path: Path) -> None:
     write_pawsx(tmp_path / "pawsx", "de")
     folder = tmp_path / "pawsx" / "de"
     (folder / "test_2k.tsv").rename(folder / "test_2k.first6.tsv")
@@ -207,7 +208,7 @@ REPAIRED = {"th": (52, 250), "tr": (52, 51), "sw": (6, 37), "id": (5, 4), "it": 
 
 
 @pytest.mark.parametrize(("task", "split"), REAL)
-def test_real_files_have_the_items_they_should(data_root, task, split):
+def test_real_files_have_the_items_they_should(data_root: Path, task: str, split: str) -> None:
     found = {
         language: read_split(data_root / "eval", task, language, split)
         for language in REAL[task, split]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 LABELS = ("entailment", "neutral", "contradiction")
 
 
-def hub_rows(repository, config, split):
+def hub_rows(repository: str, config: str, split: str) -> Any:
     """What the hub holds, by the columns on its pages."""
     if repository == "facebook/xnli":
         return [{"premise": a, "hypothesis": b, "label": LABELS.index(c)} for a, b, c in NLI]
@@ -25,9 +27,11 @@ def hub_rows(repository, config, split):
         rows = [dict(zip(keys, row, strict=True)) for row in PARAPHRASES]
         return [{**row, "id": int(row["id"]), "label": int(row["label"])} for row in rows]
     if repository == "cambridgeltl/xcopa":
-        keys = ("premise", "choice1", "choice2", "question", "label")
-        rows = [{**dict(zip(keys, row, strict=True)), "idx": k} for k, row in enumerate(COPA)]
-        return rows if config == "zh" else [{**row, "question": "effect"} for row in rows]
+        columns = ("premise", "choice1", "choice2", "question", "label", "idx")
+        copies: list[dict[str, Any]] = [
+            dict(zip(columns, (*row, k), strict=True)) for k, row in enumerate(COPA)
+        ]
+        return copies if config == "zh" else [{**row, "question": "effect"} for row in copies]
     if repository == "juletxara/xstory_cloze":
         sentences = {f"input_sentence_{k}": f"Sentence {k}." for k in range(1, 5)}
         endings = {"sentence_quiz1": "One.", "sentence_quiz2": "Two."}
@@ -38,10 +42,10 @@ def hub_rows(repository, config, split):
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
     calls = []
 
-    def load_dataset(repository, config, *, split):
+    def load_dataset(repository: str, config: str, *, split: str) -> Any:
         calls.append((repository, config, split))
         return hub_rows(repository, config, split)
 
@@ -50,7 +54,7 @@ def hub(monkeypatch):
 
 
 @pytest.mark.parametrize("task", ["xnli", "pawsx", "xcopa"])
-def test_hub_and_files_give_the_same_items(hub, tmp_path, task):
+def test_hub_and_files_give_the_same_items(hub: Any, tmp_path: Path, task: str) -> None:
     write_tasks(tmp_path, ["zh"])
     split = "demos" if task == "xnli" else "test"  # the test file of these cases is turned round
     local = files.read_split(tmp_path, task, "zh", split)
@@ -59,7 +63,7 @@ def test_hub_and_files_give_the_same_items(hub, tmp_path, task):
     assert found.files[0].startswith("hub:")
 
 
-def test_hub_questions_of_xcopa_are_repaired(hub):
+def test_hub_questions_of_xcopa_are_repaired(hub: Any) -> None:
     found = hub_tasks.read_split("xcopa", "th", "test")
     assert found.notes == {
         "repaired_questions": sum(row[3] == "cause" for row in COPA),
@@ -70,7 +74,7 @@ def test_hub_questions_of_xcopa_are_repaired(hub):
         hub_tasks.read_split("xcopa", "en", "test")
 
 
-def test_stories_and_schemas_of_the_hub(hub):
+def test_stories_and_schemas_of_the_hub(hub: Any) -> None:
     (story,) = hub_tasks.read_split("xstorycloze", "ru", "demos").items
     assert (story.id, story.label, story.fields["ending2"]) == ("s1", 1, "Two.")
     assert story.fields["sentence3"] == "Sentence 3."
@@ -80,7 +84,7 @@ def test_stories_and_schemas_of_the_hub(hub):
     assert hub[0] == ("juletxara/xstory_cloze", "ru", "train")
 
 
-def test_schema_without_a_gap_is_named(hub, monkeypatch):
+def test_schema_without_a_gap_is_named(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"sentence": "No gap.", "option1": "a", "option2": "b", "answer": "1"}
     monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: [row])
     with pytest.raises(
@@ -89,14 +93,14 @@ def test_schema_without_a_gap_is_named(hub, monkeypatch):
         hub_tasks.read_split("xwinograd", "en", "test")
 
 
-def test_data_hub_is_read_by_the_evaluation(hub):
+def test_data_hub_is_read_by_the_evaluation(hub: Any) -> None:
     (part,) = read_task_data(InContextSettings(["xnli"], ["fr"], shots=[2]), "hub")
     assert len(part.test.items) == len(part.demos.items) == len(NLI)
     assert hub == [("facebook/xnli", "fr", "test"), ("facebook/xnli", "fr", "validation")]
 
 
-def test_no_network_is_said(monkeypatch):
-    def load_dataset(*names, split):
+def test_no_network_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*names: Any, split: str) -> None:
         raise ConnectionError("Couldn't reach\nthe hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -108,7 +112,7 @@ def test_no_network_is_said(monkeypatch):
         hub_tasks.read_split("xnli", "de", "test")
 
 
-def test_missing_package_is_said(monkeypatch):
+def test_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         ImportError, match=r"the hub is read with `datasets` .*pip install 'crossalign\[hub\]'"

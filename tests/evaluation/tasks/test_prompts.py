@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from crossalign.evaluation.tasks.files import read_split
@@ -12,7 +15,7 @@ from tests.support.evaluation_cases import schema_row as row_of
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
@@ -38,7 +41,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_english_prompt_is_the_papers(folder, task):
+def test_english_prompt_is_the_papers(folder: Path, task: str) -> None:
     item = read_split(folder, task, "en", "test").items[0]
     prompt = paper_prompt(task, "en", "</s>")
     assert prompt.texts(item) == EXPECTED[task]
@@ -47,7 +50,7 @@ def test_english_prompt_is_the_papers(folder, task):
     ]
 
 
-def test_demonstrations_are_joined_by_eos(folder):
+def test_demonstrations_are_joined_by_eos(folder: Path) -> None:
     items = read_split(folder, "xcopa", "en", "test").items
     found = paper_prompt("xcopa", "en", "<end>").candidates(items[0], items[1:3])
     assert [each.continuation for each in found] == [
@@ -60,7 +63,7 @@ def test_demonstrations_are_joined_by_eos(folder):
         paper_prompt("xcopa", "en", None).candidates(items[0], items[1:2])
 
 
-def test_every_language_has_words_for_every_task(folder):
+def test_every_language_has_words_for_every_task(folder: Path) -> None:
     wanted = set("en zh de fr es ar hi sw th tr vi id it et ta ht qu ru ja pt".split())  # noqa: SIM905
     wanted |= {code for task in ("xnli", "pawsx", "xcopa") for code in TASKS[task].languages}
     assert wanted == set(prompt_languages())
@@ -80,20 +83,20 @@ def test_every_language_has_words_for_every_task(folder):
                 assert all(word in prompt.words["template"] for word in words), language
 
 
-def test_languages_say_the_same_in_words_of_their_own():
+def test_languages_say_the_same_in_words_of_their_own() -> None:
     for task in ("xnli", "pawsx", "xcopa"):
         templates = [str(paper_prompt(task, each, None).words) for each in prompt_languages()]
         assert len(set(templates)) == len(templates), task
 
 
-def test_language_without_words_is_named():
+def test_language_without_words_is_named() -> None:
     with pytest.raises(ValueError, match='no words for the xnli prompt in "xx"; there are ar bg'):
         paper_prompt("xnli", "xx", None)
     assert paper_prompt("xstorycloze", "my", None).language == "my"  # needs no words
 
 
 @pytest.mark.parametrize("task", ["xnli", "pawsx", "xwinograd", "xcopa", "xstorycloze"])
-def test_demonstrations_are_fixed_by_seed_and_item(folder, task):
+def test_demonstrations_are_fixed_by_seed_and_item(folder: Path, task: str) -> None:
     test, pool = (read_split(folder, task, "en", split) for split in ("test", "demos"))
     related = related_items(task)
     item = test.items[1]
@@ -111,7 +114,7 @@ def test_demonstrations_are_fixed_by_seed_and_item(folder, task):
     assert choose_demos(item, pool, 0, 0, related) == []
 
 
-def test_same_draw_in_every_process_and_version(folder):
+def test_same_draw_in_every_process_and_version(folder: Path) -> None:
     """Rows that seed 0 and 1 draw: changing them would change every few-shot figure."""
     test, pool = (read_split(folder, "xnli", "en", split) for split in ("test", "demos"))
     related = related_items("xnli")
@@ -122,7 +125,7 @@ def test_same_draw_in_every_process_and_version(folder):
     assert drawn == [[2, 3, 5, 4], [5, 3, 0, 2]]
 
 
-def test_languages_show_the_same_rows(folder):
+def test_languages_show_the_same_rows(folder: Path) -> None:
     """Also where a row is missing in one of them: PAWS-X leaves rows out."""
     pool = read_split(folder, "pawsx", "en", "demos")
     thinner = Split([each for each in pool.items if each.row != 3], pool.rows, pool.files)
@@ -132,7 +135,7 @@ def test_languages_show_the_same_rows(folder):
     assert 3 in whole and thin == [row for row in whole if row != 3]
 
 
-def test_related_items_never_demonstrate(tmp_path, folder):
+def test_related_items_never_demonstrate(tmp_path: Path, folder: Path) -> None:
     """PAWS-X: another row of the same first sentence. XWinograd: itself, its twin, a far twin."""
     pool = read_split(folder, "pawsx", "en", "demos")
     item = pool.items[0]
@@ -155,7 +158,7 @@ def test_related_items_never_demonstrate(tmp_path, folder):
         choose_demos(schemas.items[0], schemas, 7, 0, related)
 
 
-def test_real_twins_never_demonstrate(data_root):
+def test_real_twins_never_demonstrate(data_root: Path) -> None:
     """Sentences of the release that share their first thirty letters are twins."""
     schemas = read_split(data_root / "eval", "xwinograd", "en", "test")
     texts = [item.fields["before"] + item.fields["after"] for item in schemas.items]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def rotation() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 10, 1000])
-def test_alignment_is_the_mean_squared_distance(chunk_size):
+def test_alignment_is_the_mean_squared_distance(chunk_size: int) -> None:
     source, target = cloud(), cloud()
     expected = np.mean(np.sum((unit(source) - unit(target)) ** 2, axis=1))
     found = alignment(source, target, chunk_size=chunk_size)
@@ -46,7 +47,7 @@ def test_alignment_is_the_mean_squared_distance(chunk_size):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 10, 1000])
-def test_uniformity_is_its_formula(chunk_size):
+def test_uniformity_is_its_formula(chunk_size: int) -> None:
     rows = unit(cloud())
     pairs = list(itertools.combinations(rows, 2))
     expected = math.log(sum(math.exp(-2 * np.sum((u - v) ** 2)) for u, v in pairs) / len(pairs))
@@ -54,12 +55,12 @@ def test_uniformity_is_its_formula(chunk_size):
     assert found == pytest.approx(expected, rel=1e-12)
 
 
-def test_uniformity_is_zero_for_one_point_and_least_for_opposites():
+def test_uniformity_is_zero_for_one_point_and_least_for_opposites() -> None:
     assert uniformity(torch.ones(5, 3)) == pytest.approx(0.0, abs=1e-12)
     assert uniformity(torch.tensor([[1.0, 0], [-1.0, 0]])) == pytest.approx(-8.0)
 
 
-def test_uniformity_of_drawn_rows_is_unbiased_before_the_logarithm():
+def test_uniformity_of_drawn_rows_is_unbiased_before_the_logarithm() -> None:
     vectors = cloud(40)
     whole = math.exp(uniformity(vectors, max_rows=None))
     drawn = [math.exp(uniformity(vectors, max_rows=12, seed=seed)) for seed in range(300)]
@@ -84,7 +85,7 @@ def iso_score_in_steps(rows: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 10, 1000])
-def test_spread_equals_dense_arithmetic(chunk_size):
+def test_spread_equals_dense_arithmetic(chunk_size: int) -> None:
     vectors = cloud()
     rows = unit(vectors)
     found = spread(vectors, chunk_size=chunk_size)
@@ -96,7 +97,7 @@ def test_spread_equals_dense_arithmetic(chunk_size):
     assert 0.1 < found.iso_score < 0.6
 
 
-def test_spread_at_its_ends():
+def test_spread_at_its_ends() -> None:
     even = torch.cat([torch.eye(6), -torch.eye(6)])
     assert spread(even).iso_score == pytest.approx(1.0)
     assert spread(even).mean_cosine == pytest.approx(-1 / 11)
@@ -108,7 +109,7 @@ def test_spread_at_its_ends():
     assert spread(torch.zeros(4, 3)).mean_cosine == 0.0
 
 
-def test_distance_of_centres():
+def test_distance_of_centres() -> None:
     one, other = cloud(), cloud(20)
     expected = np.linalg.norm(unit(one).mean(axis=0) - unit(other).mean(axis=0))
     assert centre_distance(spread(one), spread(other)) == pytest.approx(expected, rel=1e-12)
@@ -134,14 +135,14 @@ def identified_in_steps(vectors: dict[str, torch.Tensor], seed: int) -> dict[str
 
 
 @pytest.mark.parametrize("chunk_size", [1, 10, 1000])
-def test_language_identification_equals_plain_centroids(chunk_size):
+def test_language_identification_equals_plain_centroids(chunk_size: int) -> None:
     vectors = {"en": cloud(), "de": cloud() + 0.4, "ru": cloud() - 0.4 * UNEVEN}
     found = language_identification(vectors, seed=5, chunk_size=chunk_size)
     assert found == identified_in_steps(vectors, 5)
     assert 0.4 < found["ru"] < 1
 
 
-def test_languages_apart_are_told_and_languages_alike_are_not():
+def test_languages_apart_are_told_and_languages_alike_are_not() -> None:
     meaning = torch.randn(4000, 6)
     offset = torch.tensor([0, 0, 0, 0, 0, 50.0])
     assert language_identification({"en": meaning + offset, "de": meaning - offset}) == {
@@ -156,7 +157,7 @@ def test_languages_apart_are_told_and_languages_alike_are_not():
     assert copies == {"en": 0.0, "de": 0.0}  # ties
 
 
-def test_rotation_and_scale_change_nothing():
+def test_rotation_and_scale_change_nothing() -> None:
     vectors = {code: cloud().double() for code in ("en", "de")}
     turn = rotation()
     turned = {code: 3 * rows @ turn for code, rows in vectors.items()}
@@ -168,13 +169,13 @@ def test_rotation_and_scale_change_nothing():
     assert language_identification(turned) == language_identification(vectors)
 
 
-def test_order_of_rows_changes_nothing_but_rounding():
+def test_order_of_rows_changes_nothing_but_rounding() -> None:
     vectors, order = cloud(), torch.randperm(53)
     assert uniformity(vectors[order]) == pytest.approx(uniformity(vectors), rel=1e-12)
     assert spread(vectors[order])[1:] == pytest.approx(spread(vectors)[1:], rel=1e-12)
 
 
-def test_no_tensor_is_as_large_as_all_vectors():
+def test_no_tensor_is_as_large_as_all_vectors() -> None:
     """So that memory-mapped vectors stay on disk."""
     n, chunk_size = 4000, 32
     vectors = {code: torch.randn(n, 48) for code in ("en", "de")}
@@ -190,7 +191,7 @@ def test_no_tensor_is_as_large_as_all_vectors():
         assert 0 < seen.elements <= max(n, 48 * 48, chunk_size * 48)
 
 
-def test_nan_shows():
+def test_nan_shows() -> None:
     vectors = cloud()
     vectors[3, 2] = torch.nan
     assert math.isnan(uniformity(vectors))
@@ -221,6 +222,6 @@ def test_nan_shows():
         ),
     ],
 )
-def test_unusable_vectors_are_refused(call, message):
+def test_unusable_vectors_are_refused(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

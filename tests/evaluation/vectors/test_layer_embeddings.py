@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,9 @@ def test_retrieval_of_a_live_model() -> None:
         ({"out": {1: torch.zeros(3, HIDDEN)}}, ValueError, r"out must hold a \(2, 32\) tensor for"),
     ],
 )
-def test_bad_arguments_are_named(options, error, message) -> None:
+def test_bad_arguments_are_named(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     arguments = {"layers": [1], **options}
     with pytest.raises(error, match=message):
         encode_layers(tiny_model("gpt2"), tiny_tokenizer(), ["w5", "w6"], **arguments)

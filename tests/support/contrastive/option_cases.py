@@ -94,7 +94,8 @@ def completed(options: Options) -> Options:
 
 def random_options(count: int, seed: int) -> list[Options]:
     """Combinations of three to nine options."""
-    chance, found = random.Random(seed), []
+    chance = random.Random(seed)
+    found: list[Options] = []
     while len(found) < count:
         names = chance.sample(sorted(CHOICES), chance.randint(3, 9))
         options = completed({name: chance.choice(CHOICES[name]) for name in names})
