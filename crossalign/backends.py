@@ -6,12 +6,14 @@ The kernels ask this module whether they are interpreted; it knows nothing of th
 from __future__ import annotations
 
 import importlib.util
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from crossalign.argument_checks import check_option
 
+Backend = Literal["auto", "triton", "torch"]  # what a caller may ask for
 OLDEST_CAPABILITY = 8
 # Looked up once: it costs 30 us, and torch.compile of PyTorch 2.11 cannot trace the look.
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -37,7 +39,7 @@ def choose_backend(function: str, backend: str, tensor: Tensor) -> str:
     Raises:
         ValueError: backend is unknown, or is "triton" where Triton cannot run this tensor.
     """
-    check_option(function, "backend", backend, ("auto", "triton", "torch"))
+    check_option(function, "backend", backend, get_args(Backend))
     if backend == "torch":
         return "torch"
     if backend == "auto":

@@ -77,7 +77,8 @@ def setting(
         default: a plain value.
         text: the help of the flag.
         group: heading of the flag in the help.
-        choices: the values that it takes; several: each of them.
+        choices: the values that it takes; several: each of them. A field typed Literal["a", "b"]
+            needs none.
         metavar: what stands for its value in the help; None: by its type.
         lowest, above: the value must be at least, or greater than this (each of several must).
         switch: of a bool: only --flag exists, without --no-flag.
@@ -159,14 +160,14 @@ def check_settings(settings: Any) -> None:
             raise SettingError(f"{each.name} must name each value once, got {shown}", each.name)
         for one in value if isinstance(value, tuple) else (value,):
             if one is not None:
-                _check_value(each.name, one, flag)
+                _check_value(each.name, one, flag, _choices(hints[each.name], flag))
 
 
-def _check_value(name: str, value: Any, flag: _Flag) -> None:
+def _check_value(name: str, value: Any, flag: _Flag, choices: tuple[str, ...] | None) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingError(f"{name} must be finite, got {value}", name)
-    if flag.choices is not None and value not in flag.choices:
-        known = ", ".join(flag.choices)
+    if choices is not None and value not in choices:
+        known = ", ".join(choices)
         raise SettingError(f"{name} must be one of {known}, got {value!r}", name)
     if flag.lowest is not None and value < flag.lowest:
         raise SettingError(f"{name} must be at least {flag.lowest:g}, got {value}", name)
@@ -191,17 +192,28 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
 
 
 def value_type(hint: Any) -> type:
-    """int for int, int | None, tuple[int, ...] and int | tuple[int, ...]."""
+    """int for int, int | None, tuple[int, ...] and int | tuple[int, ...]; str for Literal["a"]."""
+    if typing.get_origin(hint) is typing.Literal:
+        return type(typing.get_args(hint)[0])
     kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
     return value_type(kinds[0]) if kinds else typing.cast(type, hint)
+
+
+def _choices(hint: Any, flag: _Flag) -> tuple[str, ...] | None:
+    """What the field's type or its `setting` allows; None: anything of the type."""
+    for kind in (hint, *typing.get_args(hint)):
+        if typing.get_origin(kind) is typing.Literal:
+            return typing.get_args(kind)
+    return flag.choices
 
 
 def _argparse_options(hint: Any, flag: _Flag) -> dict[str, Any]:
     kind = value_type(hint)
     if kind is bool:
         return {"action": "store_true" if flag.switch else argparse.BooleanOptionalAction}
-    options: dict[str, Any] = {"type": kind, "choices": flag.choices}
-    options["metavar"] = flag.metavar or (None if flag.choices else _METAVARS.get(kind))
+    choices = _choices(hint, flag)
+    options: dict[str, Any] = {"type": kind, "choices": choices}
+    options["metavar"] = flag.metavar or (None if choices else _METAVARS.get(kind))
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if any(typing.get_origin(each) is tuple for each in kinds):
         options["nargs"] = "+"

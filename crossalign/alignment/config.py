@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
-from crossalign.pooling.choices import CENTERS, POOL_TOKENS, POOLINGS
+from crossalign.pooling.choices import Center, Pooling, PoolTokens
 from crossalign.settings import SettingError, check_settings, setting
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 FROZEN_BLOCKS = re.compile(r"blocks:([1-9]\d*)(-([1-9]\d*)?)?")  # of --freeze, from 1 on
-ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 
 _LOSS, _BATCHES, _UPDATES = "the loss", "batches and lengths", "updates"
 _MODEL = "how the model runs"
@@ -32,22 +33,18 @@ class TrainingConfig:
         group=_LOSS,
         metavar="K",
     )
-    pooling: str = setting(
-        "mean", "how token vectors become a sentence vector", group=_LOSS, choices=POOLINGS
-    )
-    pool_tokens: str = setting(
+    pooling: Pooling = setting("mean", "how token vectors become a sentence vector", group=_LOSS)
+    pool_tokens: PoolTokens = setting(
         "all",
         "tokens that count in a sentence vector: all, or content = without the tokenizer's special "
         "tokens, such as the one it puts first",
         group=_LOSS,
-        choices=POOL_TOKENS,
     )
-    center: str = setting(
+    center: Center = setting(
         "none",
         "mean that is subtracted from the sentence vectors before the loss: none, batch = of all "
         "vectors of the batch, side = of the sources and of the targets apart",
         group=_LOSS,
-        choices=CENTERS,
     )
     temperature: float = setting(
         0.05, "divides the cosine similarities (dimensionless)", group=_LOSS, above=0
@@ -109,17 +106,15 @@ class TrainingConfig:
         group=_BATCHES,
         lowest=2,
     )
-    precision: str = setting(
+    precision: Precision = setting(
         "auto",
         "arithmetic of the model; weights stay float32. auto = bf16 on a GPU, fp32 on a CPU",
         group=_MODEL,
-        choices=PRECISIONS,
     )
-    attention: str = setting(
+    attention: Attention = setting(
         "auto",
         "attention implementation; auto = what the model comes with",
         group=_MODEL,
-        choices=ATTENTIONS,
     )
     gradient_checkpointing: bool = setting(
         False, "compute activations twice instead of holding them", group=_MODEL

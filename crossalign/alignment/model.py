@@ -32,7 +32,7 @@ from crossalign.models.layer_states import hidden_states_of
 from crossalign.models.next_token_loss import language_model_loss
 from crossalign.models.output_head import check_output_head, output_head
 from crossalign.pooling.centering import center_vectors
-from crossalign.pooling.choices import CENTERS, POOL_TOKENS, POOLINGS
+from crossalign.pooling.choices import CENTERS, POOL_TOKENS, POOLINGS, Center, Pooling, PoolTokens
 from crossalign.pooling.content_tokens import content_mask
 from crossalign.pooling.functions import pool
 
@@ -87,10 +87,10 @@ class AlignmentModel(nn.Module):
         model: nn.Module,
         *,
         layer: int | Sequence[int] = 1,
-        pooling: str = "mean",
-        pool_tokens: str = "all",
+        pooling: Pooling = "mean",
+        pool_tokens: PoolTokens = "all",
         special_token_ids: Sequence[int] = (),
-        center: str = "none",
+        center: Center = "none",
         temperature: float | Tensor = 0.05,
         learn_temperature: bool = False,
         contrastive_weight: float = 1.0,

@@ -31,6 +31,7 @@ from crossalign.evaluation.vectors.projection import project_to_plane
 from crossalign.evaluation.vectors.retrieval import RetrievalScores, retrieval_scores
 from crossalign.evaluation.vectors.tiles import row_blocks, unit_rows
 from crossalign.models.encode import hidden_size
+from crossalign.pooling.choices import Center, Pooling, PoolTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,9 +47,9 @@ class AnalysisOptions:
     """How sentences become vectors; layers are 0 to L."""
 
     layers: Sequence[int]
-    pooling: str = "mean"
-    pool_tokens: str = "all"
-    center: str = "none"
+    pooling: Pooling = "mean"
+    pool_tokens: PoolTokens = "all"
+    center: Center = "none"
     batch_size: int = 64
     max_length: int | None = None
     seed: int = 0

@@ -20,6 +20,7 @@ from crossalign.analysis.results import write_results
 from crossalign.files.output import atomic_directory, check_output_directory
 from crossalign.models.aligned_as import VectorChoices, choices_of
 from crossalign.models.loading import choose_device, load_config, load_model
+from crossalign.pooling.choices import Center, Pooling, PoolTokens
 from crossalign.version import __version__
 
 logger = logging.getLogger("crossalign")
@@ -39,9 +40,9 @@ class AnalysisSettings:
     languages: Sequence[str] = ()
     layers: Sequence[int] | None = None  # None: all
     show_layer: int | None = None  # None: the best of `model`
-    pooling: str = "mean"
-    pool_tokens: str | None = None  # None: as `model` was aligned
-    center: str | None = None  # likewise
+    pooling: Pooling = "mean"
+    pool_tokens: PoolTokens | None = None  # None: as `model` was aligned
+    center: Center | None = None  # likewise
     batch_size: int = 64
     max_length: int | None = None
     limit: int | None = None

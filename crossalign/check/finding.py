@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.options import Backend
+from crossalign.backends import Backend
 
 # The largest error of a row, relative to the row: roundings of the dtype, of the gradient matrix
 # that the kernels round to it, and of a softmax at temperature 0.05, which multiplies them by 20.

@@ -9,7 +9,7 @@ from pathlib import Path
 from crossalign.analysis.parallel_text import check_names
 from crossalign.cli.parser import Parser
 from crossalign.files.output import check_is_no_input
-from crossalign.pooling.choices import CENTERS, POOL_TOKENS, POOLINGS
+from crossalign.pooling.choices import Center, Pooling, PoolTokens
 from crossalign.settings import (
     SettingError,
     add_flags,
@@ -72,18 +72,16 @@ class AnalyzeSettings:
         "layer of the large pictures; None = where --model finds most translations",
         metavar="K",
     )
-    pooling: str = setting("mean", "how tokens become a vector", choices=POOLINGS)
-    pool_tokens: str | None = setting(
+    pooling: Pooling = setting("mean", "how tokens become a vector")
+    pool_tokens: PoolTokens | None = setting(
         None,
         "tokens that count: all, or content = without the tokenizer's special tokens; None = as "
         "--model was aligned, else all",
-        choices=POOL_TOKENS,
     )
-    center: str | None = setting(
+    center: Center | None = setting(
         None,
         "mean that is subtracted from the sentence vectors: none, batch = of all languages, side = "
         "of each language; None = as --model was aligned, else none",
-        choices=CENTERS,
     )
     max_length: int | None = setting(None, "tokens kept; None = what the model takes", lowest=1)
     seed: int = setting(0, "seed of all that is drawn", lowest=0)

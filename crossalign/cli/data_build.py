@@ -12,7 +12,7 @@ from pathlib import Path
 from crossalign.cli.parser import Parser
 from crossalign.data import hub
 from crossalign.data.builders import (
-    MODES,
+    Mode,
     TrainingItem,
     TranslationItems,
     build_items,
@@ -50,7 +50,7 @@ _INPUT_HELP = (
 class BuildSettings:
     """The flags of `crossalign data build`."""
 
-    mode: str = required("which builder", choices=MODES)
+    mode: Mode = required("which builder")
     languages: tuple[str, ...] = required(
         "codes such as en de; the first is the pivot of crosslingual and the source of pairs",
         metavar="CODE",

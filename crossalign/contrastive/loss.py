@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch.distributed as dist
 from torch import Tensor
 
+from crossalign.backends import Backend
 from crossalign.contrastive.across_ranks.loss import loss_across_ranks
 from crossalign.contrastive.arguments import checked
 from crossalign.contrastive.one_process import loss_of_one_process
 from crossalign.contrastive.options import (
     ONE_WAY,
-    Backend,
     Direction,
     Gather,
     HardnessOn,

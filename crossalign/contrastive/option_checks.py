@@ -12,9 +12,9 @@ from crossalign.argument_checks import (
     check_option,
     check_truth_value,
 )
+from crossalign.backends import Backend
 from crossalign.contrastive.options import (
     ONE_WAY,
-    Backend,
     Direction,
     Gather,
     HardnessOn,

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple, TypedDict
 import torch.distributed as dist
 from torch import Tensor
 
+from crossalign.backends import Backend
+
 Direction = Literal["query_to_key", "key_to_query", "query_to_query", "key_to_key"]
 Partition = Literal["joint", "per_direction"]
 SameId = Literal["mask", "positive"]
@@ -15,7 +17,6 @@ HardnessOn = Literal["all", "in_batch", "owned"]
 MarginType = Literal["absolute", "relative"]
 Reduction = Literal["mean", "sum", "none"]
 Gather = Literal["auto", "all_gather", "ring"]
-Backend = Literal["auto", "triton", "torch"]
 
 ONE_WAY: tuple[Direction, ...] = ("query_to_key",)
 BOTH_WAYS: tuple[Direction, ...] = ("query_to_key", "key_to_query")

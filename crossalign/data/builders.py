@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypedDict, overload
+from typing import Any, Literal, TypedDict, get_args, overload
 
 from crossalign.data.instruction_files import Records, checked_record
 from crossalign.data.languages import LANGUAGE_NAMES, check_languages
@@ -15,7 +15,8 @@ from crossalign.data.pairs import Pair
 from crossalign.data.permutation import Permutation
 from crossalign.files.text import checked_text
 
-MODES = ("bilingual", "crosslingual", "translation")
+Mode = Literal["bilingual", "crosslingual", "translation"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 CROSS_PROBABILITY = 0.5  # the answer is in another language than the question
 TURN_PROBABILITY = 0.5  # a direction is turned round
 
@@ -31,7 +32,7 @@ class TrainingItem(TypedDict):
 
 
 def build_items(
-    mode: str,
+    mode: Mode,
     data: Mapping[str, Sequence[Mapping[str, Any]]] | Sequence[Sequence[str]],
     languages: Sequence[str] | None = None,
     *,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.distributed as dist
@@ -37,7 +37,8 @@ from crossalign.precision import accumulator
 __all__ = ["extension_status", "gather_negatives", "load_extension"]
 
 _NAME = "gather_negatives"
-BACKENDS = ("auto", "extension", "collective")
+GatherBackend = Literal["auto", "extension", "collective"]
+BACKENDS: tuple[GatherBackend, ...] = get_args(GatherBackend)
 
 
 class ShardLayout(NamedTuple):
@@ -55,7 +56,7 @@ def gather_negatives(
     *,
     normalize: bool = False,
     dtype: torch.dtype | None = None,
-    backend: str = "auto",
+    backend: GatherBackend = "auto",
 ) -> Tensor:
     """Every rank's rows, on every rank, in rank order.
 
@@ -98,10 +99,10 @@ def _gather_across_ranks(
     group: Any,
     normalize: bool,
     dtype: torch.dtype | None,
-    backend: str,
+    backend: GatherBackend,
 ) -> Tensor:
     check_group(_NAME, group)
-    backend = os.environ.get("CROSSALIGN_GATHER") or backend
+    backend = cast(GatherBackend, os.environ.get("CROSSALIGN_GATHER") or backend)
     facts: dict[str, object] = {}
     problem: Exception | None = None
     try:
@@ -139,7 +140,7 @@ def shard_layout(
     devices: Sequence[str],
     *,
     row_bytes: int,
-    backend: str = "auto",
+    backend: GatherBackend = "auto",
 ) -> ShardLayout:
     """Chooses how rows travel. Collective: every rank gives the same arguments.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from crossalign.pooling.choices import Center, PoolTokens
+
 _KEY = "crossalign"
 _RUN_SETTINGS = "config.yaml"
 
@@ -16,8 +18,8 @@ _RUN_SETTINGS = "config.yaml"
 class VectorChoices(NamedTuple):
     """Which tokens count, and which mean is subtracted. The defaults are the paper's."""
 
-    pool_tokens: str = "all"
-    center: str = "none"
+    pool_tokens: PoolTokens = "all"
+    center: Center = "none"
 
 
 def record_choices(model: Any, choices: VectorChoices) -> None:
@@ -26,7 +28,7 @@ def record_choices(model: Any, choices: VectorChoices) -> None:
 
 
 def choices_of(
-    model_or_config: Any, pool_tokens: str | None = None, center: str | None = None
+    model_or_config: Any, pool_tokens: PoolTokens | None = None, center: Center | None = None
 ) -> VectorChoices:
     """The given choices, and in place of None those the model was aligned with, if it was."""
     config = getattr(model_or_config, "config", model_or_config)

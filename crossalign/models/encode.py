@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from crossalign.argument_checks import check_option
 from crossalign.models.aligned_as import choices_of
 from crossalign.models.streams import active_stream
-from crossalign.pooling.choices import POOL_TOKENS, POOLINGS
+from crossalign.pooling.choices import POOL_TOKENS, POOLINGS, Center, Pooling, PoolTokens
 from crossalign.pooling.content_tokens import content_mask, special_tokens
 from crossalign.pooling.functions import pool
 from crossalign.precision import NORM_FLOOR
@@ -118,9 +118,9 @@ def encode(
     sentences: Sequence[str],
     *,
     layer: int = 1,
-    pooling: str = "mean",
-    pool_tokens: str | None = None,
-    center: str | None = None,
+    pooling: Pooling = "mean",
+    pool_tokens: PoolTokens | None = None,
+    center: Center | None = None,
     batch_size: int = 64,
     normalize: bool = True,
     device: torch.device | str | None = None,

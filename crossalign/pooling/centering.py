@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossalign.argument_checks import check_option
-from crossalign.pooling.choices import CENTERS
+from crossalign.pooling.choices import CENTERS, Center
 from crossalign.precision import accumulator
 
 
@@ -24,7 +24,7 @@ def center_vectors(
     key: Tensor,
     negatives: Tensor | None = None,
     *,
-    center: str,
+    center: Center,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The vectors of a batch minus a mean over all ranks, differentiated through.

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from crossalign.pooling.choices import PoolTokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +33,7 @@ def content_mask(input_ids: Tensor, attention_mask: Tensor, special_token_ids: T
     return attention_mask.masked_fill(is_special.to(attention_mask.device), 0)
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase, pool_tokens: str) -> Tensor:
+def special_tokens(tokenizer: PreTrainedTokenizerBase, pool_tokens: PoolTokens) -> Tensor:
     """(K,) ids of the tokens that do not count in a sentence vector; none for "all"."""
     is_content = pool_tokens == "content"
     return torch.tensor(tokenizer.all_special_ids if is_content else [], dtype=torch.long)

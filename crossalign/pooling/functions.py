@@ -20,13 +20,14 @@ from crossalign.argument_checks import (
     check_weights,
     values_may_be_read,
 )
-from crossalign.backends import choose_backend
+from crossalign.backends import Backend, choose_backend
+from crossalign.pooling.choices import POOLINGS, Pooling
 from crossalign.pooling.ops import packed_mean, padded_mean
 from crossalign.precision import NORM_FLOOR, accumulator
 
 
 def masked_mean_pool(
-    hidden: Tensor, mask: Tensor, *, normalize: bool = False, backend: str = "auto"
+    hidden: Tensor, mask: Tensor, *, normalize: bool = False, backend: Backend = "auto"
 ) -> Tensor:
     """Weighted mean of the token vectors of each sentence.
 
@@ -59,7 +60,7 @@ def masked_mean_pool(
 
 
 def mean_pool_varlen(
-    hidden: Tensor, cu_seqlens: Tensor, *, normalize: bool = False, backend: str = "auto"
+    hidden: Tensor, cu_seqlens: Tensor, *, normalize: bool = False, backend: Backend = "auto"
 ) -> Tensor:
     """Mean of the token vectors of each sentence of a packed batch.
 
@@ -151,7 +152,9 @@ def masked_max_pool(hidden: Tensor, mask: Tensor, *, normalize: bool = False) ->
     return _finish_selected(highest, is_token, normalize)
 
 
-def pool(hidden: Tensor, mask: Tensor, mode: str = "mean", *, normalize: bool = False) -> Tensor:
+def pool(
+    hidden: Tensor, mask: Tensor, mode: Pooling = "mean", *, normalize: bool = False
+) -> Tensor:
     """masked_mean_pool, last_token_pool or masked_max_pool, by name.
 
     Args:
@@ -161,7 +164,7 @@ def pool(hidden: Tensor, mask: Tensor, mode: str = "mean", *, normalize: bool = 
     Raises:
         TypeError, ValueError: as these functions; ValueError for another mode.
     """
-    check_option("pool", "mode", mode, ("mean", "last", "max"))
+    check_option("pool", "mode", mode, POOLINGS)
     functions = {"mean": masked_mean_pool, "last": last_token_pool, "max": masked_max_pool}
     return functions[mode](hidden, mask, normalize=normalize)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crossalign import reference
 from crossalign.alignment.model import AlignmentModel
+from crossalign.pooling.choices import Center, PoolTokens
 from tests.support.process_group import run_ranks
 from tests.support.tiny_models import tiny_batch, tiny_model
 
@@ -63,7 +64,7 @@ def written_out_loss(
 @pytest.mark.parametrize("center", ["none", "batch", "side"])
 @pytest.mark.parametrize("pool_tokens", ["all", "content"])
 def test_loss_and_gradient_equal_written_out_vectors(
-    pool_tokens: str, center: str, weight: float
+    pool_tokens: PoolTokens, center: Center, weight: float
 ) -> None:
     model = tiny_model("gpt2").double()
     expected = written_out_loss(model, pool_tokens, center, 2, weight)
@@ -108,7 +109,7 @@ def test_unknown_choices_are_named(option: dict[str, Any], message: str) -> None
         AlignmentModel(tiny_model("gpt2"), **option)
 
 
-def _rank_loss(rank: int, world_size: int, center: str) -> Any:
+def _rank_loss(rank: int, world_size: int, center: Center) -> Any:
     counts = {2: [4, 1], 3: [2, 0, 3]}[world_size]
     start = sum(counts[:rank])
     rows = slice(start, start + counts[rank])
@@ -131,7 +132,7 @@ def _rank_loss(rank: int, world_size: int, center: str) -> Any:
 @pytest.mark.parametrize("center", ["batch", "side"])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_with_uneven_shares_give_one_process_loss_and_gradient(
-    world_size: int, center: str
+    world_size: int, center: Center
 ) -> None:
     results = run_ranks(_rank_loss, world_size, world_size, center)
     model = tiny_model("gpt2").double()

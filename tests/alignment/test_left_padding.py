@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from crossalign.alignment.model import AlignmentModel, AlignmentOutput
+from crossalign.pooling.choices import Pooling
 from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, tiny_model
 
 Batch = dict[str, Tensor]
@@ -34,7 +35,7 @@ def padded(seed: int, side: str, *, labels: bool = False) -> Batch:
     return batch
 
 
-def step(name: str, side: str, pooling: str = "mean") -> tuple[AlignmentOutput, list[Tensor]]:
+def step(name: str, side: str, pooling: Pooling = "mean") -> tuple[AlignmentOutput, list[Tensor]]:
     model = tiny_model(name)
     batches = padded(0, side), padded(1, side), None, padded(2, side, labels=True)
     output = AlignmentModel(model, layer=2, pooling=pooling)(*batches)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from crossalign import reference
 from crossalign.alignment.model import AlignmentModel, AlignmentOutput
+from crossalign.pooling.choices import Pooling
 from crossalign.pooling.functions import pool
 from tests.support.process_group import run_ranks
 from tests.support.tiny_models import LAYERS, tiny_batch, tiny_model
@@ -41,7 +42,7 @@ def plain_output(
     lm: Batch | None = None,
     *,
     layer: int = 1,
-    pooling: str = "mean",
+    pooling: Pooling = "mean",
     contrastive_weight: float = 1.0,
     lm_weight: float = 1.5,
     **options: Any,

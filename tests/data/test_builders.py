@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from crossalign.data.builders import TrainingItem, build_items
+from crossalign.data.builders import Mode, TrainingItem, build_items
 from crossalign.data.instruction_files import read_records
 from crossalign.data.items import read_items
 from crossalign.data.languages import LANGUAGE_NAMES
@@ -45,7 +45,7 @@ def parts(item: TrainingItem) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("mode", ["bilingual", "crosslingual"])
-def test_instruction_text_follows_the_template(mode: str) -> None:
+def test_instruction_text_follows_the_template(mode: Mode) -> None:
     languages = LANGUAGES[:2] if mode == "bilingual" else LANGUAGES
     items = build_items(mode, make_records(languages), languages, repeats=5)
     directions: Counter[Any] = Counter()
@@ -128,7 +128,7 @@ def test_pairs_keep_the_languages_they_name() -> None:
 
 
 @pytest.mark.parametrize("mode", ["bilingual", "crosslingual", "translation"])
-def test_items_depend_on_the_seed_alone(mode: str, tmp_path: Path) -> None:
+def test_items_depend_on_the_seed_alone(mode: Mode, tmp_path: Path) -> None:
     """The same bytes in processes with other hash seeds, another order for another seed."""
     languages = LANGUAGES[:2] if mode == "bilingual" else LANGUAGES
     data: Any = make_records(languages, 12)
@@ -235,7 +235,7 @@ FAULTS: dict[str, tuple[str, Any, list[str] | None, str]] = {
 def test_bad_data_is_an_error(case: str) -> None:
     mode, data, languages, message = FAULTS[case]
     with pytest.raises(ValueError, match=message):
-        build_items(mode, data, languages)
+        build_items(mode, data, languages)  # type: ignore[arg-type]
 
 
 def test_wrong_kind_of_data_is_an_error() -> None:

@@ -16,7 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossalign.distributed import symmetric_gather
-from crossalign.distributed.gather import gather_negatives, gather_rows, reduce_rows, shard_layout
+from crossalign.distributed.gather import (
+    GatherBackend,
+    gather_negatives,
+    gather_rows,
+    reduce_rows,
+    shard_layout,
+)
 from tests.support.built_extension import extension_folder, use_extension
 from tests.support.gather_cases import DTYPES, ROWS, random, shards, upstreams
 from tests.support.process_group import run_ranks
@@ -27,7 +33,7 @@ BACKENDS = ("collective", "extension")
 # --- equals one process ---------------------------------------------------------------------------
 
 
-def gather_all_cases(rank: int, cases: Any, backend: str, folder: Path) -> list[Any]:
+def gather_all_cases(rank: int, cases: Any, backend: GatherBackend, folder: Path) -> list[Any]:
     use_extension(folder)
     results = []
     for rows, columns, dtype in cases:
@@ -61,7 +67,7 @@ def loss_of(gathered: Tensor, rank: int) -> Tensor:
 
 
 def gradients_of_losses(
-    rank: int, rows: Sequence[int], backend: str, options: dict[str, Any], folder: Path
+    rank: int, rows: Sequence[int], backend: GatherBackend, options: dict[str, Any], folder: Path
 ) -> list[Tensor]:
     """Twice, so that the bits can be compared."""
     use_extension(folder)
@@ -98,7 +104,7 @@ def test_gradient_of_all_ranks_losses_equals_one_process(
         assert error <= tolerance * truth.abs().max()
 
 
-def strided_gather(rank: int, backend: str, folder: Path) -> Any:
+def strided_gather(rank: int, backend: GatherBackend, folder: Path) -> Any:
     use_extension(folder)
     base = random(rank, 6, 4).requires_grad_()
     gathered = gather_negatives(base.T, backend=backend)  # (4, 6), strides 1 and 4
@@ -151,7 +157,7 @@ def test_parameter_gradients_averaged_by_ddp_are_those_of_one_process() -> None:
 # --- edges ----------------------------------------------------------------------------------------
 
 
-def gather_in_subgroup(rank: int, backend: str, folder: Path) -> Any:
+def gather_in_subgroup(rank: int, backend: GatherBackend, folder: Path) -> Any:
     use_extension(folder)
     group = dist.new_group([0, 2])
     alone = dist.new_group([1])
@@ -176,7 +182,7 @@ def test_subgroup_gathers_its_own_ranks(backend: str) -> None:
         assert torch.equal(gradient, torch.full((2, 3), 2.0))
 
 
-def gather_where_one_rank_is_frozen(rank: int, backend: str, folder: Path) -> Any:
+def gather_where_one_rank_is_frozen(rank: int, backend: GatherBackend, folder: Path) -> Any:
     use_extension(folder)
     x = random(rank, 2, 3).requires_grad_(rank == 1)
     gather_negatives(x, backend=backend).sum().backward()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossalign.distributed import liveness, symmetric_gather
-from crossalign.distributed.gather import gather_negatives
+from crossalign.distributed.gather import GatherBackend, gather_negatives
 from tests.support.built_extension import extension_folder, use_extension
 from tests.support.gather_cases import DTYPES, ROWS, shards, upstreams
 from tests.support.process_group import RankError, run_ranks
@@ -33,7 +33,7 @@ def on_gpu(folder: Path) -> None:
     use_extension(folder)
 
 
-def gather_all_cases(rank: int, cases: Any, backend: str, folder: Path) -> list[Any]:
+def gather_all_cases(rank: int, cases: Any, backend: GatherBackend, folder: Path) -> list[Any]:
     on_gpu(folder)
     results = []
     for rows, columns, dtype in cases:

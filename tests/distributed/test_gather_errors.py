@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from crossalign.distributed import symmetric_gather
-from crossalign.distributed.gather import gather_negatives
+from crossalign.distributed.gather import GatherBackend, gather_negatives
 from crossalign.distributed.rank_agreement import agree
 from tests.support.built_extension import extension_folder, use_extension
 from tests.support.process_group import RankError, run_ranks
@@ -83,7 +83,7 @@ def test_extension_that_one_rank_lacks_raises_on_every_rank() -> None:
         )
 
 
-def die_before_the_gather(rank: int, backend: str, folder: Path) -> None:
+def die_before_the_gather(rank: int, backend: GatherBackend, folder: Path) -> None:
     use_extension(folder)
     gather_negatives(X, backend=backend)
     if rank == 1:
@@ -91,13 +91,13 @@ def die_before_the_gather(rank: int, backend: str, folder: Path) -> None:
     gather_negatives(X, backend=backend)
 
 
-def stay_away_from_the_gather(rank: int, backend: str, folder: Path) -> None:
+def stay_away_from_the_gather(rank: int, backend: GatherBackend, folder: Path) -> None:
     if rank == 0:
         gather_negatives(X, backend=backend)
     time.sleep(5)
 
 
-def skip_the_backward(rank: int, backend: str, folder: Path) -> None:
+def skip_the_backward(rank: int, backend: GatherBackend, folder: Path) -> None:
     use_extension(folder)
     x = X.clone().requires_grad_()
     gathered = gather_negatives(x, backend=backend)

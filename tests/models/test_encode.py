@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossalign.models.encode import encode
+from crossalign.pooling.choices import Pooling
 from tests.support.sentences import sentences
 from tests.support.tiny_models import HIDDEN, tiny_model, tiny_tokenizer
 
@@ -27,7 +28,7 @@ def expected_vector(model: nn.Module, text: str, layer: int, pooling: str) -> Te
     [("gpt2", 1, "mean"), ("bloom", 2, "last"), ("llama", -1, "max"), ("opt", -1, "mean")],
 )
 def test_encode_equals_each_sentence_alone(
-    name: str, layer: int, pooling: str, padding_side: str
+    name: str, layer: int, pooling: Pooling, padding_side: str
 ) -> None:
     model, texts = tiny_model(name), sentences()
     expected = torch.stack([expected_vector(model, text, layer, pooling) for text in texts])
@@ -50,7 +51,7 @@ def test_encode_leaves_model_and_tokenizer_as_they_were() -> None:
     assert [module.training for module in model.modules()] == modes
     assert tokenizer.pad_token is None and tokenizer.padding_side == "left"
     with pytest.raises(ValueError, match="pooling"):
-        encode(model, tokenizer, sentences(), pooling="median")
+        encode(model, tokenizer, sentences(), pooling="median")  # type: ignore[arg-type]
     assert [module.training for module in model.modules()] == modes
 
 

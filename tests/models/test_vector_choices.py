@@ -17,6 +17,7 @@ from crossalign.evaluation.vectors.layer_embeddings import encode_layers
 from crossalign.models.aligned_as import VectorChoices, choices_of, record_choices
 from crossalign.models.encode import encode
 from crossalign.models.loading import load_config, load_model
+from crossalign.pooling.choices import Center
 from tests.support.sentences import sentences
 from tests.support.tiny_models import starting_tokenizer, tiny_model
 
@@ -91,7 +92,7 @@ def test_unknown_choices_are_named(option: dict[str, Any], message: str) -> None
 
 
 @pytest.mark.parametrize("center", ["batch", "side"])
-def test_aligned_model_is_encoded_as_it_was_aligned(tmp_path: Path, center: str) -> None:
+def test_aligned_model_is_encoded_as_it_was_aligned(tmp_path: Path, center: Center) -> None:
     model, tokenizer, texts = tiny_model("llama"), starting_tokenizer(), sentences()
     plain = encode(model, tokenizer, texts, layer=2)
     record_choices(model, VectorChoices("content", center))

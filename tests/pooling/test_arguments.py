@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from crossalign.pooling.choices import Pooling
 from crossalign.pooling.functions import (
     last_token_pool,
     masked_max_pool,
@@ -44,7 +45,7 @@ HIDDEN, MASK, BOUNDS = torch.zeros(2, 3, 4), torch.ones(2, 3), torch.tensor([0, 
     ],
 )
 def test_bad_padded_input(
-    name: str, hidden: Any, mask: Any, error: type[Exception], message: str
+    name: Pooling, hidden: Any, mask: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=f"^{POOLS[name].__name__}: {message}"):
         pool(hidden, mask, name)
@@ -74,11 +75,11 @@ def test_bad_packed_input(hidden: Any, bounds: Any, error: type[Exception], mess
 
 def test_bad_options() -> None:
     with pytest.raises(ValueError, match=r"pool: mode must be one of 'mean', .*, got 'median'"):
-        pool(HIDDEN, MASK, "median")
+        pool(HIDDEN, MASK, "median")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"masked_mean_pool: backend must be one of .*'cuda'"):
-        masked_mean_pool(HIDDEN, MASK, backend="cuda")
+        masked_mean_pool(HIDDEN, MASK, backend="cuda")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"mean_pool_varlen: backend must be one of .*'cuda'"):
-        mean_pool_varlen(HIDDEN.flatten(0, 1), BOUNDS, backend="cuda")
+        mean_pool_varlen(HIDDEN.flatten(0, 1), BOUNDS, backend="cuda")  # type: ignore[arg-type]
 
 
 def test_triton_refuses_a_device_without_kernels() -> None:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossalign.pooling.centering import center_vectors
+from crossalign.pooling.choices import Center
 from crossalign.pooling.content_tokens import content_mask
 from tests.support.process_group import run_ranks
 
@@ -44,7 +45,7 @@ def written_out(parts: Sequence[Tensor], center: str) -> list[Tensor]:
 
 @pytest.mark.parametrize("center", ["batch", "side"])
 @pytest.mark.parametrize("count", [0, 3])
-def test_center_subtracts_the_written_out_mean(center: str, count: int) -> None:
+def test_center_subtracts_the_written_out_mean(center: Center, count: int) -> None:
     parts = vectors(4, 1), vectors(4, 2), vectors(count, 3)
     found = center_vectors(*parts, center=center)
     for ours, theirs in zip(found, written_out(parts, center), strict=True):
@@ -66,7 +67,7 @@ def test_half_precision_vectors_are_centered_in_float32() -> None:
 
 
 @pytest.mark.parametrize("center", ["batch", "side"])
-def test_gradient_goes_through_the_mean(center: str) -> None:
+def test_gradient_goes_through_the_mean(center: Center) -> None:
     parts = [vectors(count, seed).requires_grad_() for seed, count in enumerate((3, 3, 2))]
 
     def product(*parts: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ def test_unknown_center_is_named() -> None:
     with pytest.raises(
         ValueError, match="center must be one of 'none', 'batch', 'side', got 'median'"
     ):
-        center_vectors(vectors(2, 1), vectors(2, 2), center="median")
+        center_vectors(vectors(2, 1), vectors(2, 2), center="median")  # type: ignore[arg-type]
 
 
 def shares(world_size: int) -> list[list[int]]:
@@ -89,7 +90,7 @@ def shares(world_size: int) -> list[list[int]]:
     return {2: [[3, 3, 2], [1, 1, 0]], 3: [[2, 2, 1], [0, 0, 0], [3, 3, 2]]}[world_size]
 
 
-def _centered_share(rank: int, world_size: int, center: str) -> Any:
+def _centered_share(rank: int, world_size: int, center: Center) -> Any:
     parts = []
     for side in range(3):
         counts = [share[side] for share in shares(world_size)]

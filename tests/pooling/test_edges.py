@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from crossalign.backends import Backend
 from crossalign.pooling.functions import (
     last_token_pool,
     masked_max_pool,
@@ -32,7 +34,9 @@ EVERY_POOL = pytest.mark.parametrize("name", POOLS)
     "function",
     [
         *(
-            pytest.param(partial(masked_mean_pool, backend=str(p.values[0])), marks=p.marks)
+            pytest.param(
+                partial(masked_mean_pool, backend=cast(Backend, p.values[0])), marks=p.marks
+            )
             for p in BACKENDS
         ),
         last_token_pool,
@@ -58,7 +62,7 @@ def test_padding_never_matters(
 
 @BOTH
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_upstream_nan_stays_out_of_padding(backend: str, normalize: bool) -> None:
+def test_upstream_nan_stays_out_of_padding(backend: Backend, normalize: bool) -> None:
     mask = lengths_mask(3, 0)(4)
     _, grad = result_and_grad(
         partial(masked_mean_pool, mask=mask, normalize=normalize, backend=backend),
@@ -70,7 +74,7 @@ def test_upstream_nan_stays_out_of_padding(backend: str, normalize: bool) -> Non
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_of_a_token_is_not_hidden(backend: str) -> None:
+def test_nan_of_a_token_is_not_hidden(backend: Backend) -> None:
     hidden = torch.ones(2, 3, 4)
     hidden[0, 1, 2] = float("nan")
     pooled = masked_mean_pool(hidden, torch.ones(2, 3), normalize=True, backend=backend)
@@ -93,7 +97,7 @@ def test_same_vector_under_any_padding(name: str, normalize: bool) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_mean_is_the_same_alone_and_in_a_batch(backend: str) -> None:
+def test_mean_is_the_same_alone_and_in_a_batch(backend: Backend) -> None:
     hidden, mask = torch.randn(4, 70, 9), lengths_mask(70, 3, 0, 40)(70)
     together = masked_mean_pool(hidden, mask, backend=backend)
     for row in range(4):
@@ -116,7 +120,7 @@ def test_empty_dimensions(shape: tuple[int, int, int], backend: str, normalize: 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("lengths", "width"), [([], 4), ([0, 0], 4), ([3], 0)])
-def test_empty_packed_batches(lengths: list[int], width: int, backend: str) -> None:
+def test_empty_packed_batches(lengths: list[int], width: int, backend: Backend) -> None:
     hidden = torch.randn(sum(lengths), width, requires_grad=True)
     pooled = mean_pool_varlen(hidden, cumulative(lengths), normalize=True, backend=backend)
     assert pooled.shape == (len(lengths), width) and not pooled.any()
@@ -125,7 +129,7 @@ def test_empty_packed_batches(lengths: list[int], width: int, backend: str) -> N
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_strided_views_equal_contiguous_ones(backend: str) -> None:
+def test_strided_views_equal_contiguous_ones(backend: Backend) -> None:
     dense = torch.randn(3, 8, 6)
     mask = lengths_mask(8, 2, 5)(8)
     views = {
@@ -147,7 +151,7 @@ def test_strided_views_equal_contiguous_ones(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_expanded_inputs(backend: str) -> None:
+def test_expanded_inputs(backend: Backend) -> None:
     hidden, mask = torch.randn(1, 4, 3).expand(5, 4, 3), torch.tensor([[1, 1, 0, 1]]).expand(5, 4)
     pooled = masked_mean_pool(hidden, mask, backend=backend)
     expected = masked_mean_pool(hidden.contiguous(), mask.contiguous(), backend=backend)
@@ -164,14 +168,14 @@ def test_expanded_inputs(backend: str) -> None:
     "mask_dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.float64]
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_mask_dtype_means_the_same(backend: str, mask_dtype: torch.dtype) -> None:
+def test_every_mask_dtype_means_the_same(backend: Backend, mask_dtype: torch.dtype) -> None:
     hidden, mask = torch.randn(2, 5, 3), lengths_mask(5, 2)(5)
     pooled = masked_mean_pool(hidden, mask.to(mask_dtype), backend=backend)
     assert torch.equal(pooled, masked_mean_pool(hidden, mask, backend=backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_zero_vectors_stay_zero_without_gradient(backend: str) -> None:
+def test_zero_vectors_stay_zero_without_gradient(backend: Backend) -> None:
     hidden = torch.zeros(2, 3, 4)
     hidden[0, 0], hidden[0, 1] = 1, -1  # tokens that cancel
     function = partial(masked_mean_pool, mask=torch.ones(2, 3), normalize=True, backend=backend)
@@ -189,7 +193,7 @@ def test_zero_vectors_stay_zero_for_last_and_max(name: str, normalize: bool) -> 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_norm_below_the_floor_divides_by_the_floor(backend: str) -> None:
+def test_norm_below_the_floor_divides_by_the_floor(backend: Backend) -> None:
     hidden = torch.full((1, 2, 4), 1e-13, dtype=torch.float64, requires_grad=True)
     mask = torch.ones(1, 2)
     function = partial(masked_mean_pool, mask=mask, normalize=True, backend=backend)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from crossalign import reference
+from crossalign.backends import Backend
+from crossalign.pooling.choices import Pooling
 from crossalign.pooling.functions import (
     last_token_pool,
     masked_max_pool,
@@ -91,7 +93,7 @@ def test_packed_mean_equals_reference(case: str, run: Run, normalize: bool) -> N
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_packed_equals_padded(backend: str) -> None:
+def test_packed_equals_padded(backend: Backend) -> None:
     lengths = [5, 1, 0, 9]
     padded = torch.randn(4, 9, 6)
     mask = lengths_mask(*lengths)(9)
@@ -141,7 +143,7 @@ def test_maximum_looks_at_unmasked_tokens_only(dtype: torch.dtype, normalize: bo
 
 
 @pytest.mark.parametrize("name", POOLS)
-def test_pool_chooses_by_name(name: str) -> None:
+def test_pool_chooses_by_name(name: Pooling) -> None:
     hidden, mask = torch.randn(2, 4, 3), lengths_mask(4, 2)(4)
     expected = POOLS[name](hidden, mask, normalize=True)
     assert torch.equal(pool(hidden, mask, name, normalize=True), expected)
@@ -153,7 +155,7 @@ def test_pool_chooses_by_name(name: str) -> None:
 
 @BOTH
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_masked_mean_gradcheck(backend: str, normalize: bool) -> None:
+def test_masked_mean_gradcheck(backend: Backend, normalize: bool) -> None:
     hidden = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[1, 1, 0.5, 2], [0, 0, 0, 0], [0, 3, 0, 0]])
     function = partial(masked_mean_pool, mask=mask, normalize=normalize, backend=backend)
@@ -162,7 +164,7 @@ def test_masked_mean_gradcheck(backend: str, normalize: bool) -> None:
 
 @BOTH
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_packed_mean_gradcheck(backend: str, normalize: bool) -> None:
+def test_packed_mean_gradcheck(backend: Backend, normalize: bool) -> None:
     hidden = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
     bounds = cumulative([4, 0, 2])
     function = partial(mean_pool_varlen, cu_seqlens=bounds, normalize=normalize, backend=backend)
@@ -178,7 +180,7 @@ def test_last_and_max_gradcheck(name: str, normalize: bool) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_expanded_upstream_gradient_is_read_right(backend: str) -> None:
+def test_expanded_upstream_gradient_is_read_right(backend: Backend) -> None:
     """sum() sends back one number expanded to (B, C), a transpose sends back strides."""
     hidden = torch.randn(2, 3, 4, requires_grad=True)
     mask = lengths_mask(3, 2)(3)
@@ -192,7 +194,7 @@ def test_expanded_upstream_gradient_is_read_right(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_gradient_flows_to_the_mask(backend: str) -> None:
+def test_no_gradient_flows_to_the_mask(backend: Backend) -> None:
     hidden = torch.randn(2, 3, 4, requires_grad=True)
     mask = torch.ones(2, 3, requires_grad=True)
     masked_mean_pool(hidden, mask, backend=backend).sum().backward()

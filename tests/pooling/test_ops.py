@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from crossalign.backends import Backend
 from crossalign.pooling import ops, torch_passes
+from crossalign.pooling.choices import Pooling
 from crossalign.pooling.functions import masked_mean_pool, mean_pool_varlen, pool
 from tests.support.allocations import LargestAllocation
 from tests.support.pooling_cases import (
@@ -62,7 +64,7 @@ def test_every_pooling_op_is_checked() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_mean_compiles_without_graph_break(backend: str) -> None:
+def test_mean_compiles_without_graph_break(backend: Backend) -> None:
     def loss(hidden: Tensor, mask: Tensor) -> Tensor:
         padded = masked_mean_pool(hidden, mask, normalize=True, backend=backend)
         bounds = torch.arange(hidden.shape[0] + 1, dtype=torch.int32) * hidden.shape[1]
@@ -73,7 +75,7 @@ def test_mean_compiles_without_graph_break(backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mean", "last", "max"])
-def test_pool_compiles_without_graph_break(name: str) -> None:
+def test_pool_compiles_without_graph_break(name: Pooling) -> None:
     check_compiled(lambda hidden, mask: pool(hidden, mask, name, normalize=True).square().sum())
 
 
@@ -97,7 +99,7 @@ def check_compiled(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_differentiating_twice_raises(backend: str) -> None:
+def test_differentiating_twice_raises(backend: Backend) -> None:
     hidden = torch.randn(2, 3, 4, requires_grad=True)
     for pooled in (
         masked_mean_pool(hidden, torch.ones(2, 3), backend=backend),
@@ -157,7 +159,7 @@ def test_no_padded_position_is_read(device: str) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_offsets_beyond_2_31_elements(backend: str) -> None:
+def test_offsets_beyond_2_31_elements(backend: Backend) -> None:
     num_tokens, width = 2**20 + 5, 2048
     if torch.cuda.mem_get_info()[0] < 20 * 2**30:
         pytest.skip("needs 20 GiB of free GPU memory")
@@ -178,7 +180,7 @@ def test_offsets_beyond_2_31_elements(backend: str) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_the_host_never_waits(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_never_waits(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CROSSALIGN_CHECK", raising=False)
     hidden = torch.randn(2, 9, 8, device="cuda", requires_grad=True)
     mask, bounds = lengths_mask(9, 3)(9).cuda(), cumulative([9, 9]).cuda()

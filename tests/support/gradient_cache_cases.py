@@ -55,7 +55,8 @@ def count_reductions(module: DistributedDataParallel) -> list[int]:
     """A list that gets the size of every bucket that the module all-reduces."""
     sizes: list[int] = []
 
-    def hook(_: Any, bucket: Any) -> Any:
+    # DistributedDataParallel wants the class itself as annotation, or none.
+    def hook(_, bucket):  # type: ignore[no-untyped-def]
         sizes.append(bucket.buffer().numel())
         buffer = bucket.buffer().div_(dist.get_world_size())
         future = dist.all_reduce(buffer, async_op=True).get_future()

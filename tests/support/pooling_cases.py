@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ needs_interpreter = [
 class Run(NamedTuple):
     """Where a case runs."""
 
-    backend: str
+    backend: Any
     device: str
     dtype: torch.dtype
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from crossalign.argument_checks import (
     check_weights,
     values_may_be_read,
 )
+from crossalign.backends import Backend
+from crossalign.contrastive.options import Gather, Reduction
 from crossalign.contrastive.sigmoid.problem import SigmoidArguments, SigmoidProblem
 from crossalign.contrastive.terms import scale_tensor
 from crossalign.precision import accumulator
@@ -30,9 +33,9 @@ NAME = "fused_sigmoid_loss"
 def check_arguments(arguments: SigmoidArguments) -> None:
     """Of this rank only, which may have no rows where it is one of a group."""
     query = arguments.query
-    check_option(NAME, "reduction", arguments.reduction, ("mean", "sum", "none"))
-    check_option(NAME, "gather", arguments.gather, ("auto", "all_gather", "ring"))
-    check_option(NAME, "backend", arguments.backend, ("auto", "triton", "torch"))
+    check_option(NAME, "reduction", arguments.reduction, get_args(Reduction))
+    check_option(NAME, "gather", arguments.gather, get_args(Gather))
+    check_option(NAME, "backend", arguments.backend, get_args(Backend))
     if arguments.gather == "ring" and arguments.group is None:
         raise ValueError(
             f'{NAME}: gather="ring" needs group, got group=None; pass the process group, or leave '

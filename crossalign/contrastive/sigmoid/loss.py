@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from crossalign.backends import choose_backend
+from crossalign.backends import Backend, choose_backend
+from crossalign.contrastive.options import Gather, Reduction
 from crossalign.contrastive.sigmoid.across_ranks import loss_across_ranks
 from crossalign.contrastive.sigmoid.arguments import NAME, build_problem, check_arguments
 from crossalign.contrastive.sigmoid.ops import sigmoid_sums
@@ -22,10 +23,10 @@ def fused_sigmoid_loss(
     normalize: bool = True,
     ids: Tensor | None = None,
     weights: Tensor | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     group: ProcessGroup | None = None,
-    gather: str = "auto",
-    backend: str = "auto",
+    gather: Gather = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """The pairwise sigmoid loss of SigLIP, without ever holding the N x N logits.
 

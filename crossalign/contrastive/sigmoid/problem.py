@@ -15,6 +15,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from crossalign.backends import Backend
+from crossalign.contrastive.options import Gather, Reduction
 from crossalign.contrastive.problem import ContrastiveProblem, GradientNeeds
 
 
@@ -28,10 +30,10 @@ class SigmoidArguments(NamedTuple):
     normalize: bool
     ids: Tensor | None
     weights: Tensor | None
-    reduction: str
+    reduction: Reduction
     group: ProcessGroup | None
-    gather: str
-    backend: str
+    gather: Gather
+    backend: Backend
 
 
 class SigmoidProblem(NamedTuple):

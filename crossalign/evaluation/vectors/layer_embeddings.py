@@ -23,7 +23,7 @@ from crossalign.models.encode import (
     tokenize,
 )
 from crossalign.models.layer_states import visit_layers
-from crossalign.pooling.choices import POOL_TOKENS, POOLINGS
+from crossalign.pooling.choices import POOL_TOKENS, POOLINGS, Center, Pooling, PoolTokens
 from crossalign.pooling.content_tokens import content_mask, special_tokens
 from crossalign.pooling.functions import pool
 
@@ -39,8 +39,8 @@ def encode_layers(
     sentences: Sequence[str],
     layers: Sequence[int],
     *,
-    pooling: str = "mean",
-    pool_tokens: str = "all",
+    pooling: Pooling = "mean",
+    pool_tokens: PoolTokens = "all",
     batch_size: int = 64,
     max_length: int | None = None,
     normalize: bool = True,
@@ -105,9 +105,9 @@ def retrieval_by_layer(
     sentences: Mapping[str, Sequence[str]],
     layers: Sequence[int],
     *,
-    pooling: str = "mean",
-    pool_tokens: str = "all",
-    center: str = "side",
+    pooling: Pooling = "mean",
+    pool_tokens: PoolTokens = "all",
+    center: Center = "side",
     batch_size: int = 64,
     max_length: int | None = None,
 ) -> list[RetrievalRow]:
@@ -176,7 +176,7 @@ def _pooled_states(
     layers: list[int],
     inputs: dict[str, Tensor],
     special: Tensor,
-    pooling: str,
+    pooling: Pooling,
     normalize: bool,
 ) -> dict[int, Tensor]:
     """Layer -> (batch, C) float32 on the CPU. layers: from 0 to L; special: tokens left out."""

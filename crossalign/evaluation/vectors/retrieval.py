@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crossalign.argument_checks import check_option
 from crossalign.evaluation.vectors.tiles import TranslationPairs, computing_device, unit_rows
+from crossalign.pooling.choices import Center
 
 
 class RetrievalScores(NamedTuple):
@@ -110,7 +111,7 @@ def retrieval_scores(
 
 
 def retrieval_rows(
-    vectors: Mapping[str, Tensor], layer: int, center: str = "side"
+    vectors: Mapping[str, Tensor], layer: int, center: Center = "side"
 ) -> Iterator[RetrievalRow]:
     """The scores of every pair of languages.
 
@@ -126,7 +127,7 @@ def retrieval_rows(
         )
 
 
-def centered_vectors(vectors: Mapping[str, Tensor], center: str) -> dict[str, Tensor]:
+def centered_vectors(vectors: Mapping[str, Tensor], center: Center) -> dict[str, Tensor]:
     """float64, less the mean of all languages' vectors ("batch") or of each language's ("side")."""
     check_option("centered_vectors", "center", center, ("batch", "side"))
     doubles = {language: rows.double() for language, rows in vectors.items()}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossalign import fused_sigmoid_loss
+from crossalign.backends import Backend
 from crossalign.contrastive import torch_logits
 from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid import torch_passes
@@ -65,7 +66,7 @@ def test_a_written_out_example() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_small_terms_and_gradients_keep_their_digits(backend: str) -> None:
+def test_small_terms_and_gradients_keep_their_digits(backend: Backend) -> None:
     """A bias of -30: every negative adds 1e-13. Rounding such a logit is 2e-6 of the term."""
     query = torch.zeros(40, 2)
     query[:, 0] = 1
@@ -92,7 +93,7 @@ def test_small_terms_and_gradients_keep_their_digits(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_strided_inputs_equal_contiguous_ones(backend: str) -> None:
+def test_strided_inputs_equal_contiguous_ones(backend: Backend) -> None:
     query, key = torch.randn(2, 6, 20)
     views = {
         "transposed": lambda x: x.T.contiguous().T,

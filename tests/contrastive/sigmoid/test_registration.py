@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from crossalign import fused_sigmoid_loss
+from crossalign.backends import Backend
 from crossalign.contrastive.sigmoid.ops import sigmoid_sums
 from crossalign.contrastive.sigmoid.problem import SigmoidProblem
 from tests.support.pooling_cases import BACKENDS
@@ -87,7 +88,7 @@ def test_opcheck(name: str, transposed: bool, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_second_backward_raises(backend: str) -> None:
+def test_a_second_backward_raises(backend: Backend) -> None:
     query, key = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
     loss = fused_sigmoid_loss(query, key, temperature=0.1, bias=-1.0, backend=backend)
     (gradient,) = torch.autograd.grad(loss, query, create_graph=True)

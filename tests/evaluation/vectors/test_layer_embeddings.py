@@ -12,13 +12,14 @@ from crossalign.evaluation.vectors import layer_embeddings
 from crossalign.evaluation.vectors.layer_embeddings import encode_layers, retrieval_by_layer
 from crossalign.evaluation.vectors.retrieval import retrieval_scores
 from crossalign.models.encode import encode, find_blocks
+from crossalign.pooling.choices import Pooling
 from tests.support.sentences import sentences
 from tests.support.tiny_models import HIDDEN, LAYERS, tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bloom", "llama", "gemma2", "opt", "xglm"])
 @pytest.mark.parametrize("pooling", ["mean", "last", "max"])
-def test_every_layer_equals_encode(name: str, pooling: str) -> None:
+def test_every_layer_equals_encode(name: str, pooling: Pooling) -> None:
     model, tokenizer, texts = tiny_model(name), tiny_tokenizer(), sentences(23)
     layers = [*range(LAYERS + 1), -1, -2]
     found = encode_layers(model, tokenizer, texts, layers, pooling=pooling, batch_size=5)

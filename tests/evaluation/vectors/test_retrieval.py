@@ -18,6 +18,7 @@ from crossalign.evaluation.vectors.retrieval import (
     same_language_neighbours,
     write_retrieval_csv,
 )
+from crossalign.pooling.choices import Center
 from tests.support.allocations import LargestAllocation
 
 
@@ -137,7 +138,7 @@ def test_rows_name_every_pair_of_languages_once() -> None:
 
 
 @pytest.mark.parametrize("center", ["batch", "side"])
-def test_centered_scores_are_of_vectors_without_a_mean(center: str) -> None:
+def test_centered_scores_are_of_vectors_without_a_mean(center: Center) -> None:
     shared = torch.randn(30, 6)
     noisy = shared + 0.3 * torch.randn(30, 6)
     vectors = {"en": shared + torch.tensor([40.0, 0, 0, 0, 0, 0]), "de": noisy}
