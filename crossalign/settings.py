@@ -176,7 +176,7 @@ def _check_value(name: str, value: Any, flag: _Flag, choices: tuple[str, ...] | 
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = _alternatives(hint)
     if value is None and type(None) in kinds:
         return
     takes_several = any(typing.get_origin(kind) is tuple for kind in kinds)
@@ -189,6 +189,12 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         fits = isinstance(each, (int, float) if kind is float else kind)
         if not fits or (isinstance(each, bool) and kind is not bool):
             raise TypeError(f"{name} must be {kind.__name__}, got {each!r}")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; `Literal[...] | None` makes one of typing's, the others of types'."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if is_union else (hint,)
 
 
 def value_type(hint: Any) -> type:
@@ -214,7 +220,7 @@ def _argparse_options(hint: Any, flag: _Flag) -> dict[str, Any]:
     choices = _choices(hint, flag)
     options: dict[str, Any] = {"type": kind, "choices": choices}
     options["metavar"] = flag.metavar or (None if choices else _METAVARS.get(kind))
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = _alternatives(hint)
     if any(typing.get_origin(each) is tuple for each in kinds):
         options["nargs"] = "+"
         options["action"] = _Several if typing.get_origin(kinds[0]) is tuple else _OneOrSeveral
