@@ -55,10 +55,12 @@ def test_gradcheck_of_every_option(options: Options) -> None:
 
 def arguments_of(options: Options) -> LossArguments:
     inputs = make_inputs(options, RUN, num_pairs=5, num_features=3)
-    given = {**{name: leaf.requires_grad_() for name, leaf in inputs.leaves.items()}}
+    given: dict[str, Any] = {n: leaf.requires_grad_() for n, leaf in inputs.leaves.items()}
     given |= inputs.options
-    of_options = {name: given.pop(name) for name in LossOptions._fields if name in given}
-    missing = dict.fromkeys(LossArguments._fields)
+    of_options: dict[str, Any] = {
+        name: given.pop(name) for name in LossOptions._fields if name in given
+    }
+    missing: dict[str, Any] = dict.fromkeys(LossArguments._fields)
     return checked(LossArguments(**{**missing, **given, "options": LossOptions(**of_options)}))
 
 

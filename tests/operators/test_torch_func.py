@@ -19,6 +19,8 @@ from crossalign import (
     mean_pool_varlen,
     pool,
 )
+from crossalign.backends import Backend
+from crossalign.pooling.choices import Pooling
 from crossalign.reference import contrastive_loss, sigmoid_loss
 from tests.support.pooling_cases import BACKENDS
 
@@ -40,7 +42,7 @@ def wide(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def losses(name: str, backend: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+def losses(name: str, backend: Backend) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """(the fused loss, the reference) of query, key and temperature."""
     options = OPTIONS[name]
     if "directions" in options:
@@ -66,23 +68,23 @@ ARGUMENTS = (0, 1, 2)
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_contrastive_gradients(name: str, backend: str) -> None:
+def test_contrastive_gradients(name: str, backend: Backend) -> None:
     (fused, dense), given = losses(name, backend), inputs()
     expected = grad(dense, ARGUMENTS)(*given)
     torch.testing.assert_close(grad(fused, ARGUMENTS)(*given), expected)
     torch.testing.assert_close(jacrev(fused, ARGUMENTS)(*given), expected)
-    value, backward = vjp(fused, *given)
+    value, backward = vjp(fused, *given)  # type: ignore[misc]
     torch.testing.assert_close(value, dense(*given))
     halves = backward(torch.tensor(0.5, dtype=torch.float64))
     torch.testing.assert_close(halves, tuple(each / 2 for each in expected))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_sigmoid_gradients(backend: str) -> None:
+def test_sigmoid_gradients(backend: Backend) -> None:
     bias = torch.tensor(-0.4, dtype=torch.float64)
 
     def fused(query: Tensor, key: Tensor, temperature: Tensor, bias: Tensor) -> Tensor:
-        options = {"temperature": temperature, "bias": bias, "ids": IDS}
+        options: dict[str, Any] = {"temperature": temperature, "bias": bias, "ids": IDS}
         return fused_sigmoid_loss(query, key, backend=backend, **options)
 
     def dense(query: Tensor, key: Tensor, temperature: Tensor, bias: Tensor) -> Tensor:
@@ -102,7 +104,7 @@ def plain_mean(hidden: Tensor, mask: Tensor, normalize: bool) -> Tensor:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("normalize", [False, True])
-def test_jacobian_of_the_padded_mean(normalize: bool, backend: str) -> None:
+def test_jacobian_of_the_padded_mean(normalize: bool, backend: Backend) -> None:
     """Its rows are mapped with vmap over the backward op."""
     hidden, mask = wide(2, 3, 4), MASK[[0, 2]]
 
@@ -116,7 +118,7 @@ def test_jacobian_of_the_padded_mean(normalize: bool, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradient_of_the_packed_mean(backend: str) -> None:
+def test_gradient_of_the_packed_mean(backend: Backend) -> None:
     bounds, weights = torch.tensor([0, 2, 2, 5]), wide(3, 4)
 
     def total(hidden: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ def test_gradient_of_the_packed_mean(backend: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["last", "max"])
-def test_gradient_of_the_other_poolings(mode: str) -> None:
+def test_gradient_of_the_other_poolings(mode: Pooling) -> None:
     hidden = wide(3, 3, 4)
     (expected,) = torch.autograd.grad(
         pool(leaf := hidden.clone().requires_grad_(), MASK, mode).square().sum(), leaf
@@ -159,7 +161,7 @@ def test_functional_call_of_an_encoder_and_a_learned_temperature() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_vmap_is_one_call_after_another(backend: str) -> None:
+def test_vmap_is_one_call_after_another(backend: Backend) -> None:
     """Over queries and temperatures, the keys being those of every call."""
     fused, dense = losses("symmetric", backend)
     queries, key, temperatures = wide(3, 5, 4), wide(5, 4), torch.rand(3, dtype=torch.float64) + 0.1
@@ -201,7 +203,7 @@ def test_vmap_over_nothing_says_so() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["one_way", "symmetric"])
-def test_a_second_derivative_is_refused(name: str, backend: str) -> None:
+def test_a_second_derivative_is_refused(name: str, backend: Backend) -> None:
     fused, given = losses(name, backend)[0], inputs()
     squared = grad(lambda *given: grad(fused)(*given).square().sum())
     with pytest.raises(RuntimeError, match="crossalign contrastive loss cannot be differentiated"):
