@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from crossalign.backends import Backend
-from crossalign.contrastive.options import Gather, Reduction
 from crossalign.contrastive.problem import ContrastiveProblem, GradientNeeds
 
 
@@ -30,9 +29,9 @@ class SigmoidArguments(NamedTuple):
     normalize: bool
     ids: Tensor | None
     weights: Tensor | None
-    reduction: Reduction
+    reduction: str
     group: ProcessGroup | None
-    gather: Gather
+    gather: str
     backend: Backend
 
 
