@@ -9,7 +9,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint resources benchmark-cpu clean
+.PHONY: demo test test-slow lint resources benchmark-cpu clean
 .DELETE_ON_ERROR:
 
 # Threads that sleep while they wait: the demo's many small steps also finish beside other work.
@@ -18,7 +18,11 @@ demo: $(VENV)/.installed-train
 
 # One thread per worker: two workers with two threads each only wait for one another.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not cuda" $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not cuda and not slow" $(TEST_ARGS)
+
+# What takes minutes: thirty kills of a run, the launches recorded with Triton's compiler, three ranks.
+test-slow: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "slow and not cuda" $(TEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -21,6 +21,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Groups share a costly fixture and stay on one worker: first, so that none is left at the end.
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
         for item in items:

@@ -22,6 +22,9 @@ REPORT = (
 )
 
 
+ONE_BUILD = pytest.mark.xdist_group("extension_build")
+
+
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     return copy_sources(tmp_path)
@@ -51,23 +54,32 @@ def report_of(target: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_pip_builds_the_cpu_extension_without_nvcc(sources: Path, tmp_path: Path) -> None:
-    target = tmp_path / "site"
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pip installed the package; it compiles the extension, which takes a while."""
+    folder = tmp_path_factory.mktemp("installed")
+    target = folder / "site"
     command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
-    done = run_build([*command, "--target", str(target), "."], sources, **NO_NVCC)
+    done = run_build([*command, "--target", str(target), "."], copy_sources(folder), **NO_NVCC)
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in (target / "crossalign").glob("_gather*")] == [
+    return target
+
+
+@ONE_BUILD
+def test_pip_builds_the_cpu_extension_without_nvcc(installed: Path) -> None:
+    assert [path.name for path in (installed / "crossalign").glob("_gather*")] == [
         "_gather_negatives.abi3.so"
     ]
-    assert report_of(target) == [
+    assert report_of(installed) == [
         f"loaded; built with PyTorch {torch_version()}, without CUDA",
         "True",
     ]
 
 
-def test_extension_uses_the_stable_abi_alone(sources: Path, tmp_path: Path) -> None:
+@ONE_BUILD
+def test_extension_uses_only_the_stable_abi(installed: Path) -> None:
     """No C++ symbol of PyTorch: those change with every release."""
-    library = build_in_place(sources, **NO_NVCC)
+    library = installed / "crossalign" / "_gather_negatives.abi3.so"
     listing = subprocess.check_output(["nm", "-D", "--undefined-only", library], text=True)
     names = [line.split()[-1] for line in listing.splitlines()]
     assert any(name.startswith("aoti_torch_") for name in names)
