@@ -141,14 +141,15 @@ def measure(index: int, arch: int) -> Row:
     )
 
 
-def measure_all(jobs: int, archs: list[int]) -> list[Row]:
-    """Every case on every architecture, each worker with an interpreter-free environment."""
+def measure_all(jobs: int, archs: list[int], names: list[str] | None = None) -> list[Row]:
+    """Every case (or those of the names) on every architecture, in processes without Triton's
+    interpreter."""
     os.environ.pop("TRITON_INTERPRET", None)
     tasks = [
         (index, arch)
         for index, case in enumerate(compile_cases())
         for arch in archs
-        if arch in case.architectures
+        if arch in case.architectures and (names is None or case.name in names)
     ]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
@@ -164,11 +165,19 @@ def versions() -> str:
     return f"triton {triton.__version__}, ptxas {release} (sm_100: {blackwell})"
 
 
+def source_line() -> str:
+    """What the table says of the kernels that it was made from."""
+    from benchmarks.kernels.fingerprint import source_digest
+
+    return f"Digest of the kernels and their configurations: {source_digest(compile_cases())}."
+
+
 def render(rows: list[Row], compilers: str) -> str:
     lines = [
         "# Resources of every shipped kernel configuration",
         "",
         f"Compiled with {compilers}; regenerate with `make resources`.",
+        source_line(),
         "Registers and stack bytes are per thread, shared memory bytes per block; spills count the",
         "instructions that move registers to or from local memory. Barriers and shuffles count the",
         "instructions of a whole kernel, in which Triton may have a loop's body twice.",
@@ -210,8 +219,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows, as one JSON list")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these configurations only")
     arguments = parser.parse_args()
-    rows = measure_all(arguments.jobs, arguments.arch)
+    rows = measure_all(arguments.jobs, arguments.arch, arguments.only)
     table = render(rows, versions())
     print(table, end="")
     if arguments.json:

@@ -20,9 +20,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+# A worker runs whole files (--dist loadfile), so a fixture of a module is made once. The longest
+# files start first, so that no worker is left alone with one at the end.
+LONGEST = (
+    *("test_registration.py", "test_ops.py", "test_functions.py", "test_deepspeed.py"),
+    *("test_at_size.py", "test_examples.py", "test_extension_build.py", "test_resources.py"),
+    *("test_resume.py", "test_ranks.py", "test_benchmarks_run.py", "test_packaging.py"),
+    *("test_recipes.py", "test_run.py", "test_loss.py", "test_layouts.py", "test_one_pass.py"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Groups share a costly fixture and stay on one worker: first, so that none is left at the end.
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else 99)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
         for item in items:

@@ -6,9 +6,9 @@ A function counts without its docstring, a kernel whole.
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,13 +44,16 @@ def project_files() -> list[Path]:
     return [Path(line) for line in listed.stdout.splitlines() if (ROOT / line).exists()]
 
 
-def functions() -> Iterator[tuple[str, Function]]:
+@functools.cache
+def functions() -> list[tuple[str, Function]]:
     """("path name", function) of every function of the project."""
-    for path in project_files():
-        if path.suffix == ".py":
-            for node in ast.walk(ast.parse((ROOT / path).read_text())):
-                if isinstance(node, Function):
-                    yield f"{path} {node.name}", node
+    return [
+        (f"{path} {node.name}", node)
+        for path in project_files()
+        if path.suffix == ".py"
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(node, Function)
+    ]
 
 
 def is_kernel(function: Function) -> bool:

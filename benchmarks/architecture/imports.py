@@ -34,11 +34,16 @@ def modules_of(package: Path) -> dict[str, Path]:
 MODULES = modules_of(PACKAGE)
 
 
+STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
+
+
 def imports_of(path: Path, modules: Mapping[str, Path] = MODULES) -> Iterator[Import]:
     """Every import that runs, in functions too; those for type checkers only do not."""
 
     def visit(node: ast.AST, deferred: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
+            if not isinstance(child, STATEMENTS):
+                continue  # no expression holds an import, and most of a file is expressions
             if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
                 yield from visit(ast.Module(body=child.orelse, type_ignores=[]), deferred)
                 continue
@@ -49,7 +54,7 @@ def imports_of(path: Path, modules: Mapping[str, Path] = MODULES) -> Iterator[Im
                 assert child.level == 0, f"{path}:{child.lineno}: write absolute imports"
                 for alias in child.names:
                     yield describe(f"{child.module}.{alias.name}", deferred, child.lineno)
-            inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
             yield from visit(child, deferred or inner)
 
     def describe(dotted: str, deferred: bool, line: int) -> Import:

@@ -30,9 +30,9 @@ from crossalign.files.manifest import (
     MANIFEST_FILE,
     DamagedFileError,
     check_manifest,
-    flush_names,
     write_manifest,
 )
+from crossalign.files.output import directory_aside, put_in_place, remove_directory
 from crossalign.files.text import DataError
 
 FOLDER = "checkpoints"
@@ -141,23 +141,16 @@ class Checkpoints:
 
     def publish(self, step: int) -> None:
         """Makes the model of a checkpoint that of the directory, file by file."""
-        aside = Path(tempfile.mkdtemp(dir=self.directory, prefix=ASIDE))
-        try:
+        with directory_aside(self.directory, ASIDE) as aside:
             for source in sorted(self.path(step).iterdir()):
                 if source.is_file() and source.name not in _NOT_PUBLISHED:
                     _link_or_copy(source, aside / source.name)
-                    os.replace(aside / source.name, self.directory / source.name)
-            flush_names(self.directory)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+                    put_in_place(aside / source.name, self.directory / source.name)
 
     def prune(self, keep: Iterable[int]) -> None:
-        """Removes the checkpoints of other steps. Each is renamed before deletion, so a
-        half-deleted checkpoint never looks complete."""
+        """Removes the checkpoints of other steps."""
         for step in set(self.steps()) - set(keep):
-            doomed = self._make_aside()
-            self.path(step).rename(doomed / "pruned")
-            shutil.rmtree(doomed, ignore_errors=True)
+            remove_directory(self.path(step), self._make_aside())
 
     def remove_abandoned(self) -> None:
         """What a run left that was killed while it saved."""
@@ -177,11 +170,8 @@ class Checkpoints:
             files = [path for path in aside.rglob("*") if path.is_file()]
             last = max(files, key=lambda path: path.stat().st_mtime_ns, default=aside)
             raise OSError(f"{last.name}: {error}") from error
-        final = self.path(run.step)
-        if final.exists():  # of a run that went on from an earlier step, or saved here before
-            final.rename(self._make_aside() / "replaced")
-        aside.rename(final)
-        flush_names(final.parent)
+        # The name may be taken: by a run that went on from an earlier step, or saved here before.
+        put_in_place(aside, self.path(run.step), flushed=True)
         self.remove_abandoned()
 
     def _write_files(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
+from crossalign.files.output import flush, flush_names
 from crossalign.files.text import DataError
 
 MANIFEST_FILE = "manifest.json"
@@ -22,19 +22,21 @@ class DamagedFileError(DataError):
 
 
 def write_manifest(folder: Path) -> None:
-    """Flushes every file under the folder to the disk, and then a manifest of them."""
+    """Adds a manifest of every file under the folder, and flushes all of it to the disk.
+
+    The files go first: a manifest on the disk lists only what is there.
+    """
     entries = {}
     manifest = folder / MANIFEST_FILE
+    flush(folder)
     for path in sorted(each for each in folder.rglob("*") if each.is_file() and each != manifest):
-        _flush(path)
         entries[path.relative_to(folder).as_posix()] = {
             "bytes": path.stat().st_size,
             "sha256": _sha256(path),
         }
     manifest.write_text(json.dumps({"files": entries}, indent=1) + "\n", encoding="utf-8")
-    _flush(manifest)
-    for each in {folder, *(path.parent for path in folder.rglob("*"))}:
-        flush_names(each)
+    flush(manifest)
+    flush_names(folder)
 
 
 def check_manifest(folder: Path) -> None:
@@ -61,19 +63,6 @@ def check_manifest(folder: Path) -> None:
                 raise DamagedFileError(f"{path}: damaged: not what was written, by SHA-256")
         except OSError as error:
             raise DamagedFileError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def flush_names(folder: Path) -> None:
-    """Flushes the names in a folder, which a rename or a new file changed, to the disk."""
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -133,15 +133,17 @@ def directory_aside(parent: Path, prefix: str) -> Iterator[Path]:
         shutil.rmtree(outer, ignore_errors=True)
 
 
-def put_in_place(finished: Path, final: Path) -> None:
+def put_in_place(finished: Path, final: Path, *, flushed: bool = False) -> None:
     """Gives a finished file or directory its name, and flushes it to the disk first.
 
     What had the name is replaced; a directory is moved away first, and put back if that fails.
+    flushed: what is finished is on the disk already.
     """
-    flush(finished)
+    if not flushed:
+        flush(finished)
     if not finished.is_dir():
         os.replace(finished, final)
-        _flush_one(final.parent)
+        flush_names(final.parent)
         return
     earlier = Path(f"{finished}.replaced")
     if os.path.lexists(final):
@@ -153,8 +155,20 @@ def put_in_place(finished: Path, final: Path) -> None:
             with contextlib.suppress(OSError):  # another process put one there meanwhile
                 os.rename(earlier, final)
         raise
-    _flush_one(final.parent)
+    flush_names(final.parent)
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def remove_directory(directory: Path, aside: Path) -> None:
+    """Moves a directory into `aside`, a new directory beside it, before deletion: a half-deleted
+    one never looks complete."""
+    os.rename(directory, aside / "removed")
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def flush_names(folder: Path) -> None:
+    """Waits until the names in a folder, which a rename or a new file changed, are on the disk."""
+    _flush_one(folder)
 
 
 def flush(path: Path) -> None:

@@ -22,9 +22,6 @@ REPORT = (
 )
 
 
-ONE_BUILD = pytest.mark.xdist_group("extension_build")
-
-
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     return copy_sources(tmp_path)
@@ -65,7 +62,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@ONE_BUILD
 def test_pip_builds_the_cpu_extension_without_nvcc(installed: Path) -> None:
     assert [path.name for path in (installed / "crossalign").glob("_gather*")] == [
         "_gather_negatives.abi3.so"
@@ -76,7 +72,6 @@ def test_pip_builds_the_cpu_extension_without_nvcc(installed: Path) -> None:
     ]
 
 
-@ONE_BUILD
 def test_extension_uses_only_the_stable_abi(installed: Path) -> None:
     """No C++ symbol of PyTorch: those change with every release."""
     library = installed / "crossalign" / "_gather_negatives.abi3.so"
