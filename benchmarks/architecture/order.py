@@ -20,7 +20,16 @@ ORDER_INSIDE = {
     ),
     "contrastive": (
         *("options", "option_checks", "arguments", "problem", "terms", "torch_logits"),
-        *("blocks", "torch_passes", "sides", "ops", "combine", "row_loss", "one_pass"),
+        *(
+            "blocks",
+            "torch_passes",
+            "sides",
+            "ops",
+            "combine",
+            "row_loss",
+            "one_pass",
+            "small_batch",
+        ),
         *("across_ranks", "sigmoid", "one_process", "loss", "module"),
         *("matryoshka", "negative_queue"),
         *("replayed_state", "input_chunks", "gradient_reduction", "second_pass", "gradient_cache"),

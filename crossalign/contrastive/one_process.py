@@ -14,6 +14,7 @@ from crossalign.contrastive.ops import contrastive_sums
 from crossalign.contrastive.options import LossArguments
 from crossalign.contrastive.problem import ContrastiveSums
 from crossalign.contrastive.row_loss import row_loss
+from crossalign.contrastive.small_batch import small_batch_loss
 from crossalign.contrastive.terms import (
     ContrastiveStats,
     TermRules,
@@ -30,6 +31,8 @@ from crossalign.operators.transforms import requires_gradient
 def loss_of_one_process(arguments: LossArguments) -> Tensor | tuple[Tensor, ContrastiveStats]:
     """fused_contrastive_loss without a group; arguments: checked."""
     options, use_triton = arguments.options, takes_triton(arguments)
+    if not use_triton and (small := small_batch_loss(arguments)) is not None:
+        return small
     first = query_key_pass(arguments)
     rules = term_rules(arguments, first.problem.scale)
     in_one_pass = _gradients_fit_one_pass(arguments)

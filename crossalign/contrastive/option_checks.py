@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -26,14 +27,15 @@ from crossalign.contrastive.options import (
 )
 
 _CLOSED_SETS = {
-    "same_id": SameId,
-    "partition": Partition,
-    "hardness_on": HardnessOn,
-    "guide_margin_type": MarginType,
-    "reduction": Reduction,
-    "gather": Gather,
-    "backend": Backend,
+    "same_id": typing.get_args(SameId),
+    "partition": typing.get_args(Partition),
+    "hardness_on": typing.get_args(HardnessOn),
+    "guide_margin_type": typing.get_args(MarginType),
+    "reduction": typing.get_args(Reduction),
+    "gather": typing.get_args(Gather),
+    "backend": typing.get_args(Backend),
 }
+_DIRECTIONS = typing.get_args(Direction)
 _SWITCHES = ("symmetric", "normalize", "share_negatives", "exclude_self", "return_stats")
 
 
@@ -42,7 +44,7 @@ def check_options(function: str, options: LossOptions) -> None:
     for name in _SWITCHES:
         check_truth_value(function, name, getattr(options, name))
     for name, allowed in _CLOSED_SETS.items():
-        check_option(function, name, getattr(options, name), typing.get_args(allowed))
+        check_option(function, name, getattr(options, name), allowed)
     for name in ("hard_negative_weight", "hardness", "guide_margin"):
         check_finite(function, name, getattr(options, name))
     if options.false_negative_margin is not None:
@@ -68,13 +70,13 @@ def check_options(function: str, options: LossOptions) -> None:
 
 
 def _check_directions(function: str, options: LossOptions) -> None:
-    given, known = options.directions, typing.get_args(Direction)
-    if isinstance(given, str) or not isinstance(given, typing.Sequence):
+    given = options.directions
+    if isinstance(given, str) or not isinstance(given, Sequence):
         raise TypeError(
             f"{function}: directions must be a tuple of names such as {ONE_WAY}, got {given!r}"
         )
     for direction in given:
-        check_option(function, "directions", direction, known)
+        check_option(function, "directions", direction, _DIRECTIONS)
     if "query_to_key" not in given or len(set(given)) != len(given):
         raise ValueError(
             f'{function}: directions must hold "query_to_key" and no name twice, got {given!r}'

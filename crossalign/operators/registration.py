@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from crossalign.operators.schema import Record, build_schema
-from crossalign.operators.transforms import transforms_are_active
+from crossalign.operators.transforms import ops_are_watched
 
 
 def register_op(
@@ -44,7 +44,7 @@ def register_op(
     transformed = _transformed(name, op, backward, setup_context)
 
     def call(*values: Any) -> Any:
-        return transformed.apply(*values) if transforms_are_active() else op(*values)  # type: ignore[no-untyped-call]
+        return op(*values) if ops_are_watched() else transformed.apply(*values)  # type: ignore[no-untyped-call]
 
     return call
 
