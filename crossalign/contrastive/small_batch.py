@@ -1,9 +1,8 @@
-"""Small batches on a CPU: all logits at once, in as few operations as plain PyTorch needs.
+"""Batches that fit one chunk of a CPU: all logits at once, in the operations of plain PyTorch.
 
 A small batch costs more in calls than in arithmetic, so it skips what only large ones and options
-need: the operator, its records and the loop over chunks. Its logits fit the workspace of the
-chunked passes, and the gradients are formed while they are at hand: three products. The rules of
-the arithmetic are those of the chunked passes.
+need: the operator, its records, the loop over chunks. While the logits are at hand the gradients
+are formed: three products, symmetric too. The rules of the arithmetic are those of the chunks.
 
 Shape suffixes: N queries, M candidates, K of them keys, D features.
 """
@@ -25,9 +24,6 @@ from crossalign.contrastive.sides import joined
 from crossalign.operators.transforms import ops_are_watched, transforms_are_active
 from crossalign.precision import NORM_FLOOR, accumulator, without_autocast
 
-# Up to here it is measured to be faster than the chunked passes on every CPU tried; they keep less
-# in memory and are level from there on. A 16th of their workspace.
-SMALL_LOGITS = 2**18
 _PLAIN = LossOptions()
 _EXTRAS = LossArguments._fields[LossArguments._fields.index("ids") : -1]
 
@@ -63,7 +59,7 @@ def _is_small_and_plain(arguments: LossArguments) -> bool:
     return (
         query.device.type == "cpu"
         and num_candidates >= 2
-        and query.shape[0] * num_candidates <= min(SMALL_LOGITS, torch_logits.CPU_CHUNK_LOGITS)
+        and query.shape[0] * num_candidates <= torch_logits.CPU_CHUNK_LOGITS
         and not options.is_debiased
         and all(getattr(arguments, name) is None for name in _EXTRAS)
         and options.reduction != "none"
