@@ -260,6 +260,7 @@ def test_learning_module_compiles() -> None:
     for size in (4, 5, 9):
         query, key = torch.randn(size, 3), torch.randn(size, 3)
         loss, expected = compiled(query, key), module(query, key)
-        assert torch.equal(loss, expected)
+        # Compiled, the op does what the eager call does at once, in another order.
+        torch.testing.assert_close(loss, expected)
         (scale,) = module.parameters()
-        assert torch.equal(grad_of(loss, scale), grad_of(expected, scale))
+        torch.testing.assert_close(grad_of(loss, scale), grad_of(expected, scale))
