@@ -31,8 +31,10 @@ ORDER_INSIDE = {
             "small_batch",
         ),
         *("across_ranks", "sigmoid", "one_process", "loss", "module"),
-        *("matryoshka", "negative_queue"),
-        *("replayed_state", "input_chunks", "gradient_reduction", "second_pass", "gradient_cache"),
+        *("matryoshka", "negative_queue", "gradient_cache"),
+    ),
+    "contrastive.gradient_cache": (
+        *("replayed_state", "input_chunks", "gradient_reduction", "second_pass", "cache"),
     ),
     "contrastive.across_ranks": (
         *("shards", "agreement", "all_gather", "ring_pass", "ring", "loss"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crossalign.contrastive.gradient_cache import GradientCache
-from crossalign.contrastive.input_chunks import count_rows, split_rows
+from crossalign.contrastive.gradient_cache.input_chunks import count_rows, split_rows
 from tests.support.tiny_models import tiny_batch
 
 Pair = namedtuple("Pair", "first second")

@@ -16,10 +16,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from crossalign.contrastive.gradient_reduction import without_reduction
-from crossalign.contrastive.input_chunks import count_rows, split_rows
-from crossalign.contrastive.replayed_state import autocast_state, random_state
-from crossalign.contrastive.second_pass import Replay, SecondPass, Side, checked_embedding
+from crossalign.contrastive.gradient_cache.gradient_reduction import without_reduction
+from crossalign.contrastive.gradient_cache.input_chunks import count_rows, split_rows
+from crossalign.contrastive.gradient_cache.replayed_state import autocast_state, random_state
+from crossalign.contrastive.gradient_cache.second_pass import (
+    Replay,
+    SecondPass,
+    Side,
+    checked_embedding,
+)
 from crossalign.precision import without_autocast
 
 SIDES = ("query_inputs", "key_inputs", "negative_inputs")

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from crossalign.contrastive.gradient_reduction import awaited_parameters, without_reduction
-from crossalign.contrastive.input_chunks import count_rows
-from crossalign.contrastive.replayed_state import (
+from crossalign.contrastive.gradient_cache.gradient_reduction import (
+    awaited_parameters,
+    without_reduction,
+)
+from crossalign.contrastive.gradient_cache.input_chunks import count_rows
+from crossalign.contrastive.gradient_cache.replayed_state import (
     Autocast,
     RandomState,
     autocast_as,

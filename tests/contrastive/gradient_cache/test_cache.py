@@ -65,7 +65,9 @@ def test_dropout_that_is_not_replayed_would_be_seen(monkeypatch: pytest.MonkeyPa
     theirs = gradients(encoder)
     encoder.zero_grad()
     torch.manual_seed(9)
-    monkeypatch.setattr("crossalign.contrastive.second_pass.set_random_state", lambda state: None)
+    monkeypatch.setattr(
+        "crossalign.contrastive.gradient_cache.second_pass.set_random_state", lambda state: None
+    )
     GradientCache(encoder, loss_of, 3).backward(rows(), rows(seed=2))
     with pytest.raises(AssertionError):
         assert_equal_gradients(gradients(encoder), theirs)
