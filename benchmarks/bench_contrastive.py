@@ -40,7 +40,7 @@ def work(case: Case) -> dict[str, Work]:
     gradients of queries and keys; symmetric, the logits once more, since no column's sum is known
     before the last row. Bytes: embeddings in, gradients out."""
     product = 2.0 * case.n * (case.n + case.h) * case.d
-    backward = 3 if case.symmetric else 2
+    backward = (3 if case.symmetric else 2) - (case.option == "locked key")
     embeddings = (2 * case.n + case.h) * case.d * getattr(torch, case.dtype).itemsize
     least = {
         "forward": Work(product, embeddings),

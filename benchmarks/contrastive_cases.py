@@ -49,8 +49,9 @@ class Inputs(NamedTuple):
 
     @property
     def leaves(self) -> list[Tensor]:
+        """Whatever gets a gradient."""
         tensors = [self.query, self.key, self.negatives, self.options.get("temperature")]
-        return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+        return [x for x in tensors if isinstance(x, Tensor) and x.requires_grad]
 
 
 def make_inputs(case: Case, device: torch.device) -> Inputs:
@@ -68,6 +69,8 @@ def make_inputs(case: Case, device: torch.device) -> Inputs:
     query, key = (tensor.to(dtype).requires_grad_() for tensor in (query, key))
     if negatives is not None:
         negatives = negatives.to(dtype).requires_grad_()
+    if case.option == "locked key":
+        key = key.detach()
     return Inputs(query, key, negatives, make_options(case, device, generator))
 
 
@@ -92,7 +95,7 @@ def make_options(case: Case, device: torch.device, generator: torch.Generator) -
         options["normalize"] = False
     elif case.option == "stats":
         options["return_stats"] = True
-    elif case.option not in ("plain", "negatives"):
+    elif case.option not in ("plain", "negatives", "locked key"):
         raise ValueError(f"unknown option {case.option!r}")
     return options
 
@@ -101,6 +104,7 @@ def _options(n: int, d: int, dtype: str) -> Iterator[Case]:
     """Each option against the plain call; extra negatives make the plain problem larger."""
     for option in ("plain", "dot product", "ids", "positives", "weights", "learned temperature"):
         yield Case("options", n, d, (OURS,), dtype, option=option, passes=("both",))
+    yield Case("options", n, d, (OURS,), dtype, option="locked key", passes=("both",))
     yield Case("options", n, d, (OURS,), dtype, option="stats", passes=("both",))
     for option in ("negatives", "owners", "unshared"):
         yield Case("options", n, d, (OURS,), dtype, option=option, h=n // 4, passes=("both",))
@@ -134,10 +138,16 @@ def _cpu() -> Iterator[Case]:
 
 
 def _cpu_sweep() -> Iterator[Case]:
-    """Against N and against D, for the plots."""
-    for n, d in (*((2**k, 256) for k in range(9, 14)), *((4096, d) for d in (64, 128, 512, 1024))):
-        group = "size" if d == 256 else "width"
-        yield Case(group, n, d, (OURS, PLAIN, COMPILED), "float32", passes=("both",))
+    """Against N at three widths, both ways; and what a key side without gradient saves."""
+    for n in (2**k for k in range(8, 15)):
+        for d in (128, 256, 768):
+            for symmetric in (False, True):
+                # Beyond 8,192 the logits of plain PyTorch take gigabytes; compiled ones likewise.
+                names = (OURS, PLAIN, COMPILED) if n <= 8192 else (OURS, PLAIN)
+                yield Case("size", n, d, names, "float32", symmetric, passes=("both",))
+    for symmetric in (False, True):
+        for option in ("plain", "locked key"):
+            yield Case("locked", 8192, 256, (OURS,), "float32", symmetric, option, passes=("both",))
 
 
 def _smoke() -> Iterator[Case]:

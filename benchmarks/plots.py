@@ -1,4 +1,4 @@
-"""Plots time, memory and share of the ceiling of the contrastive loss against N and against D.
+"""Plots the contrastive loss against N and D: time, memory, share of the ceiling, and time ratios.
 
 python -m benchmarks.plots benchmarks/results/contrastive_*.jsonl --output plots/
 """
@@ -9,6 +9,7 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
+from benchmarks.contrastive_cases import OURS
 from benchmarks.report import ResultFile, Row, read_results
 
 MEASURES = {
@@ -76,6 +77,58 @@ def plot(result: ResultFile, axis: str, folder: Path) -> Path | None:
     return path
 
 
+def ratios(result: ResultFile) -> dict[tuple[bool, int, str], list[tuple[int, float]]]:
+    """(symmetric, d, other implementation) -> [(n, time of crossalign / time of the other)]."""
+    times: dict[tuple[bool, int, int], dict[str, float]] = defaultdict(dict)
+    for row in result.rows:
+        if row["status"] == "ok" and row["pass"] == "both" and row["option"] == "plain":
+            times[row["symmetric"], row["d"], row["n"]][row["implementation"]] = row["median_ms"]
+    lines: dict[tuple[bool, int, str], list[tuple[int, float]]] = defaultdict(list)
+    for (symmetric, d, n), by_name in sorted(times.items()):
+        for name, time in by_name.items():
+            if name != OURS and OURS in by_name:
+                lines[symmetric, d, name].append((n, by_name[OURS] / time))
+    return lines
+
+
+def plot_ratios(result: ResultFile, folder: Path) -> Path | None:
+    """A panel per direction, a line per width and rival; below 1 crossalign is faster."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = ratios(result)
+    if not lines:
+        return None
+    names = sorted({name for _, _, name in lines})
+    widths = sorted({d for _, d, _ in lines})
+    directions = sorted({symmetric for symmetric, _, _ in lines})
+    figure, panels = plt.subplots(
+        1, len(directions), figsize=(6 * len(directions), 4.5), layout="constrained", squeeze=False
+    )
+    for symmetric, panel in zip(directions, panels[0], strict=True):
+        for (is_symmetric, d, name), points in sorted(lines.items()):
+            if is_symmetric == symmetric:
+                style = ("-", "--", ":")[names.index(name) % 3]
+                color = f"C{widths.index(d)}"
+                label = f"D = {d}, against {name}"
+                panel.plot(*zip(*points, strict=True), style, color=color, marker="o", label=label)
+        panel.axhline(1, color="gray", linewidth=0.8)
+        panel.set_xscale("log", base=2)
+        panel.set_xlabel("pairs N")
+        panel.set_ylabel(f"time of {OURS} / time of the other")
+        panel.set_title("symmetric" if symmetric else "one direction")
+        panel.grid(alpha=0.3)
+    panels[0][0].legend(fontsize="small")
+    figure.suptitle(f"{result.run['device']}: forward and backward")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result.path.stem}_ratio.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="+", help="result files of bench_contrastive")
@@ -85,6 +138,8 @@ def main() -> None:
         for axis in AXES:
             path = plot(result, axis, arguments.output)
             print(f"wrote {path}" if path else f"{result.path.name}: nothing along {axis}")
+        path = plot_ratios(result, arguments.output)
+        print(f"wrote {path}" if path else f"{result.path.name}: nothing to compare")
 
 
 if __name__ == "__main__":

@@ -20,17 +20,8 @@ ORDER_INSIDE = {
     ),
     "contrastive": (
         *("options", "option_checks", "arguments", "problem", "terms", "torch_logits"),
-        *(
-            "blocks",
-            "torch_passes",
-            "sides",
-            "ops",
-            "combine",
-            "row_loss",
-            "one_pass",
-            "small_batch",
-        ),
-        *("across_ranks", "sigmoid", "one_process", "loss", "module"),
+        *("blocks", "torch_passes", "sides", "ops", "combine", "row_loss", "one_pass"),
+        *("small_batch", "across_ranks", "sigmoid", "one_process", "loss", "module"),
         *("matryoshka", "negative_queue", "gradient_cache"),
     ),
     "contrastive.gradient_cache": (

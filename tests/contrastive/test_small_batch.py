@@ -51,7 +51,9 @@ def outcome(leaves: dict[str, Tensor], options: dict[str, Any]) -> list[Tensor]:
 def expected(
     leaves: dict[str, Tensor], options: dict[str, Any], dtype: torch.dtype
 ) -> list[Tensor]:
-    fresh = {name: leaf.detach().to(dtype).requires_grad_() for name, leaf in leaves.items()}
+    fresh: dict[str, Any] = {
+        name: leaf.detach().to(dtype).requires_grad_() for name, leaf in leaves.items()
+    }
     loss, _ = reference.contrastive_loss(**fresh, **options, compute_dtype=dtype)
     return [loss.detach(), *torch.autograd.grad(1.7 * loss, list(fresh.values()))]
 
@@ -134,10 +136,10 @@ def test_the_same_bits_twice_and_without_a_gradient(taken: list[bool]) -> None:
 def test_backward_twice_through_a_retained_graph() -> None:
     query, key = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
     loss = fused_contrastive_loss(query, key)
-    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    loss.backward(retain_graph=True)
     assert query.grad is not None
     once = query.grad.clone()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.testing.assert_close(query.grad, 2 * once, rtol=0, atol=0)
 
 
