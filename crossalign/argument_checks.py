@@ -30,6 +30,11 @@ def values_may_be_read(tensor: Tensor) -> bool:
 def check_tensor(function: str, name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise ValueError(
+            f"{function}: {name} must be a dense tensor, got a nested one; pad it with "
+            ".to_padded_tensor(), or concatenate its parts"
+        )
     if value.layout != torch.strided:
         raise ValueError(
             f"{function}: {name} must be a dense tensor, got {value.layout}; call .to_dense()"
@@ -99,6 +104,35 @@ def check_number(function: str, name: str, value: Any) -> None:
     """Python's numbers and NumPy's, but no truth values."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
+
+
+def check_scalar(function: str, name: str, value: Any, *, above_zero: bool) -> None:
+    """A finite number or 0-d tensor; a tensor's value is read where that stalls nothing."""
+    if isinstance(value, Tensor):
+        check_tensor(function, name, value)
+        if value.dim() != 0:
+            raise ValueError(
+                f"{function}: {name} must be a number or a 0-d tensor, "
+                f"got shape {tuple(value.shape)}"
+            )
+        check_floating(function, name, value)
+        if not values_may_be_read(value):
+            return
+        value = float(value.detach())
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"{function}: {name} must be a number or a 0-d tensor, got {type(value).__name__}"
+        )
+    if above_zero:
+        check_positive_finite(function, name, value)
+    else:
+        check_finite(function, name, value)
+
+
+def check_integer_number(function: str, name: str, value: Any) -> None:
+    """Python's integers and NumPy's, but no truth values."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{function}: {name} must be an integer, got {type(value).__name__}")
 
 
 def check_finite(function: str, name: str, value: Any) -> None:

@@ -161,6 +161,12 @@ class TrainingConfig:
         check_settings(self)
         if not self.layers:
             raise SettingError("layer must name at least one layer, got ()", "layer")
+        if self.learn_temperature and self.temperature < 0.01:
+            raise SettingError(
+                "temperature must be at least 0.01 with learn_temperature, below which it gets no "
+                f"gradient, got {self.temperature}",
+                *("temperature", "learn_temperature"),
+            )
         if self.contrastive_weight == 0 and self.lm_weight == 0:
             names = ("contrastive_weight", "lm_weight")
             raise SettingError("contrastive_weight and lm_weight must not both be 0", *names)

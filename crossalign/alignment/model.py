@@ -9,7 +9,6 @@ Shapes: N pairs, H hard negatives, B sentences, T tokens, C hidden size, L align
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,9 +23,11 @@ from crossalign.alignment.batch_checks import (
     parameters_of_forward,
 )
 from crossalign.alignment.padding import LENGTHS, no_text, one_token, trimmed
-from crossalign.argument_checks import check_option, check_positive_finite
+from crossalign.argument_checks import check_option, check_scalar
 from crossalign.contrastive.loss import fused_contrastive_loss
+from crossalign.contrastive.module import LearnsTemperature, start_logit_scale
 from crossalign.contrastive.terms import ContrastiveStats
+from crossalign.distributed.group_owner import OwnsGroup
 from crossalign.models.encode import check_layer, hidden_states_at
 from crossalign.models.layer_states import hidden_states_of
 from crossalign.models.next_token_loss import language_model_loss
@@ -36,7 +37,7 @@ from crossalign.pooling.choices import CENTERS, POOL_TOKENS, POOLINGS, Center, P
 from crossalign.pooling.content_tokens import content_mask
 from crossalign.pooling.functions import pool
 
-LARGEST_LOGIT_SCALE = math.log(100.0)
+LARGEST_LOGIT_SCALE = 100.0  # the lowest temperature that is learned is 0.01
 
 
 class AlignmentOutput(NamedTuple):
@@ -48,7 +49,7 @@ class AlignmentOutput(NamedTuple):
     stats: ContrastiveStats
 
 
-class AlignmentModel(nn.Module):
+class AlignmentModel(OwnsGroup, LearnsTemperature):
     """A causal LM with the AFP loss: sentences meet after block `layer`, texts after the last one.
 
     Wrap it, not the language model inside, in DistributedDataParallel or FSDP; with
@@ -76,7 +77,8 @@ class AlignmentModel(nn.Module):
     Raises:
         TypeError: layer is not an integer.
         ValueError: layer is out of range, pooling, pool_tokens or center is unknown, temperature
-            is not above 0, or the model's decoder blocks cannot be found.
+            is not above 0, or below 0.01 where it is learned, or the model's decoder blocks cannot
+            be found.
 
     Source: Li et al. 2024, "Improving In-context Learning of Multilingual Generative Language
         Models with Cross-lingual Alignment" (NAACL).
@@ -107,19 +109,16 @@ class AlignmentModel(nn.Module):
         check_option("AlignmentModel", "pooling", pooling, POOLINGS)
         check_option("AlignmentModel", "pool_tokens", pool_tokens, POOL_TOKENS)
         check_option("AlignmentModel", "center", center, CENTERS)
-        if learn_temperature and isinstance(temperature, Tensor):
-            temperature = float(temperature.detach())
-        if not isinstance(temperature, Tensor):
-            check_positive_finite("AlignmentModel", "temperature", temperature)
+        check_scalar("AlignmentModel", "temperature", temperature, above_zero=True)
         super().__init__()
         self.model = model
         self.layers = layers
         self.pooling, self.pool_tokens, self.center = pooling, pool_tokens, center
         self.special_token_ids = torch.tensor(tuple(special_token_ids), dtype=torch.long)
         self.fixed_temperature = temperature
-        self.logit_scale: nn.Parameter | None = None
+        self.logit_scale, self.max_logit_scale = None, LARGEST_LOGIT_SCALE
         if learn_temperature:
-            self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+            self.logit_scale = start_logit_scale("AlignmentModel", temperature, LARGEST_LOGIT_SCALE)
         self.contrastive_weight, self.lm_weight = contrastive_weight, lm_weight
         self.symmetric, self.hard_negative_weight = symmetric, hard_negative_weight
         self.group = group
@@ -191,7 +190,7 @@ class AlignmentModel(nn.Module):
         """The temperature in use; a tensor with a gradient where it is learned."""
         if self.logit_scale is None:
             return self.fixed_temperature
-        return (-self.logit_scale.clamp(max=LARGEST_LOGIT_SCALE)).exp()
+        return self.learned_temperature(self.logit_scale)
 
     def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, L * C) pooled hidden states, layer by layer; batch: input_ids and attention_mask."""

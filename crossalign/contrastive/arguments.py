@@ -14,9 +14,9 @@ from crossalign.argument_checks import (
     check_has_data,
     check_in_range,
     check_integer,
-    check_positive_finite,
     check_same_device,
     check_same_dtype,
+    check_scalar,
     check_size,
     check_tensor,
     check_weights,
@@ -44,7 +44,9 @@ def _check(arguments: LossArguments) -> None:
     check_options(_NAME, options)
     is_alone = options.group is None
     _check_embeddings(arguments, allow_empty=not is_alone)
-    _check_temperature(arguments.temperature)
+    check_scalar(_NAME, "temperature", arguments.temperature, above_zero=True)
+    if isinstance(arguments.temperature, Tensor):
+        check_has_data(_NAME, "temperature", arguments.temperature)
     num_pairs, negatives = query.shape[0], arguments.negatives
     num_negatives = 0 if negatives is None else negatives.shape[0]
     if ids is not None:
@@ -135,10 +137,10 @@ def _check_embeddings(arguments: LossArguments, allow_empty: bool) -> None:
     if negatives is None:
         return
     given: object = negatives
-    if isinstance(given, numbers.Real):
+    if isinstance(given, numbers.Real) or (isinstance(given, Tensor) and given.dim() == 0):
         raise TypeError(
-            f"{_NAME}: negatives must be a torch.Tensor, got {type(given).__name__}; the third "
-            "argument is negatives, so pass temperature= by name"
+            f"{_NAME}: negatives must be a torch.Tensor of embeddings, got the number {given}; the "
+            "third argument is negatives, so pass temperature= by name"
         )
     check_tensor(_NAME, "negatives", negatives)
     if negatives.dim() != 2:
@@ -150,26 +152,6 @@ def _check_embeddings(arguments: LossArguments, allow_empty: bool) -> None:
     check_size(_NAME, "negatives", negatives, 1, query.shape[1], "the features of query")
     check_same_dtype(_NAME, "negatives", negatives, "query", query)
     check_same_device(_NAME, "negatives", negatives, "query", query)
-
-
-def _check_temperature(temperature: float | Tensor) -> None:
-    if not isinstance(temperature, Tensor):
-        given: object = temperature  # a NumPy scalar is a number too
-        if isinstance(given, bool) or not isinstance(given, numbers.Real):
-            raise TypeError(
-                f"{_NAME}: temperature must be a float or a 0-d tensor, "
-                f"got {type(temperature).__name__}"
-            )
-        check_positive_finite(_NAME, "temperature", temperature)
-        return
-    if temperature.dim() != 0:
-        raise ValueError(
-            f"{_NAME}: temperature must be a float or a 0-d tensor, "
-            f"got shape {tuple(temperature.shape)}"
-        )
-    check_floating(_NAME, "temperature", temperature)
-    if values_may_be_read(temperature):
-        check_positive_finite(_NAME, "temperature", float(temperature.detach()))
 
 
 def _check_integers(name: str, value: Tensor, size: int, why: str, query: Tensor) -> None:
@@ -235,6 +217,7 @@ def _check_guides(arguments: LossArguments) -> None:
 def _check_per_pair(arguments: LossArguments) -> None:
     query, weights, debias = arguments.query, arguments.weights, arguments.options.debias
     if isinstance(debias, Tensor):
+        check_tensor(_NAME, "debias", debias)
         check_floating(_NAME, "debias", debias)
         if debias.dim():
             check_dims(_NAME, "debias", debias, "(N,)")

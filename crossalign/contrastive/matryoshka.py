@@ -7,6 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from crossalign.argument_checks import check_finite, check_integer_number, check_tensor
+
+_NAME = "MatryoshkaLoss"
+
 
 class MatryoshkaLoss(nn.Module):
     """A loss summed over prefixes of the embeddings, so that they can be cut after training.
@@ -23,7 +27,7 @@ class MatryoshkaLoss(nn.Module):
         weights: of the prefixes, in their order; None: 1 for each.
 
     Raises:
-        TypeError: a size is not an integer.
+        TypeError: loss cannot be called, a size is not an integer, or a weight no number.
         ValueError: sizes or weights do not fit.
 
     Source: Kusupati et al. 2022 (Matryoshka Representation Learning).
@@ -36,19 +40,20 @@ class MatryoshkaLoss(nn.Module):
         weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        if not callable(loss):
+            raise TypeError(f"{_NAME}: loss must be a loss such as ContrastiveLoss(), got {loss!r}")
         self.loss = loss
-        self.dims = tuple(dims)
-        self.weights = (1.0,) * len(self.dims) if weights is None else tuple(map(float, weights))
-        for dim in self.dims:
-            if isinstance(dim, bool) or not isinstance(dim, int):
-                raise TypeError(f"MatryoshkaLoss: dims must be integers, got {dim!r}")
+        self.dims = _numbers("dims", dims, check_integer_number, int)
+        self.weights = (1.0,) * len(self.dims)
+        if weights is not None:
+            self.weights = _numbers("weights", weights, check_finite, float)
         if not self.dims or min(self.dims) < 1 or len({*self.dims}) < len(self.dims):
             raise ValueError(
-                f"MatryoshkaLoss: dims must be different sizes of at least 1, got {list(dims)}"
+                f"{_NAME}: dims must be different sizes of at least 1, got {list(dims)}"
             )
         if len(self.weights) != len(self.dims):
             raise ValueError(
-                f"MatryoshkaLoss: weights must be one for each of the {len(self.dims)} dims, got "
+                f"{_NAME}: weights must be one for each of the {len(self.dims)} dims, got "
                 f"{len(self.weights)}"
             )
 
@@ -64,10 +69,14 @@ class MatryoshkaLoss(nn.Module):
             ValueError: a prefix is longer than the embeddings.
         """
         sides = [query, key] if negatives is None else [query, key, negatives]
+        for name, side in zip(("query", "key", "negatives"), sides, strict=False):
+            check_tensor(_NAME, name, side)
+            if side.dim() < 2:
+                raise ValueError(f"{_NAME}: {name} must have shape (N, D), got {tuple(side.shape)}")
         longest = max(self.dims)
         if longest > query.shape[-1]:
             raise ValueError(
-                f"MatryoshkaLoss: dims must be at most the {query.shape[-1]} features of query, "
+                f"{_NAME}: dims must be at most the {query.shape[-1]} features of query, "
                 f"got {longest}"
             )
         total: Any = 0
@@ -82,3 +91,14 @@ class MatryoshkaLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dims={list(self.dims)}, weights={list(self.weights)}"
+
+
+def _numbers(
+    name: str, given: Any, check: Callable[[str, str, Any], None], kind: Callable[[Any], Any]
+) -> tuple[Any, ...]:
+    """The numbers of a list, a tuple or an array, each checked."""
+    if isinstance(given, str) or not hasattr(given, "__iter__"):
+        raise TypeError(f"{_NAME}: {name} must be a list of numbers, got {given!r}")
+    for each in given:
+        check(_NAME, f"each of {name}", each)
+    return tuple(kind(each) for each in given)

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from crossalign.argument_checks import check_positive_finite
+from crossalign.argument_checks import (
+    check_has_data,
+    check_positive_finite,
+    check_scalar,
+    check_truth_value,
+)
 from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.contrastive.option_checks import check_options
 from crossalign.contrastive.options import LossOptions
@@ -34,12 +39,14 @@ class LearnsTemperature(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         before = self.logit_scale
-        kept = None if before is None else (before.data, before.grad)
+        kept: tuple[Tensor, Tensor | None] | None = None
+        if before is not None:  # .data, since what the cast changes are the tensors themselves
+            kept = before.data, None if before.grad is None else before.grad.data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = self.logit_scale
         if after is not None and kept is not None and after.dtype.itemsize < kept[0].dtype.itemsize:
             value, grad = kept
-            after.data = value.to(after.device)
+            after.grad, after.data = None, value.to(after.device)
             if grad is not None:
                 after.grad = grad.to(after.device)
         return self
@@ -53,9 +60,12 @@ def start_logit_scale(
     function: str, temperature: float | Tensor, max_logit_scale: float
 ) -> nn.Parameter:
     """The parameter at its start; above its bound it would have no gradient and never learn."""
-    start = float(temperature.detach()) if isinstance(temperature, Tensor) else temperature
+    check_scalar(function, "temperature", temperature, above_zero=True)
+    if isinstance(temperature, Tensor):
+        check_has_data(function, "temperature", temperature)
+        temperature = temperature.detach()
+    start = float(temperature)
     check_positive_finite(function, "temperature", start)
-    start = float(start)
     if 1 / start > max_logit_scale * (1 + 1e-6):
         raise ValueError(
             f"{function}: temperature={start} starts below 1 / max_logit_scale = "
@@ -102,8 +112,8 @@ class ContrastiveLoss(OwnsGroup, LearnsTemperature):
             )
         given = LossOptions(**options)
         check_options("ContrastiveLoss", given)
-        if not isinstance(temperature, Tensor):
-            check_positive_finite("ContrastiveLoss", "temperature", temperature)
+        check_scalar("ContrastiveLoss", "temperature", temperature, above_zero=True)
+        check_truth_value("ContrastiveLoss", "learn_temperature", learn_temperature)
         check_positive_finite("ContrastiveLoss", "max_logit_scale", max_logit_scale)
         self.max_logit_scale = float(max_logit_scale)
         self.logit_scale = None
@@ -121,7 +131,8 @@ class ContrastiveLoss(OwnsGroup, LearnsTemperature):
         """The temperature in use: a number where it is learned, else what was given."""
         if self.logit_scale is None:
             return self.fixed_temperature
-        return float(self.learned_temperature(self.logit_scale.detach()))
+        learned = self.learned_temperature(self.logit_scale.detach())
+        return learned if learned.is_meta else float(learned)
 
     def forward(
         self,

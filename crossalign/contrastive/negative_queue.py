@@ -8,14 +8,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from crossalign.argument_checks import check_dims, check_floating, check_integer, check_tensor
+from crossalign.argument_checks import (
+    check_dims,
+    check_floating,
+    check_has_data,
+    check_integer,
+    check_integer_number,
+    check_same_device,
+    check_tensor,
+)
 from crossalign.distributed.gather import gather_rows, shard_layout
+from crossalign.distributed.group_owner import OwnsGroup
 from crossalign.distributed.rank_agreement import agree, check_group
 
 _NAME = "NegativeQueue"
 
 
-class NegativeQueue(nn.Module):
+class NegativeQueue(OwnsGroup, nn.Module):
     """The last `size` keys, first in, first out, without gradient.
 
         queue = NegativeQueue(65536)
@@ -27,7 +36,8 @@ class NegativeQueue(nn.Module):
     Push after the loss, or a key would be a negative of its own query. With keys of a slowly moving
     copy of the encoder this is MoCo, with keys of the encoder itself a cross-batch memory. The
     content is part of the module's state_dict and so of a checkpoint, moves with .to(device), and
-    is never written in place: a backward that is still to come keeps what its loss was given.
+    is never written in place: a backward that is still to come keeps what its loss was given. A
+    deep copy shares the process group; a pickle leaves it out, and says so when it is loaded.
 
     Args:
         size: keys to hold, at least 1.
@@ -49,13 +59,12 @@ class NegativeQueue(nn.Module):
 
     def __init__(self, size: int, *, group: Any = None) -> None:
         super().__init__()
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"{_NAME}: size must be an integer, got {type(size).__name__}")
+        check_integer_number(_NAME, "size", size)
         if size < 1:
             raise ValueError(f"{_NAME}: size must be at least 1, got {size}")
         if group is not None:
             check_group(_NAME, group)
-        self.size, self.group = size, group
+        self.size, self.group = int(size), group
         self.register_buffer("keys", torch.empty(0, 0))
         self.register_buffer("ids", torch.empty(0, dtype=torch.int64))
 
@@ -112,6 +121,7 @@ class NegativeQueue(nn.Module):
 
     def _gathered(self, keys: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Those of all ranks, in rank order."""
+        assert self.group is not None
         problem: Exception | None = None
         facts: dict[str, object] = {}
         try:
@@ -133,6 +143,7 @@ class NegativeQueue(nn.Module):
         check_tensor(_NAME, "keys", keys)
         check_dims(_NAME, "keys", keys, "(N, D)")
         check_floating(_NAME, "keys", keys)
+        check_has_data(_NAME, "keys", keys)
         stored = self.keys
         if len(self) and keys.shape[1:] != stored.shape[1:]:
             raise ValueError(
@@ -154,6 +165,7 @@ class NegativeQueue(nn.Module):
         if ids is not None:
             check_tensor(_NAME, "ids", ids)
             check_integer(_NAME, "ids", ids)
+            check_same_device(_NAME, "ids", ids, "keys", keys)
             if tuple(ids.shape) != (keys.shape[0],):
                 raise ValueError(
                     f"{_NAME}: ids must have shape ({keys.shape[0]},), one per key, got "

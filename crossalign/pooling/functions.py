@@ -17,6 +17,7 @@ from crossalign.argument_checks import (
     check_same_device,
     check_size,
     check_tensor,
+    check_truth_value,
     check_weights,
     values_may_be_read,
 )
@@ -44,7 +45,7 @@ def masked_mean_pool(
         (B, C), dtype of hidden. A sentence without tokens gives zeros and a zero gradient.
 
     Raises:
-        TypeError: hidden or mask is not a tensor.
+        TypeError: hidden or mask is not a tensor, or normalize neither True nor False.
         ValueError: shapes or devices do not fit, the named backend cannot run these tensors, or a
             weight is negative or not finite (read on the CPU, elsewhere if CROSSALIGN_CHECK=1).
 
@@ -52,10 +53,10 @@ def masked_mean_pool(
     copies no hidden state. Deterministic. Differentiating twice raises.
     Source: reference.masked_mean_pool is the specification.
     """
-    _check_padded("masked_mean_pool", hidden, mask)
+    _check_padded("masked_mean_pool", hidden, mask, normalize)
     use_triton = choose_backend("masked_mean_pool", backend, hidden) == "triton"
     pooled: Tensor
-    pooled, _, _ = padded_mean(hidden, mask, normalize, use_triton)
+    pooled, _, _ = padded_mean(hidden, mask, bool(normalize), use_triton)
     return pooled
 
 
@@ -75,7 +76,8 @@ def mean_pool_varlen(
         (B, C), dtype of hidden. A sentence without tokens gives zeros.
 
     Raises:
-        TypeError: hidden or cu_seqlens is not a tensor, or cu_seqlens holds no int32 or int64.
+        TypeError: hidden or cu_seqlens is not a tensor, cu_seqlens holds no int32 or int64, or
+            normalize is neither True nor False.
         ValueError: shapes or devices do not fit, the named backend cannot run these tensors, or
             cu_seqlens does not rise from 0 to total (read on the CPU, elsewhere if
             CROSSALIGN_CHECK=1; unread, tokens after its last value belong to no sentence).
@@ -84,6 +86,7 @@ def mean_pool_varlen(
     Source: reference.mean_pool_varlen is the specification.
     """
     function = "mean_pool_varlen"
+    check_truth_value(function, "normalize", normalize)
     check_tensor(function, "hidden", hidden)
     check_tensor(function, "cu_seqlens", cu_seqlens)
     check_dims(function, "hidden", hidden, "(total, C)")
@@ -93,7 +96,7 @@ def mean_pool_varlen(
     _check_cu_seqlens(function, cu_seqlens, hidden.shape[0])
     use_triton = choose_backend(function, backend, hidden) == "triton"
     pooled: Tensor
-    pooled, _, _ = packed_mean(hidden, cu_seqlens, normalize, use_triton)
+    pooled, _, _ = packed_mean(hidden, cu_seqlens, bool(normalize), use_triton)
     return pooled
 
 
@@ -115,7 +118,7 @@ def last_token_pool(hidden: Tensor, mask: Tensor, *, normalize: bool = False) ->
 
     Cost: reads the mask and B*C; the gradient is as large as hidden. Deterministic.
     """
-    _check_padded("last_token_pool", hidden, mask)
+    _check_padded("last_token_pool", hidden, mask, normalize)
     if hidden.shape[1] == 0:
         return hidden.sum(dim=1)
     is_token = mask != 0
@@ -144,7 +147,7 @@ def masked_max_pool(hidden: Tensor, mask: Tensor, *, normalize: bool = False) ->
 
     Cost: one copy of hidden forward. Deterministic.
     """
-    _check_padded("masked_max_pool", hidden, mask)
+    _check_padded("masked_max_pool", hidden, mask, normalize)
     if hidden.shape[1] == 0:
         return hidden.sum(dim=1)
     is_token = mask != 0
@@ -169,7 +172,8 @@ def pool(
     return functions[mode](hidden, mask, normalize=normalize)
 
 
-def _check_padded(function: str, hidden: Tensor, mask: Tensor) -> None:
+def _check_padded(function: str, hidden: Tensor, mask: Tensor, normalize: bool) -> None:
+    check_truth_value(function, "normalize", normalize)
     check_tensor(function, "hidden", hidden)
     check_tensor(function, "mask", mask)
     check_dims(function, "hidden", hidden, "(B, T, C)")

@@ -56,6 +56,10 @@ def test_flags_of_the_run_and_its_fields_agree() -> None:
         ({"pooling": "first"}, "pooling must be one of mean, last, max, got 'first'"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"temperature": float("nan")}, "temperature must be finite, got nan"),
+        (
+            {"temperature": 0.009, "learn_temperature": True},
+            "temperature must be at least 0.01 with learn_temperature, .* got 0.009",
+        ),
         ({"learning_rate": -1.0}, "learning_rate must be above 0"),
         ({"learning_rate": float("inf")}, "learning_rate must be finite"),
         ({"lm_weight": -0.5}, "lm_weight must be at least 0, got -0.5"),

@@ -28,7 +28,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"key": KEY.to("meta")}, ValueError, r"key must be on the device of query \(cpu\), got meta"),
     ({"query": QUERY[:0], "key": KEY[:0]}, ValueError, "query must have at least one row"),
     ({"query": QUERY[:, :0], "key": KEY[:, :0]}, ValueError, "query must have at least one feat"),
-    ({"negatives": 3}, TypeError, "negatives must be a torch.Tensor, got int"),
+    ({"negatives": 3}, TypeError, "negatives must be a torch.Tensor of .* got the number 3;"),
     ({"negatives": NEGATIVES[0]}, ValueError, r"negatives must have shape \(H, D\)"),
     ({"negatives": NEGATIVES[:, :2]}, ValueError, "negatives must have size 5 in dimension 1"),
     ({"negatives": NEGATIVES.half()}, ValueError, "negatives must have the dtype of query"),
@@ -38,8 +38,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"temperature": NAN}, ValueError, "temperature must be a finite number above 0, got nan"),
     ({"temperature": torch.tensor(INF)}, ValueError, "temperature must be a finite .* got inf"),
     ({"temperature": torch.ones(1)}, ValueError, r"temperature must be .* 0-d tensor, got shape"),
-    ({"temperature": "cold"}, TypeError, "temperature must be a float or a 0-d tensor, got str"),
-    ({"temperature": True}, TypeError, "temperature must be a float or a 0-d tensor, got bool"),
+    ({"temperature": "cold"}, TypeError, "temperature must be a number or a 0-d tensor, got str"),
+    ({"temperature": True}, TypeError, "temperature must be a number or a 0-d tensor, got bool"),
     ({"temperature": torch.tensor(1)}, ValueError, "temperature must be float32, .* torch.int64"),
     ({"ids": [1, 2, 3, 4]}, TypeError, "ids must be a torch.Tensor, got list"),
     ({"ids": IDS.float()}, TypeError, "ids must hold integers, got torch.float32"),
@@ -169,7 +169,7 @@ def test_values_on_a_gpu_are_read_on_demand(monkeypatch: pytest.MonkeyPatch) -> 
 def test_module_errors() -> None:
     with pytest.raises(ValueError, match=r"^ContrastiveLoss: temperature must be a finite number"):
         ContrastiveLoss(0.0)
-    with pytest.raises(TypeError, match=r"^ContrastiveLoss: temperature must be a number, got str"):
+    with pytest.raises(TypeError, match="^ContrastiveLoss: temperature must be a number or a 0-d"):
         ContrastiveLoss("0.1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^ContrastiveLoss: max_logit_scale must be a finite"):
         ContrastiveLoss(max_logit_scale=NAN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,9 +91,31 @@ def test_bad_sizes_are_named() -> None:
     for dims in ([], [0, 4], [4, 4]):
         with pytest.raises(ValueError, match=r"dims must be different sizes of at least 1, got \["):
             MatryoshkaLoss(loss, dims)
-    with pytest.raises(TypeError, match=r"dims must be integers, got 2\.0"):
+    with pytest.raises(TypeError, match="each of dims must be an integer, got float"):
         MatryoshkaLoss(loss, [2.0])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="dims must be a list of numbers, got 4"):
+        MatryoshkaLoss(loss, 4)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="each of weights must be a number, got str"):
+        MatryoshkaLoss(loss, [2], ["1"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="each of weights must be finite, got nan"):
+        MatryoshkaLoss(loss, [2], [float("nan")])
+    with pytest.raises(TypeError, match=r"loss must be a loss such as .*, got 0\.05"):
+        MatryoshkaLoss(0.05, [2])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="weights must be one for each of the 2 dims, got 1"):
         MatryoshkaLoss(loss, [4, 2], [1.0])
     with pytest.raises(ValueError, match="dims must be at most the 12 features of query, got 13"):
         MatryoshkaLoss(loss, [13, 2])(*sides())
+    query, key, _ = sides()
+    with pytest.raises(TypeError, match=r"negatives must be a torch\.Tensor, got float"):
+        MatryoshkaLoss(loss, [2])(query, key, 0.05)
+    with pytest.raises(ValueError, match="MatryoshkaLoss: query must be a dense tensor"):
+        MatryoshkaLoss(loss, [2])(query.to_sparse(), key)
+    with pytest.raises(ValueError, match=r"query must have shape \(N, D\), got \(12,\)"):
+        MatryoshkaLoss(loss, [2])(query[0], key)
+
+
+def test_sizes_and_weights_may_be_arrays() -> None:
+    embeddings = sides()
+    made = MatryoshkaLoss(ContrastiveLoss(0.3), np.array(DIMS), np.array(WEIGHTS, np.float32))  # type: ignore[arg-type]
+    expected = MatryoshkaLoss(ContrastiveLoss(0.3), DIMS, WEIGHTS)(*embeddings)
+    assert torch.equal(made(*embeddings), expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -107,6 +108,13 @@ def test_bad_arguments_are_named() -> None:
         queue.push(torch.zeros(2, 6), ids_of(0, 2))
     with pytest.raises(ValueError, match=r"ids must have shape \(5,\), one per key, got \(2,\)"):
         queue.push(keys_of(1), ids_of(1, 2))
+    with pytest.raises(ValueError, match="keys must be a dense tensor, got"):
+        queue.push(keys_of(1).to_sparse(), ids_of(1))
+    with pytest.raises(ValueError, match="keys must hold data, got a meta tensor"):
+        queue.push(keys_of(1).to("meta"), ids_of(1))
+    with pytest.raises(ValueError, match=r"ids must be on the device of keys \(cpu\), got meta"):
+        queue.push(keys_of(1), ids_of(1).to("meta"))
+    assert NegativeQueue(np.int64(3)).size == 3  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="ids must hold integers"):
         queue.push(keys_of(1), keys_of(1)[:, 0])
 

@@ -38,6 +38,8 @@ HIDDEN, MASK, BOUNDS = torch.zeros(2, 3, 4), torch.ones(2, 3), torch.tensor([0, 
             TypeError,
             "mask must hold integers, got torch.complex64",
         ),
+        (HIDDEN.to_sparse(), MASK, ValueError, r"hidden must be a dense tensor.*\.to_dense\(\)"),
+        (HIDDEN, MASK.to_sparse(), ValueError, "mask must be a dense tensor, got torch.sparse_coo"),
         (HIDDEN, -MASK, ValueError, "mask must be finite and not negative, got -1.0"),
         (HIDDEN, -MASK.long(), ValueError, "mask must not be negative, got -1"),
         (HIDDEN, MASK / 0, ValueError, "mask must be finite and not negative, got inf"),
@@ -78,6 +80,12 @@ def test_bad_options() -> None:
         pool(HIDDEN, MASK, "median")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"masked_mean_pool: backend must be one of .*'cuda'"):
         masked_mean_pool(HIDDEN, MASK, backend="cuda")  # type: ignore[arg-type]
+    for name, function in POOLS.items():
+        message = rf"^{function.__name__}: normalize must be True or False, got 2 \(int\)"
+        with pytest.raises(TypeError, match=message):
+            pool(HIDDEN, MASK, name, normalize=2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^mean_pool_varlen: normalize must be True or False"):
+        mean_pool_varlen(HIDDEN.flatten(0, 1), BOUNDS, normalize="no")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"mean_pool_varlen: backend must be one of .*'cuda'"):
         mean_pool_varlen(HIDDEN.flatten(0, 1), BOUNDS, backend="cuda")  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ Shapes: n rows of a side (queries, keys or negatives), D features.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -79,13 +80,17 @@ class GradientCache:
     ) -> None:
         sizes = chunk_size if isinstance(chunk_size, list | tuple) else [cast(int, chunk_size)]
         for size in sizes:
-            if isinstance(size, bool) or not isinstance(size, int):
+            if isinstance(size, bool) or not isinstance(size, numbers.Integral):
                 raise TypeError(
                     "GradientCache: chunk_size must be an integer, or a list of one per side, got "
                     f"{type(size).__name__}"
                 )
             if size < 1:
                 raise ValueError(f"GradientCache: chunk_size must be at least 1, got {size}")
+        if not callable(loss):
+            raise TypeError(
+                f"GradientCache: loss must be a loss such as ContrastiveLoss(), got {loss!r}"
+            )
         self.encode = encode
         self.loss = loss
         self.chunk_size = chunk_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import get_args
 
 import torch
@@ -11,13 +10,15 @@ from torch import Tensor
 from crossalign.argument_checks import (
     check_dims,
     check_floating,
+    check_has_data,
     check_integer,
     check_option,
-    check_positive_finite,
     check_same_device,
     check_same_dtype,
+    check_scalar,
     check_size,
     check_tensor,
+    check_truth_value,
     check_weights,
     values_may_be_read,
 )
@@ -41,13 +42,13 @@ def check_arguments(arguments: SigmoidArguments) -> None:
             f'{NAME}: gather="ring" needs group, got group=None; pass the process group, or leave '
             "gather out"
         )
-    normalize: object = arguments.normalize
-    if not isinstance(normalize, bool):
-        kind = type(normalize).__name__
-        raise TypeError(f"{NAME}: normalize must be True or False, got {kind}")
+    check_truth_value(NAME, "normalize", arguments.normalize)
     _check_embeddings(query, arguments.key, allow_empty=arguments.group is not None)
-    _check_scalar("temperature", arguments.temperature)
-    _check_scalar("bias", arguments.bias)
+    for name in ("temperature", "bias"):
+        value = getattr(arguments, name)
+        check_scalar(NAME, name, value, above_zero=name == "temperature")
+        if isinstance(value, Tensor):
+            check_has_data(NAME, name, value)
     if arguments.ids is not None:
         check_tensor(NAME, "ids", arguments.ids)
         check_integer(NAME, "ids", arguments.ids)
@@ -64,6 +65,7 @@ def _check_embeddings(query: Tensor, key: Tensor, allow_empty: bool) -> None:
     check_dims(NAME, "query", query, "(N, D)")
     check_dims(NAME, "key", key, "(N, D)")
     check_floating(NAME, "query", query)
+    check_has_data(NAME, "query", query)
     check_size(NAME, "key", key, 0, query.shape[0], "the rows of query")
     check_size(NAME, "key", key, 1, query.shape[1], "the features of query")
     check_same_dtype(NAME, "key", key, "query", query)
@@ -72,27 +74,6 @@ def _check_embeddings(query: Tensor, key: Tensor, allow_empty: bool) -> None:
         raise ValueError(f"{NAME}: query must have at least one row, got {tuple(query.shape)}")
     if query.shape[1] == 0:
         raise ValueError(f"{NAME}: query must have at least one feature, got {tuple(query.shape)}")
-
-
-def _check_scalar(name: str, value: object) -> None:
-    """A number, or a 0-d tensor: a temperature finite and above 0, a bias finite."""
-    if isinstance(value, Tensor):
-        if value.dim() != 0:
-            raise ValueError(
-                f"{NAME}: {name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}"
-            )
-        check_floating(NAME, name, value)
-        if not values_may_be_read(value):
-            return
-        value = float(value.detach())
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(
-            f"{NAME}: {name} must be a number or a 0-d tensor, got {type(value).__name__}"
-        )
-    if name == "temperature":
-        check_positive_finite(NAME, name, value)
-    elif not math.isfinite(value):
-        raise ValueError(f"{NAME}: {name} must be finite, got {value}")
 
 
 def _check_pair_weights(arguments: SigmoidArguments, weights: Tensor) -> None:
@@ -122,5 +103,5 @@ def build_problem(arguments: SigmoidArguments) -> SigmoidProblem:
         query_ids=ids,
         key_ids=ids,
         label_offset=0,
-        normalize=arguments.normalize,
+        normalize=bool(arguments.normalize),
     )

@@ -213,6 +213,8 @@ def test_bad_lists_are_named() -> None:
         GradientCache(encoder, loss_of, [3])(rows(), rows())
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         GradientCache(encoder, loss_of, [3, 0])
+    with pytest.raises(TypeError, match=r"loss must be a loss such as ContrastiveLoss.* got 0\.05"):
+        GradientCache(torch.nn.Identity(), 0.05, 2)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"chunk_size must be an integer, .* got float"):
         GradientCache(encoder, loss_of, 2.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="key_inputs must have the 7 rows of query_inputs, got 6"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,7 +34,15 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "bias tensor": ({"bias": SCALAR / 0}, ValueError, "bias must be finite, got inf"),
     "bias none": ({"bias": None}, TypeError, "bias must be a number or a 0-d tensor, got NoneType"),
     "bias shape": ({"bias": X[0]}, ValueError, r"bias must be .* 0-d tensor, got shape \(4,\)"),
-    "normalize": ({"normalize": 2}, TypeError, "normalize must be True or False, got int"),
+    "sparse": ({"key": X.to_sparse()}, ValueError, "key must be a dense tensor, got torch.sparse"),
+    "meta": ({"query": X.to("meta"), "key": X.to("meta")}, ValueError, "query must hold data, got"),
+    "sparse bias": ({"bias": SCALAR.to_sparse()}, ValueError, "bias must be a dense tensor"),
+    "meta bias": (
+        {"bias": SCALAR.to("meta")},
+        ValueError,
+        "bias must hold data, got a meta",
+    ),
+    "normalize": ({"normalize": 2}, TypeError, "normalize must be True or False, got 2"),
     "ids floats": ({"ids": X[:, 0]}, TypeError, "ids must hold integers, got torch.float32"),
     "ids dims": ({"ids": X.long()}, ValueError, r"ids must have shape \(N,\)"),
     "ids size": ({"ids": torch.arange(2)}, ValueError, "ids must have size 3 .*one per pair"),
@@ -55,6 +64,14 @@ def test_message(name: str) -> None:
     arguments: dict[str, Any] = {"query": X, "key": X, "temperature": 0.1, "bias": -10.0} | changes
     with pytest.raises(error, match=f"^fused_sigmoid_loss: .*{text}"):
         fused_sigmoid_loss(**arguments)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    expected = fused_sigmoid_loss(X, X, temperature=0.5, bias=2.0)
+    for kind in (np.float32, np.float64):
+        given = fused_sigmoid_loss(X, X, temperature=kind(0.5), bias=kind(2), normalize=np.True_)  # type: ignore[arg-type]
+        assert torch.equal(given, expected)
+    assert fused_sigmoid_loss(X, X, temperature=0.5, bias=np.int64(2)) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["temperature", "bias"])
