@@ -169,7 +169,7 @@ def test_values_on_a_gpu_are_read_on_demand(monkeypatch: pytest.MonkeyPatch) -> 
 def test_module_errors() -> None:
     with pytest.raises(ValueError, match=r"^ContrastiveLoss: temperature must be a finite number"):
         ContrastiveLoss(0.0)
-    with pytest.raises(TypeError, match="^ContrastiveLoss: temperature must be a number or a 0-d"):
+    with pytest.raises(TypeError, match=r"^ContrastiveLoss: temperature must be a number or a 0-d"):
         ContrastiveLoss("0.1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^ContrastiveLoss: max_logit_scale must be a finite"):
         ContrastiveLoss(max_logit_scale=NAN)
