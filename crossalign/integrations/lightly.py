@@ -13,20 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossalign.contrastive.loss import fused_contrastive_loss
-from crossalign.integrations.host import checked_constructor, import_host
+from crossalign.integrations.host import import_host
 
 __all__ = ["NTXentLoss"]
 
 _host: Any = import_host("lightly", "lightly.loss.ntx_ent_loss")
 _ROWS_OF_RANK = 2**40  # more than a rank has, so that no two ranks give an id twice
-
-
-def _check(loss: Any) -> None:
-    if not loss.temperature > 0:
-        raise ValueError(
-            f"NTXentLoss: temperature must be above 0, got {loss.temperature}; use the class of "
-            "lightly for a negative one"
-        )
 
 
 class NTXentLoss(_host.NTXentLoss):
@@ -35,11 +27,8 @@ class NTXentLoss(_host.NTXentLoss):
     With gather_distributed gradients averaged over ranks, as DistributedDataParallel does, are
     those of the whole batch, and ranks may have different numbers of rows.
 
-    Raises:
-        ValueError: temperature is not above 0, or what the host refuses.
+    A temperature below 0 pushes the views of an example apart, as in the host's.
     """
-
-    __init__ = checked_constructor(_host.NTXentLoss.__init__, _check)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """out0, out1: (n, D), two views of the same n examples."""
@@ -53,10 +42,10 @@ class NTXentLoss(_host.NTXentLoss):
         # Each row meets the other view of all rows, and its own view of all but itself: the key of
         # equal id that is not its positive, and so no negative, is the row itself.
         loss: Tensor = fused_contrastive_loss(
-            torch.cat([out0, out1]),
+            self._signed(torch.cat([out0, out1])),
             torch.cat([out1, out0]),
             ids=rows.repeat(2),
-            temperature=self.temperature,
+            temperature=abs(self.temperature),
             group=group,
         )
         return loss
@@ -64,13 +53,16 @@ class NTXentLoss(_host.NTXentLoss):
     def _against_bank(self, out0: Tensor, out1: Tensor, bank: Tensor) -> Tensor:
         """bank: (H, D), the only negatives: one id for all pairs keeps them from one another."""
         loss: Tensor = fused_contrastive_loss(
-            out0,
+            self._signed(out0),
             out1,
             bank,
             ids=torch.zeros(out0.shape[0], dtype=torch.int64, device=out0.device),
-            temperature=self.temperature,
+            temperature=abs(self.temperature),
         )
         return loss
+
+    def _signed(self, query: Tensor) -> Tensor:
+        return query if self.temperature > 0 else -query
 
     def _group(self) -> Any:
         is_spread = self.gather_distributed and dist.is_initialized() and dist.get_world_size() > 1

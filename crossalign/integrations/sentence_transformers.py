@@ -8,6 +8,7 @@ of the ranks may differ in size.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
 from collections.abc import Iterable, Sequence
@@ -50,6 +51,8 @@ _HARDNESS = {"all_negatives": "all", "in_batch_negatives": "in_batch", "hard_neg
 def _normalizes(settings: Any) -> bool:
     """Whether the similarity is the cosine; not so: the dot product."""
     similarity = settings.similarity_fct
+    if isinstance(similarity, functools.partial) and not (similarity.args or similarity.keywords):
+        similarity = similarity.func
     if similarity in (_util.cos_sim, _util.dot_score):
         return bool(similarity is _util.cos_sim)
     raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import warnings
@@ -67,9 +68,11 @@ def test_equals_the_host(columns: int, similarity: str) -> None:
     module = load_drop_in("sentence_transformers")
     from sentence_transformers import util
 
-    options = {"scale": 7.0, "similarity_fct": getattr(util, similarity)}
+    options: dict[str, Any] = {"scale": 7.0, "similarity_fct": getattr(util, similarity)}
     assert_equal_to_host(module.MultipleNegativesRankingLoss, columns, **options)
     assert_equal_to_host(module.MultipleNegativesSymmetricRankingLoss, columns, **options)
+    wrapped = {**options, "similarity_fct": functools.partial(options["similarity_fct"])}
+    assert_equal_to_host(module.MultipleNegativesRankingLoss, columns, **wrapped)
 
 
 def settings() -> Iterator[dict[str, Any]]:
