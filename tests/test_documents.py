@@ -19,6 +19,7 @@ from crossalign.alignment import TrainingConfig, align
 from crossalign.cli.main import build_parser
 from crossalign.cli.settings_file import find_settings
 from crossalign.data import open_pairs
+from tests.support.hosts import load_drop_in
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 from tests.support.training import make_pairs
 
@@ -72,6 +73,8 @@ SMALLER = {
 def test_python_runs_as_printed(page: Path, text: str, names: dict[str, Any]) -> None:
     if "evaluate_in_context" in text:
         pytest.importorskip("lm_eval")
+    for host in re.findall(r"^from crossalign\.integrations\.(\w+)", text, re.MULTILINE):
+        load_drop_in(host)
     for printed, small in SMALLER.items():
         text = text.replace(printed, small)
     exec(compile(text, page.name, "exec"), names)
@@ -79,7 +82,7 @@ def test_python_runs_as_printed(page: Path, text: str, names: dict[str, Any]) ->
 
 def test_the_example_of_the_readme_learns_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    example, *_ = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     printed = re.findall(r"^# step (\d+): loss ([\d.]+), accuracy (\d+)%", example, re.MULTILINE)
     exec(compile(example, "README.md", "exec"), {})
     got = re.findall(r"step (\d+): loss ([\d.]+), accuracy (\d+)%", capsys.readouterr().out)

@@ -1,0 +1,43 @@
+"""The libraries' own tests with one changed import: what is written about them is what was seen."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks.drop_ins.host_tests import HOSTS, compare
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "host_tests.json"
+SOURCES = os.environ.get("CROSSALIGN_HOST_SOURCES")
+
+
+def test_what_does_not_pass_is_in_the_documents_with_its_count() -> None:
+    page = (ROOT / "docs" / "drop-ins.md").read_text()
+    found = json.loads(RESULTS.read_text())["hosts"]
+    assert set(found) == set(HOSTS)
+    for name, result in found.items():
+        count = f"{result['pass_with_the_drop_in']} of {result['pass_with_the_host']}"
+        assert f"| {HOSTS[name].repository} | {count} |" in page
+        for test in result["do_not_pass"]:
+            assert test.rpartition("::")[2].partition("[")[0] in page, test
+
+
+def test_a_library_whose_tests_are_not_there_is_skipped_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    assert compare("open_clip", tmp_path) == {"skipped": f"no {tmp_path / 'open_clip' / 'tests'}"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOSTS)
+def test_the_tests_of_the_library_pass(name: str) -> None:
+    if SOURCES is None:
+        pytest.skip("CROSSALIGN_HOST_SOURCES names no folder of the libraries' clones")
+    result = compare(name, Path(SOURCES))
+    if "skipped" in result:
+        pytest.skip(result["skipped"])
+    seen = json.loads(RESULTS.read_text())["hosts"][name]
+    assert set(result["do_not_pass"]) <= set(seen["do_not_pass"])
