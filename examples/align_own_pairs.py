@@ -25,7 +25,7 @@ from crossalign.alignment import TrainingConfig, align
 from crossalign.data import open_pairs
 
 
-def made_up_model():
+def made_up_model() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     words = ["<pad>", "<s>", "</s>", "<unk>"]
     words += [f"{side}{index}" for side in ("cat", "Katze") for index in range(60)]
     vocabulary = {word: index for index, word in enumerate(words)}
