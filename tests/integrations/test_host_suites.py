@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -27,7 +28,8 @@ def test_what_does_not_pass_is_in_the_documents_with_its_count() -> None:
 
 
 def test_a_library_whose_tests_are_not_there_is_skipped_by_name(tmp_path: Path) -> None:
-    pytest.importorskip("open_clip")
+    if importlib.util.find_spec("open_clip") is None:
+        pytest.skip("open_clip is not installed")
     assert compare("open_clip", tmp_path) == {"skipped": f"no {tmp_path / 'open_clip' / 'tests'}"}
 
 
