@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 NORM_FLOOR = 1e-12  # x / max(||x||, NORM_FLOOR), as torch.nn.functional.normalize does
 
@@ -19,3 +21,9 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager[obje
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
+
+
+def concatenated(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """torch.cat, which under autocast refuses the half type that autocast does not use."""
+    with without_autocast(parts[0].device.type):
+        return torch.cat(list(parts), dim)

@@ -107,7 +107,8 @@ def _all_gather(batch: _Batch, symmetric: bool, machine: Machine) -> RankCost:
     others = batch.ranks - 1
     numbers = batch.pairs / batch.ranks * _WIDE * others if symmetric else 0.0
     # Of the keys of others: one partial log-sum-exp. Of its own, to others: two coefficients.
-    wire = batch.record_bytes + 2 * batch.shard_bytes * others + 3 * numbers
+    gradient = batch.shard_elements * _WIDE  # as parts of a sum, which is rounded once
+    wire = batch.record_bytes + (batch.shard_bytes + gradient) * others + 3 * numbers
     transfers = (5 if symmetric else 3) * math.ceil(math.log2(batch.ranks))
     memory = gathered_bytes(batch.candidates, batch.features, batch.itemsize, _WIDE)
     operations = 4 * batch.product
@@ -126,11 +127,10 @@ def _ring(batch: _Batch, symmetric: bool, machine: Machine) -> RankCost:
     gradient = batch.shard_elements * _WIDE
     wire = batch.record_bytes + others * (forward_shard + backward_shard)
     wire += rounds * (parts + gradient)
-    # Two shards of candidates; of one shard of gradients the product's sum and its rounding, and
-    # the
-    # sums that come and go; of the queries' gradient the sum and a part.
-    memory = batch.shard_elements * (3 * batch.itemsize + 3 * _WIDE)
-    memory += pairs * batch.features * (batch.itemsize + _WIDE)
+    # Two shards of candidates; of one shard of gradients the product's sum and what becomes of it,
+    # and the sums that come and go; of the queries' gradient the sum and a part.
+    memory = batch.shard_elements * (2 * batch.itemsize + 4 * _WIDE)
+    memory += pairs * batch.features * 2 * _WIDE
     block = _seconds(batch.product / batch.ranks, machine)
     seconds = _on_the_wire(batch.record_bytes, math.ceil(math.log2(batch.ranks)), machine)
     seconds += _steps(block, forward_shard, parts, batch.ranks, machine)

@@ -36,6 +36,7 @@ from crossalign.pooling.centering import center_vectors
 from crossalign.pooling.choices import CENTERS, POOL_TOKENS, POOLINGS, Center, Pooling, PoolTokens
 from crossalign.pooling.content_tokens import content_mask
 from crossalign.pooling.functions import pool
+from crossalign.precision import concatenated
 
 LARGEST_LOGIT_SCALE = 100.0  # the lowest temperature that is learned is 0.01
 
@@ -206,7 +207,7 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
             self.special_token_ids = self.special_token_ids.to(mask.device)
             mask = content_mask(batch["input_ids"], mask, self.special_token_ids)
         pooled = [pool(hidden, mask.to(hidden.device), self.pooling) for hidden in states]
-        vectors = torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]
+        vectors = concatenated(pooled, dim=1) if len(pooled) > 1 else pooled[0]
         return vectors if rows > 0 else vectors[:0].clone()  # FSDP asks for no views
 
     def contrast(

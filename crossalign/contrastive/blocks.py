@@ -19,7 +19,7 @@ from crossalign.contrastive.options import Direction, LossArguments
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums
 from crossalign.contrastive.terms import BlockSums, column_block, row_block, scale_tensor
 from crossalign.contrastive.torch_logits import inverse_norms
-from crossalign.precision import accumulator
+from crossalign.precision import accumulator, without_autocast
 
 # Within it exp(z), and its sum over 2^20 candidates, is a normal float32 number: no maximum need be
 # subtracted first.
@@ -170,7 +170,7 @@ def _margin_limit(arguments: LossArguments, scale: Tensor) -> Tensor | None:
         return None
     query, key = (x.to(scale.dtype) for x in (arguments.query, arguments.key))
     norms = [inverse_norms(x) for x in (query, key)]
-    similarity = torch.linalg.vecdot(query, key)
+    similarity = _products(query, key)
     slack: Tensor | float = _rounding(query) / (norms[0] * norms[1])
     if arguments.options.normalize:
         similarity = similarity * norms[0] * norms[1]
@@ -196,11 +196,18 @@ def _guide(arguments: LossArguments) -> _Guide:
             guide = guide.to(accumulator(guide.dtype))
             units.append(guide * inverse_norms(guide)[:, None])
     margin: Tensor | float = arguments.options.guide_margin
-    similarity = torch.linalg.vecdot(units[0], units[1])
+    similarity = _products(units[0], units[1])
     if arguments.options.guide_margin_type == "relative":
         margin = margin * similarity.abs()
     limit = similarity + margin + _rounding(units[0])
     return _Guide(units[0], torch.cat(units[1:]), limit)
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """(N,) of each row of x and that of y, which autocast would round to 16 bits."""
+    with without_autocast(x.device.type):
+        products: Tensor = torch.linalg.vecdot(x, y)
+    return products
 
 
 def _rounding(x: Tensor) -> float:

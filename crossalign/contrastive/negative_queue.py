@@ -20,6 +20,7 @@ from crossalign.argument_checks import (
 from crossalign.distributed.gather import gather_rows, shard_layout
 from crossalign.distributed.group_owner import OwnsGroup
 from crossalign.distributed.rank_agreement import agree, check_group
+from crossalign.precision import concatenated
 
 _NAME = "NegativeQueue"
 
@@ -105,7 +106,7 @@ class NegativeQueue(OwnsGroup, nn.Module):
         if keys.shape[0] == 0:
             return
         kept = self.keys if len(self) else keys[:0]
-        self.keys = torch.cat([kept, keys.detach()])[-self.size :].clone()
+        self.keys = concatenated([kept, keys.detach()])[-self.size :].clone()
         if ids is not None:
             kept_ids = self.ids.to(ids.device)
             self.ids = torch.cat([kept_ids, ids.detach().long()])[-self.size :].clone()

@@ -140,12 +140,17 @@ class GradientNeeds(NamedTuple):
     candidates: bool = True
     scale: bool = True
     candidate_rows: slice | None = None  # the candidates that need one; None: all of them
+    is_partial: bool = False  # the embeddings' gradients are parts of a sum, which is rounded once
 
     def wanted(self, num_candidates: int) -> slice:
         """The rows of the candidates whose gradient is formed."""
         if not self.candidates:
             return slice(0, 0)
         return self.candidate_rows or slice(0, num_candidates)
+
+    def gradient_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of the gradients of embeddings that have this dtype."""
+        return accumulator(dtype) if self.is_partial else dtype
 
 
 def label_range(problem: ContrastiveProblem, first_row: int, last_row: int) -> tuple[int, int, int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from crossalign.contrastive.problem import GradientNeeds
+from crossalign.precision import concatenated
 
 
 class Sides(NamedTuple):
@@ -39,7 +39,7 @@ class SideGradients(NamedTuple):
 
 def joined(key: Tensor, negatives: Tensor | None) -> Tensor:
     """(M, D): the candidates."""
-    return key if negatives is None else torch.cat([key, negatives])
+    return key if negatives is None else concatenated([key, negatives])
 
 
 def separated(of_key: Tensor, of_negatives: Tensor) -> tuple[Tensor, Tensor]:

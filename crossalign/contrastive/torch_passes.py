@@ -166,9 +166,10 @@ def contrastive_bwd(
     needs: GradientNeeds | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (query (N, D), wanted candidates (m, D), scale ()), the first two in their
-    dtype; what is not needed has no rows."""
+    dtype, or as parts of a sum in the accumulator's; what is not needed has no rows."""
     chunks = LogitChunks(query, candidates, problem)
-    gradients = GradientSums(chunks, query.dtype, needs)
+    needs = needs or GradientNeeds()
+    gradients = GradientSums(chunks, needs.gradient_dtype(query.dtype), needs)
     # A second workspace, kept: fresh memory for every chunk costs more than the arithmetic on it.
     scratch_RM = query.new_empty(0)
     if chunks.is_two_sided:

@@ -32,7 +32,7 @@ from crossalign.distributed.symmetric_gather import (
     load_extension,
     open_workspace,
 )
-from crossalign.precision import accumulator
+from crossalign.precision import accumulator, concatenated
 
 __all__ = ["extension_status", "gather_negatives", "load_extension"]
 
@@ -171,13 +171,13 @@ def gather_rows(
         return x.new_empty((0, columns), dtype=dtype)
     shard = _convert(x, normalize, dtype).to(transport_device(layout.group, x.device)).contiguous()
     if x.shape[0] < most_rows:  # collectives want shards of one size
-        shard = torch.cat([shard, shard.new_zeros((most_rows - x.shape[0], columns))])
+        shard = concatenated([shard, shard.new_zeros((most_rows - x.shape[0], columns))])
     received = shard.new_empty((len(layout.rows) * most_rows, columns))
     # As bytes: no backend has to know the dtype, and nothing is changed on the way.
     all_gather_single(received.view(torch.uint8), shard.view(torch.uint8), layout.group)
     if min(layout.rows) < most_rows:
         shards = received.view(-1, most_rows, columns)
-        received = torch.cat([shards[r, :count] for r, count in enumerate(layout.rows)])
+        received = concatenated([shards[r, :count] for r, count in enumerate(layout.rows)])
     return received.to(x.device)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.integrations.host import import_host
+from crossalign.precision import concatenated
 
 __all__ = ["NTXentLoss"]
 
@@ -42,8 +43,8 @@ class NTXentLoss(_host.NTXentLoss):
         # Each row meets the other view of all rows, and its own view of all but itself: the key of
         # equal id that is not its positive, and so no negative, is the row itself.
         loss: Tensor = fused_contrastive_loss(
-            self._signed(torch.cat([out0, out1])),
-            torch.cat([out1, out0]),
+            self._signed(concatenated([out0, out1])),
+            concatenated([out1, out0]),
             ids=rows.repeat(2),
             temperature=abs(self.temperature),
             group=group,

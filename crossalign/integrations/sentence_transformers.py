@@ -21,6 +21,7 @@ from torch import Tensor
 from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.integrations.guided_terms import GuidedBatch, guided_loss
 from crossalign.integrations.host import checked_constructor, import_host
+from crossalign.precision import concatenated
 
 __all__ = [
     "CachedGISTEmbedLoss",
@@ -90,7 +91,7 @@ class CachedMultipleNegativesRankingLoss(_host.CachedMultipleNegativesRankingLos
         self, reps: list[list[Tensor]], *args: Any, with_backward: bool = False, **kwargs: Any
     ) -> Tensor:
         return _backward_if(
-            with_backward, _ranking_loss(self, [torch.cat(of_column) for of_column in reps])
+            with_backward, _ranking_loss(self, [concatenated(of_column) for of_column in reps])
         )
 
 
@@ -228,7 +229,7 @@ def _ranking_loss(
         options["partition"] = partition
     if mode is not None and strength > 0:
         options |= {"hardness": strength, "hardness_on": _HARDNESS[mode]}
-    negatives = torch.cat(others) if others else None
+    negatives = concatenated(others) if others else None
     if others and {"directions", "hardness"} & options.keys():
         rows = torch.arange(query.shape[0], device=query.device)
         options["negative_owner"] = rows.repeat(len(others))

@@ -86,8 +86,9 @@ def contrastive_bwd(
         empty(wanted.stop - wanted.start, width),
         wanted,
     )
-    grad_query = empty(num_queries if needs.query else 0, query.shape[1], dtype=query.dtype)
-    grad_candidates = empty(len(sums_of.candidates), query.shape[1], dtype=query.dtype)
+    dtype = needs.gradient_dtype(query.dtype)
+    grad_query = empty(num_queries if needs.query else 0, query.shape[1], dtype=dtype)
+    grad_candidates = empty(len(sums_of.candidates), query.shape[1], dtype=dtype)
     num_partials = sum(chunk.num_tiles(tiles) for row in chunks for chunk in row)
     scale_partial = empty(num_partials) if needs.scale else None
     none = slice(0, 0)

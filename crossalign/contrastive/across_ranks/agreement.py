@@ -148,8 +148,8 @@ def sharded_batch(arguments: LossArguments, records: list[dict[str, Any]]) -> Sh
     wide = accumulator(arguments.query.dtype)
     group = arguments.options.group
     assert group is not None
-    # The widest row that travels is an embedding, a guide's, or five numbers of the accumulator.
-    row_bytes = max(arguments.query.shape[1] * arguments.query.element_size(), 5 * wide.itemsize)
+    # The widest row that travels is a part of a gradient, a guide's, or five numbers.
+    row_bytes = max(arguments.query.shape[1], 5) * wide.itemsize
     if arguments.guide_query is not None:
         row_bytes = max(row_bytes, arguments.guide_query.shape[1] * wide.itemsize)
 
@@ -190,5 +190,6 @@ def choose_schedule(
 def gathered_bytes(
     num_candidates: int, num_features: int, itemsize: int, wide_itemsize: int
 ) -> int:
-    """The candidates of all ranks, their gradient, and the sum it is rounded from."""
-    return num_candidates * num_features * (2 * itemsize + wide_itemsize)
+    """The candidates of all ranks, and what this rank has of their gradient: the sum of products,
+    and what becomes of it."""
+    return num_candidates * num_features * (itemsize + 2 * wide_itemsize)

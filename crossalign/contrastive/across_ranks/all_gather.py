@@ -27,6 +27,7 @@ from crossalign.contrastive.across_ranks.shards import (
 )
 from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
 from crossalign.distributed.gather import exchange_rows, gather_rows, reduce_rows
+from crossalign.precision import concatenated
 
 
 def gathered_problem(problem: ContrastiveProblem, batch: ShardedBatch) -> ContrastiveProblem:
@@ -66,14 +67,14 @@ def _gather_candidates(x: Tensor, batch: ShardedBatch, has_negatives: bool) -> T
     gathered = gather_rows(x[:num_keys], batch.keys)
     if not has_negatives or not sum(batch.negatives.rows):
         return gathered
-    return torch.cat([gathered, gather_rows(x[num_keys:], batch.negatives)])
+    return concatenated([gathered, gather_rows(x[num_keys:], batch.negatives)])
 
 
 def gathered_sums(
     query: Tensor, key: Tensor, negatives: Tensor, problem: ContrastiveProblem, batch: ShardedBatch
 ) -> tuple[ContrastiveSums, Tensor]:
     """(the sums of this rank's pairs, the gathered candidates (M, D) that backward needs)."""
-    candidates = torch.cat([key, negatives]) if len(negatives) else key
+    candidates = concatenated([key, negatives]) if len(negatives) else key
     candidates = _gather_candidates(candidates, batch, has_negatives=True)
     sums = block_sums(query, candidates, problem, batch)
     parts = column_parts(sums, problem)
@@ -109,4 +110,4 @@ def gathered_gradients(
     if batch.negatives_need_grad:
         further = grad_candidates[num_keys:]
         grad_negatives = reduce_rows(further, batch.negatives, candidates.dtype)
-    return grad_query, grad_key, grad_negatives, grad_scale
+    return grad_query.to(query.dtype), grad_key, grad_negatives, grad_scale

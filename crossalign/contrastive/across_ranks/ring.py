@@ -32,14 +32,14 @@ from crossalign.contrastive.problem import (
     ContrastiveProblem,
     ContrastiveSums,
 )
-from crossalign.precision import accumulator
+from crossalign.precision import accumulator, concatenated
 
 
 def ring_sums(
     query: Tensor, key: Tensor, negatives: Tensor, problem: ContrastiveProblem, batch: ShardedBatch
 ) -> tuple[ContrastiveSums, Tensor]:
     """(the sums of this rank's pairs, its positives (M_r, D))."""
-    candidates = torch.cat([key, negatives]) if len(negatives) else key.contiguous()
+    candidates = concatenated([key, negatives]) if len(negatives) else key.contiguous()
     shard = _shard(candidates, problem, batch)
     best: Tensor | None = None
     if batch.with_stats and problem.exclude_label:
@@ -106,7 +106,7 @@ def ring_gradients(
             grad_query.add_(of_query)
         if need_scale:
             grad_scale.add_(of_scale)
-        return of_columns.to(wide)
+        return of_columns
 
     pairs = zip(batch.keys.rows, num_candidates, strict=True)
     wanted = [wanted_candidates(batch, *pair) for pair in pairs]

@@ -92,9 +92,10 @@ def block_gradients(
     need_query: bool,
     need_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of query, wanted candidates and scale; sums and grads are those of the whole batch."""
+    """Of query, wanted candidates and scale, in the accumulator dtype; sums and grads are those of
+    the whole batch."""
     wanted = wanted_candidates(batch, problem.num_keys, candidates.shape[0])
-    needs = GradientNeeds(need_query, wanted.start < wanted.stop, need_scale, wanted)
+    needs = GradientNeeds(need_query, wanted.start < wanted.stop, need_scale, wanted, True)
     return contrastive_gradients(
         query, candidates, problem, sums, grads, needs, use_triton=batch.use_triton
     )

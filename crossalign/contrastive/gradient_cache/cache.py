@@ -26,7 +26,7 @@ from crossalign.contrastive.gradient_cache.second_pass import (
     Side,
     checked_embedding,
 )
-from crossalign.precision import without_autocast
+from crossalign.precision import concatenated, without_autocast
 
 SIDES = ("query_inputs", "key_inputs", "negative_inputs")
 
@@ -192,7 +192,7 @@ class GradientCache:
                     embedded = checked_embedding(side.encode, chunk)
             is_trained |= embedded.requires_grad
             embeddings.append(embedded.detach())
-        return torch.cat(embeddings), is_trained
+        return concatenated(embeddings), is_trained
 
     def _reducing(self, encode: Any) -> list[Any] | None:
         named = encode if self.module is None else self.module

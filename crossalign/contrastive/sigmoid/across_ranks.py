@@ -93,7 +93,9 @@ class _TermsAcrossRanks(torch.autograd.Function):
         query, keys, scale, bias, *sums = ctx.saved_tensors
         problem, batch = ctx.problem._replace(scale=scale, bias=bias), ctx.batch
         need_query, _, need_scale, need_bias = ctx.needs_input_grad[:4]
-        needs = GradientNeeds(need_query, batch.key_needs_grad, need_scale or need_bias)
+        needs = GradientNeeds(
+            need_query, batch.key_needs_grad, need_scale or need_bias, is_partial=True
+        )
         gradients = _ring_gradients if batch.schedule == "ring" else _gathered_gradients
         of_query, *others = gradients(
             query, keys, problem, SigmoidSums(*sums), grad_terms.contiguous(), needs, batch
@@ -127,7 +129,7 @@ def _gathered_gradients(
         query, keys, problem, sums, grad_terms, needs, use_triton=batch.use_triton
     )
     grad_key = reduce_rows(grad_keys, batch.layout, keys.dtype) if needs.candidates else None
-    return grad_query, grad_key, grad_scale, grad_bias
+    return grad_query.to(query.dtype), grad_key, grad_scale, grad_bias
 
 
 def _block(
@@ -194,7 +196,7 @@ def _ring_gradients(
             grad_query.add_(of_query)
         grad_scale.add_(of_scale)
         grad_bias.add_(of_bias)
-        return of_key.to(wide) if needs.candidates else of_key.new_empty((rows[source], 0))
+        return of_key if needs.candidates else of_key.new_empty((rows[source], 0))
 
     home = circulate(shard, batch.layout, visit, torch.add, rows)
     grad_key = home.to(key.dtype) if needs.candidates else None

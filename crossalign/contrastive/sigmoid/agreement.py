@@ -105,7 +105,7 @@ def sharded_pairs(arguments: SigmoidArguments, records: list[dict[str, Any]]) ->
         group,
         rows,
         [record["device"] for record in records],
-        row_bytes=max(query.shape[1] * query.element_size(), accumulator(query.dtype).itemsize),
+        row_bytes=query.shape[1] * accumulator(query.dtype).itemsize,
         backend=records[0]["CROSSALIGN_GATHER"],
     )
     wanted = " ".join(record["needs gradient"] for record in records).split()

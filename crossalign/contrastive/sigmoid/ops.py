@@ -6,6 +6,7 @@ too, so differentiating it again raises.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -43,6 +44,8 @@ def sigmoid_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of query, key, scale and bias; what is not needed has no rows, or is 0."""
     norms = (sums.query_inverse_norm, sums.key_inverse_norm)
+    if needs.is_partial:  # of a batch that lies on several ranks, whose backward is no op
+        return _gradients(query, key, problem, norms, grad_terms, needs, use_triton)
     gradients: tuple[Tensor, Tensor, Tensor, Tensor] = _backward_op(
         query, key, *problem, *norms, grad_terms, *needs[:3], use_triton
     )
@@ -70,14 +73,26 @@ def _sigmoid_bwd(query: Tensor, key: Tensor, *arguments: Any) -> tuple[Tensor, .
     *norms, grad_terms = arguments[_NUM_PROBLEM : _NUM_PROBLEM + 3]
     *need_flags, use_triton = arguments[_NUM_PROBLEM + 3 :]
     needs = GradientNeeds(*need_flags)
+    gradients = _gradients(query, key, problem, norms, grad_terms, needs, use_triton)
+    return tuple(gradient.contiguous() for gradient in gradients)
+
+
+def _gradients(
+    query: Tensor,
+    key: Tensor,
+    problem: SigmoidProblem,
+    norms: Sequence[Tensor],
+    grad_terms: Tensor,
+    needs: GradientNeeds,
+    use_triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with without_autocast(query.device.type):
         if use_triton and _may_launch(query, key):
             from crossalign.kernels.sigmoid_backward import sigmoid_bwd
 
             sums = SigmoidSums(grad_terms, *norms)
             return sigmoid_bwd(query, key, problem, sums, grad_terms, needs)
-        gradients = torch_passes.sigmoid_bwd(query, key, problem, grad_terms, needs)
-    return tuple(gradient.contiguous() for gradient in gradients)
+        return torch_passes.sigmoid_bwd(query, key, problem, grad_terms, needs)
 
 
 def _sigmoid_fwd_fake(query: Tensor, key: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

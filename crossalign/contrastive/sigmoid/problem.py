@@ -70,6 +70,7 @@ def empty_gradients(query: Tensor, key: Tensor, needs: GradientNeeds) -> tuple[T
     """To be filled; what is not needed has no rows."""
     sides = ((query, needs.query), (key, needs.candidates))
     grad_query, grad_key = (
-        x.new_empty((x.shape[0] if need else 0, x.shape[1])) for x, need in sides
+        x.new_empty((x.shape[0] if need else 0, x.shape[1]), dtype=needs.gradient_dtype(x.dtype))
+        for x, need in sides
     )
     return grad_query, grad_key

@@ -39,7 +39,7 @@ def sigmoid_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of (query (N, D), key (M, D), scale (), bias ()); unneeded ones have no rows."""
     chunks = LogitChunks(query, key, problem.logits(key.shape[0]))
-    gradients = GradientSums(chunks, query.dtype, needs)
+    gradients = GradientSums(chunks, needs.gradient_dtype(query.dtype), needs)
     by_row = grad_terms.new_empty(grad_terms.shape, dtype=chunks.dtype)
     for chunk in chunks:
         rows, logits_RM, positives_RM = chunk.rows, chunk.logits_RM, chunk.positives_RM
