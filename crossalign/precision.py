@@ -16,6 +16,14 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def norm_divisor(norm: Tensor) -> Tensor:
+    """What a vector of this norm is divided by: max(norm, floor), and NaN where the norm overflows.
+
+    Divided by infinity the vector would be zeros, and look healthy.
+    """
+    return norm.clamp_min(NORM_FLOOR).masked_fill(norm == torch.inf, torch.nan)
+
+
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
     """Autocast would run float32 products in 16 bits: of composite ops, and of a backward pass."""
     if torch.is_autocast_enabled(device_type):

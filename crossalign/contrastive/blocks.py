@@ -8,7 +8,6 @@ matrix is symmetric but for further negatives, so that half of it serves both ha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from crossalign.contrastive.options import Direction, LossArguments
-from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, dot_rounding
 from crossalign.contrastive.terms import BlockSums, column_block, row_block, scale_tensor
 from crossalign.contrastive.torch_logits import inverse_norms
 from crossalign.precision import accumulator, without_autocast
@@ -212,4 +211,5 @@ def _products(x: Tensor, y: Tensor) -> Tensor:
 
 def _rounding(x: Tensor) -> float:
     """What a dot product of unit vectors can be off by: a copy of the own key is no closer."""
-    return (math.sqrt(x.shape[1]) + 2) * torch.finfo(x.dtype).eps
+    eps = torch.finfo(x.dtype).eps
+    return dot_rounding(x.shape[1], eps) + 2 * eps

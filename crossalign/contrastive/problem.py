@@ -160,19 +160,30 @@ def label_range(problem: ContrastiveProblem, first_row: int, last_row: int) -> t
     return start, start + problem.label_offset, max(0, stop - start)
 
 
+def dot_rounding(num_features: int, eps: float) -> float:
+    """How far two orders of summing a dot product of unit vectors lie apart.
+
+    One order sums up to some 400 products in a row, which rounds to sqrt(D) eps at most and here to
+    7 eps (measured for D up to 20,000, all products of one sign, in blocks of 384), and then the
+    sums of such blocks, whose roundings are few. A bound that grew on with sqrt(D) took other keys
+    for copies.
+    """
+    return min(math.sqrt(num_features), 8.0) * eps
+
+
 def tie_slack(
     query: Tensor, candidates: Tensor, problem: ContrastiveProblem, positive_logit: Tensor
 ) -> Tensor:
     """(N,) tolerance within which another logit ties with the positive's.
 
     On a CPU, matrix products sum the columns of a tail in another order, so that a copy of the own
-    key can differ by the rounding of a dot product, sqrt(D) eps |q| |k|. On a GPU all candidates
-    are multiplied alike, and equal means equal.
+    key can differ by the rounding of a dot product. On a GPU all candidates are multiplied alike,
+    and equal means equal.
     """
     if query.is_cuda:
         return torch.zeros_like(positive_logit)
     eps = torch.finfo(positive_logit.dtype).eps
-    rounding = math.sqrt(query.shape[1]) * eps
+    rounding = dot_rounding(query.shape[1], eps)
     if problem.normalize:  # norms are rounded too, which of few features is all there is
         return ((rounding + 2 * eps) * problem.scale).expand(positive_logit.shape)
     if problem.exclude_label:  # which candidate is the best positive is not known yet

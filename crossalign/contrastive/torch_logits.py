@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossalign.contrastive.problem import ContrastiveProblem, GradientNeeds, label_range
-from crossalign.precision import NORM_FLOOR, accumulator
+from crossalign.precision import NORM_FLOOR, accumulator, norm_divisor
 
 # Logits per chunk. On a CPU 2^22 float32 (16 MiB) are many enough rows for efficient products and
 # stay near the cores between the passes over them; a GPU needs larger products to be busy. At
@@ -26,9 +26,9 @@ MIN_ROWS = 64
 
 
 def inverse_norms(x: Tensor) -> Tensor:
-    """(n, D) -> (n,) 1 / max(||x||, 1e-12) in the accumulator dtype."""
+    """(n, D) -> (n,) 1 / max(||x||, 1e-12) in the accumulator dtype; NaN where that overflows."""
     norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=accumulator(x.dtype))
-    return norms.clamp_min(NORM_FLOOR).reciprocal()
+    return norm_divisor(norms).reciprocal()
 
 
 def normalize_backward(grad_unit: Tensor, x: Tensor, inverse_norm: Tensor) -> Tensor:
@@ -100,6 +100,8 @@ class LogitChunks:
             query_RD = self.scaled_queries(rows)
             logits_RM = self.workspace_RM[: query_RD.shape[0], columns]
             torch.mm(query_RD, self.candidates_MD[columns].T, out=logits_RM)
+            if not problem.normalize:  # -inf is from here on what is left out
+                logits_RM.nan_to_num_(torch.nan, torch.nan, torch.nan)
             yield self._chunk(rows, columns, query_RD, logits_RM)
 
     def _chunk(self, rows: slice, columns: slice, query_RD: Tensor, logits_RM: Tensor) -> Chunk:

@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -32,7 +31,7 @@ from crossalign.distributed.symmetric_gather import (
     load_extension,
     open_workspace,
 )
-from crossalign.precision import accumulator, concatenated
+from crossalign.precision import accumulator, concatenated, norm_divisor
 
 __all__ = ["extension_status", "gather_negatives", "load_extension"]
 
@@ -233,14 +232,18 @@ class _GatherRows(torch.autograd.Function):
         grad_unit = reduce_rows(grad, ctx.layout, accumulator(grad.dtype))
         with torch.enable_grad():
             wide = ctx.saved_tensors[0].detach().to(grad_unit.dtype).requires_grad_()
-            unit = F.normalize(wide, dim=1)
+            unit = _unit_rows(wide)
         (grad_x,) = torch.autograd.grad(unit, wide, grad_unit)
         return grad_x.to(ctx.input_dtype), None, None, None
 
 
 def _convert(x: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
     """x itself where nothing is to be done; a row is normalised before it is rounded to dtype."""
-    return (F.normalize(x.to(accumulator(x.dtype)), dim=1) if normalize else x).to(dtype)
+    return (_unit_rows(x.to(accumulator(x.dtype))) if normalize else x).to(dtype)
+
+
+def _unit_rows(x: Tensor) -> Tensor:
+    return x / norm_divisor(torch.linalg.vector_norm(x, dim=1, keepdim=True))
 
 
 def _check_arguments(x: Any, dtype: torch.dtype | None, backend: str) -> None:

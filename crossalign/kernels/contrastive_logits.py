@@ -96,7 +96,10 @@ def scaled_tile(
     num_candidates,
     NORMALIZE: tl.constexpr,
 ):
-    """Similarities to logits in log2 units: scaled, and normalised if asked."""
+    """Similarities to logits in log2 units: scaled, and normalised if asked.
+
+    An infinite logit becomes NaN: from here on -inf is what is left out.
+    """
     scale = tl.load(scale_ptr) * LOG2_E
     if NORMALIZE:
         in_range_n = (offs_n >= 0) & (offs_n < num_queries)
@@ -106,6 +109,7 @@ def scaled_tile(
         logits = similarity * row_factor[:, None] * column_factor[None, :]
     else:
         logits = similarity * scale
+        logits = tl.where(tl.abs(logits) == float("inf"), float("nan"), logits)
     return logits
 
 

@@ -158,6 +158,8 @@ def _mean_pool_finish_kernel(
             mean = _mean(sums_ptr, b, divisor, offs_c, width, num_splits, ACC_DTYPE)
             squares += mean * mean
         norm = tl.sqrt(tl.sum(squares, axis=0))
+        # Divided by infinity the vector would be zeros, and look healthy.
+        norm = tl.where(norm == float("inf"), float("nan"), norm)
         # Written so that a NaN norm stays NaN.
         scale = tl.where(norm == 0, 0.0, scale / tl.where(norm < _FLOOR, _FLOOR, norm))
     tl.store(scale_ptr + b, scale)

@@ -1,6 +1,6 @@
 """Inverse norms of the rows of two matrices; one program per row.
 
-    inverse_norm[i] = 1 / max(||x_i||, 1e-12)
+    inverse_norm[i] = 1 / max(||x_i||, 1e-12), NaN where the norm overflows
 
 Reads each row once, accumulates in float32 (float64 for float64).
 """
@@ -49,6 +49,8 @@ def _inverse_norm_kernel(
     # is what the backward pass compares with: a GPU's division may be off by an ulp.
     is_short = norm < _FLOOR
     inverse_norm = tl.where(is_short, 1.0 / _FLOOR, 1.0 / tl.where(is_short, _FLOOR, norm))
+    # Without it a row whose norm overflows would become zeros, and look healthy.
+    inverse_norm = tl.where(norm == float("inf"), float("nan"), inverse_norm)
     tl.store(inverse_norm_ptr, inverse_norm)
 
 

@@ -18,7 +18,7 @@ from crossalign.models.streams import active_stream
 from crossalign.pooling.choices import POOL_TOKENS, POOLINGS, Center, Pooling, PoolTokens
 from crossalign.pooling.content_tokens import content_mask, special_tokens
 from crossalign.pooling.functions import pool
-from crossalign.precision import NORM_FLOOR
+from crossalign.precision import norm_divisor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -184,7 +184,8 @@ def encode(
             vectors[rows] = pooled.cpu()
     if center == "batch":
         vectors = (vectors - vectors.double().mean(dim=0)).float()
-        vectors = nn.functional.normalize(vectors, eps=NORM_FLOOR) if normalize else vectors
+        if normalize:
+            vectors /= norm_divisor(vectors.norm(dim=1, keepdim=True))
     return vectors
 
 

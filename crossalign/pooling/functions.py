@@ -24,7 +24,7 @@ from crossalign.argument_checks import (
 from crossalign.backends import Backend, choose_backend
 from crossalign.pooling.choices import POOLINGS, Pooling
 from crossalign.pooling.ops import packed_mean, padded_mean
-from crossalign.precision import NORM_FLOOR, accumulator
+from crossalign.precision import accumulator, norm_divisor
 
 
 def masked_mean_pool(
@@ -210,4 +210,4 @@ def _finish_selected(pooled: Tensor, is_token: Tensor, normalize: bool) -> Tenso
         return pooled
     vectors = pooled.to(accumulator(pooled.dtype))
     norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    return (vectors * torch.where(norm == 0, 0, 1 / norm.clamp_min(NORM_FLOOR))).to(pooled.dtype)
+    return (vectors * torch.where(norm == 0, 0, 1 / norm_divisor(norm))).to(pooled.dtype)

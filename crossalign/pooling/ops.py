@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crossalign.operators.registration import refuse_second_derivative, register_op
 from crossalign.pooling import torch_passes
-from crossalign.precision import NORM_FLOOR, accumulator
+from crossalign.precision import NORM_FLOOR, accumulator, norm_divisor
 
 
 def _masked_mean_pool_fwd(
@@ -76,9 +76,9 @@ def _finish(
     if not normalize:
         return mean.to(dtype), mean.new_empty(0, mean.shape[1]), scale
     norm = torch.linalg.vector_norm(mean, dim=1)
-    at_least_eps = norm.clamp_min(NORM_FLOOR)
-    scale = torch.where(norm == 0, 0, scale / at_least_eps)
-    pooled = mean / at_least_eps[:, None]
+    length = norm_divisor(norm)
+    scale = torch.where(norm == 0, 0, scale / length)
+    pooled = mean / length[:, None]
     # Below the floor the norm is a constant: nothing to project out of the gradient.
     unit = torch.where((norm < NORM_FLOOR)[:, None], 0, pooled)
     return pooled.to(dtype), unit, scale

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.precision import NORM_FLOOR
+from crossalign.precision import norm_divisor
 
 
 def contrastive_loss(
@@ -135,7 +135,8 @@ def _block(
         of_pair = guide.positive_similarity()
         slack = margins[1] * (of_pair.abs() if margins[2] == "relative" else 1)
         out = out | ((guide.similarity(direction) > (of_pair + slack)[:, None]) & ~stays)
-    logits = similarity / temperature
+    # -inf is what is left out, so an infinite logit is NaN.
+    logits = (similarity / temperature).masked_fill(similarity.isinf(), torch.nan)
     if in_a:
         weight, hardness, kind = added
         hard = {"all": masks.owned | True, "in_batch": ~masks.owned, "owned": masks.owned}
@@ -158,8 +159,7 @@ class _Sides(NamedTuple):
     ) -> _Sides:
         vectors = (query.to(dtype), candidates.to(dtype))
         if normalize:
-            left, right = (x / x.norm(dim=1, keepdim=True).clamp_min(NORM_FLOOR) for x in vectors)
-            return cls(left, right, num_keys)
+            return cls(unit_rows(vectors[0]), unit_rows(vectors[1]), num_keys)
         return cls(*vectors, num_keys)
 
     def similarity(self, direction: str) -> Tensor:
@@ -171,6 +171,11 @@ class _Sides(NamedTuple):
     def positive_similarity(self) -> Tensor:
         """(N,) of each query and its own key, without gradient."""
         return (self.query @ self.candidates[: self.num_keys].T).diagonal().detach()
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows over max(norm, 1e-12); NaN where the norm overflows the dtype."""
+    return x / norm_divisor(x.norm(dim=1, keepdim=True))
 
 
 class _Masks(NamedTuple):

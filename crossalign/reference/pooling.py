@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from crossalign.precision import NORM_FLOOR
+from crossalign.precision import norm_divisor
 
 
 def masked_mean_pool(
@@ -52,4 +52,4 @@ def mean_pool_varlen(
 def unit_length(vectors: Tensor) -> Tensor:
     """x / max(||x||, 1e-12) along the last dimension; zero vectors stay zero, without gradient."""
     norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return torch.where(norm == 0, 0, vectors / norm.clamp_min(NORM_FLOOR))
+    return torch.where(norm == 0, 0, vectors / norm_divisor(norm))

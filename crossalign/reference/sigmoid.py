@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from crossalign.reference.contrastive import unit_rows
+
 
 def sigmoid_loss(
     query: Tensor,
@@ -24,8 +26,10 @@ def sigmoid_loss(
     """
     query, key = query.to(compute_dtype), key.to(compute_dtype)
     if normalize:
-        query, key = (x / x.norm(dim=1, keepdim=True).clamp_min(1e-12) for x in (query, key))
-    logits_NM = query @ key.T / temperature + bias
+        query, key = unit_rows(query), unit_rows(key)
+    similarity_NM = query @ key.T
+    # An infinite logit would be a pair that costs nothing.
+    logits_NM = similarity_NM.masked_fill(similarity_NM.isinf(), torch.nan) / temperature + bias
     is_positive = torch.eye(len(query), len(key), dtype=torch.bool, device=query.device)
     if ids is not None:
         is_positive = is_positive | (ids[:, None] == ids[None, :])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossalign import fused_contrastive_loss
+from crossalign import fused_contrastive_loss, reference
 from tests.support.contrastive_cases import (
     POSITIVE,
     RAW,
@@ -139,9 +139,25 @@ def test_non_finite_input_gives_a_non_finite_loss(
     leaves = {"query": torch.rand(3, 4), "key": torch.rand(3, 4), "negatives": torch.rand(2, 4)}
     leaves[name][1, 2] = value
     loss = fused_contrastive_loss(**leaves, **options, backend=backend)
-    # A raw negative at minus infinity is like none at all, here as in the reference.
-    is_infinitely_far = options == RAW and name == "negatives" and value == -INF
-    assert loss.isfinite() == is_infinitely_far
+    assert not loss.isfinite()
+    truth, _ = reference.contrastive_loss(**leaves, **options)
+    assert not truth.isfinite()
+
+
+@EACH_BACKEND
+@pytest.mark.parametrize("options", [{}, SYMMETRIC, {"temperature": 0.01}])
+def test_a_norm_beyond_float32_is_no_zero_vector(options: dict[str, Any], backend: str) -> None:
+    """Squares above 3.4e38: the inverse norm was 0, every logit 0, and the loss log N."""
+    for name in ("query", "key", "negatives"):
+        leaves = {each: torch.rand(3, 4) for each in ("query", "key", "negatives")}
+        leaves[name][1] = 2e19
+        assert not fused_contrastive_loss(**leaves, **options, backend=backend).isfinite()
+        truth, _ = reference.contrastive_loss(**leaves, **options, compute_dtype=torch.float32)
+        assert not truth.isfinite()
+        leaves[name][1] = 5e18  # whose square float32 still holds
+        truth, _ = reference.contrastive_loss(**leaves, **options)
+        got = fused_contrastive_loss(**leaves, **options, backend=backend)
+        torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-6)
 
 
 @EACH_BACKEND

@@ -212,3 +212,11 @@ def test_tokens_after_the_last_sentence_get_zero_gradient(backend: str) -> None:
     torch.testing.assert_close(pooled, torch.stack([hidden[:5].mean(0), torch.zeros(3)]))
     (grad,) = torch.autograd.grad(pooled.sum(), hidden)
     assert torch.equal(grad[:5], torch.full((5, 3), 0.2)) and not grad[5:].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_norm_beyond_float32_is_no_zero_vector(backend: str) -> None:
+    hidden = torch.full((1, 2, 3), 2e19)
+    pooled = masked_mean_pool(hidden, torch.ones(1, 2), normalize=True, backend=backend)
+    assert pooled.isnan().all()
+    assert last_token_pool(hidden, torch.ones(1, 2), normalize=True).isnan().all()

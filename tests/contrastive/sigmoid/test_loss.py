@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossalign import fused_sigmoid_loss
+from crossalign import fused_sigmoid_loss, reference
 from crossalign.backends import Backend
 from crossalign.contrastive import torch_logits
 from crossalign.contrastive.problem import GradientNeeds
@@ -106,11 +106,26 @@ def test_strided_inputs_equal_contiguous_ones(backend: Backend) -> None:
         torch.testing.assert_close(got, expected, msg=name)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_embeddings_give_a_non_finite_loss(value: float) -> None:
-    query, key = torch.randn(4, 3), torch.randn(4, 3)
-    query[1, 2] = value
-    assert not torch.isfinite(fused_sigmoid_loss(query, key, temperature=0.1, bias=0.0))
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_non_finite_embeddings_give_a_non_finite_loss(
+    normalize: bool, value: float, backend: str
+) -> None:
+    """A raw key far to the negative side of every query but its own cost nothing."""
+    query, key = torch.ones(4, 3), torch.ones(4, 3)
+    query[1, 2] = -1.0
+    key[1, 2] = value
+    options = {"temperature": 0.1, "bias": 0.0, "normalize": normalize}
+    assert not fused_sigmoid_loss(query, key, **options, backend=backend).isfinite()
+    assert not reference.sigmoid_loss(query, key, **options).isfinite()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_norm_beyond_float32_is_no_zero_vector(backend: str) -> None:
+    query, key = torch.ones(4, 3), torch.ones(4, 3)
+    query[1] = 2e19
+    assert not fused_sigmoid_loss(query, key, temperature=1.0, bias=0.0, backend=backend).isfinite()
 
 
 def test_a_zero_row_has_a_finite_gradient() -> None:
