@@ -28,7 +28,7 @@ def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def hard(group: Any, gather: str = "auto", **options: Any) -> Callable[[Tensor], Tensor]:
+def hard(group: Any, gather: Any = "auto", **options: Any) -> Callable[[Tensor], Tensor]:
     def loss(x: Tensor) -> Tensor:
         negatives = random(3, 4, 8, dtype=x.dtype).requires_grad_()
         return fused_contrastive_loss(
@@ -38,7 +38,7 @@ def hard(group: Any, gather: str = "auto", **options: Any) -> Callable[[Tensor],
     return loss
 
 
-def sigmoid(group: Any, gather: str = "auto") -> Callable[[Tensor], Tensor]:
+def sigmoid(group: Any, gather: Any = "auto") -> Callable[[Tensor], Tensor]:
     return lambda x: fused_sigmoid_loss(
         x, x.cos(), temperature=0.1, bias=-1.0, group=group, gather=gather
     )
@@ -72,13 +72,20 @@ ALONE = {
 }
 
 
+def taken_gradient(x: Tensor) -> Tensor:
+    gradient = x.grad
+    assert gradient is not None
+    x.grad = None
+    return gradient
+
+
 def assert_autocast_changes_nothing(loss: Callable[[Tensor], Tensor], dtypes: Any) -> None:
     """Neither value nor gradient, wherever backward runs."""
     dtype, autocast = dtypes
     x = random(0, 5, 8, dtype=dtype).requires_grad_()
     value = loss(x)
     value.backward()
-    gradient, x.grad = x.grad, None
+    gradient = taken_gradient(x)
     for is_inside in (False, True):
         with torch.autocast("cpu", autocast):
             got = loss(x)
@@ -86,8 +93,7 @@ def assert_autocast_changes_nothing(loss: Callable[[Tensor], Tensor], dtypes: An
                 got.backward()
         if not is_inside:
             got.backward()
-        assert torch.equal(got, value) and torch.equal(x.grad, gradient)
-        x.grad = None
+        assert torch.equal(got, value) and torch.equal(taken_gradient(x), gradient)
 
 
 @pytest.mark.parametrize("dtypes", [*HALVES, (torch.float32, torch.bfloat16)])

@@ -136,7 +136,11 @@ def test_float16_gradients_of_any_scale(upstream: float, backend: str) -> None:
 def test_non_finite_input_gives_a_non_finite_loss(
     options: dict[str, Any], value: float, name: str, backend: str
 ) -> None:
-    leaves = {"query": torch.rand(3, 4), "key": torch.rand(3, 4), "negatives": torch.rand(2, 4)}
+    leaves: dict[str, Any] = {
+        "query": torch.rand(3, 4),
+        "key": torch.rand(3, 4),
+        "negatives": torch.rand(2, 4),
+    }
     leaves[name][1, 2] = value
     loss = fused_contrastive_loss(**leaves, **options, backend=backend)
     assert not loss.isfinite()
@@ -149,7 +153,8 @@ def test_non_finite_input_gives_a_non_finite_loss(
 def test_a_norm_beyond_float32_is_no_zero_vector(options: dict[str, Any], backend: str) -> None:
     """Squares above 3.4e38: the inverse norm was 0, every logit 0, and the loss log N."""
     for name in ("query", "key", "negatives"):
-        leaves = {each: torch.rand(3, 4) for each in ("query", "key", "negatives")}
+        sides = ("query", "key", "negatives")
+        leaves: dict[str, Any] = {each: torch.rand(3, 4) for each in sides}
         leaves[name][1] = 2e19
         assert not fused_contrastive_loss(**leaves, **options, backend=backend).isfinite()
         truth, _ = reference.contrastive_loss(**leaves, **options, compute_dtype=torch.float32)

@@ -215,7 +215,7 @@ def test_tokens_after_the_last_sentence_get_zero_gradient(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_norm_beyond_float32_is_no_zero_vector(backend: str) -> None:
+def test_a_norm_beyond_float32_is_no_zero_vector(backend: Backend) -> None:
     hidden = torch.full((1, 2, 3), 2e19)
     pooled = masked_mean_pool(hidden, torch.ones(1, 2), normalize=True, backend=backend)
     assert pooled.isnan().all()

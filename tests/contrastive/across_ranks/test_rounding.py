@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,7 +26,7 @@ def gradients(rank: int) -> list[list[Tensor]]:
     mine = [x[rank * ROWS : (rank + 1) * ROWS].bfloat16().requires_grad_() for x in batch()]
     found = []
     for gather in ("all_gather", "ring"):
-        options = {"group": dist.group.WORLD, "gather": gather, "reduction": "sum"}
+        options: Any = {"group": dist.group.WORLD, "gather": gather, "reduction": "sum"}
         losses = (
             fused_contrastive_loss(*mine, temperature=0.5, symmetric=True, **options),
             fused_sigmoid_loss(*mine, temperature=0.5, bias=-1.0, **options),

@@ -110,19 +110,19 @@ def test_strided_inputs_equal_contiguous_ones(backend: Backend) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_non_finite_embeddings_give_a_non_finite_loss(
-    normalize: bool, value: float, backend: str
+    normalize: bool, value: float, backend: Backend
 ) -> None:
     """A raw key far to the negative side of every query but its own cost nothing."""
     query, key = torch.ones(4, 3), torch.ones(4, 3)
     query[1, 2] = -1.0
     key[1, 2] = value
-    options = {"temperature": 0.1, "bias": 0.0, "normalize": normalize}
+    options: Any = {"temperature": 0.1, "bias": 0.0, "normalize": normalize}
     assert not fused_sigmoid_loss(query, key, **options, backend=backend).isfinite()
     assert not reference.sigmoid_loss(query, key, **options).isfinite()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_norm_beyond_float32_is_no_zero_vector(backend: str) -> None:
+def test_a_norm_beyond_float32_is_no_zero_vector(backend: Backend) -> None:
     query, key = torch.ones(4, 3), torch.ones(4, 3)
     query[1] = 2e19
     assert not fused_sigmoid_loss(query, key, temperature=1.0, bias=0.0, backend=backend).isfinite()
