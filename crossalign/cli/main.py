@@ -41,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _print_help(parser: Parser, args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """What a command with parts does where none of them is named."""
+    parser.print_help()
+
+
 def build_parser() -> Parser:
     parser = Parser(
         prog="crossalign", description="Aligns the languages of causal language models."
@@ -51,7 +56,8 @@ def build_parser() -> Parser:
     part = commands.add_parser(
         "data", help="make and check training data", description="Makes and checks training data."
     )
-    parts = part.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    part.set_defaults(run=_print_help, parser=part)
+    parts = part.add_subparsers(title="commands", metavar="COMMAND")
     _add_command(parts, "build", data_build)
     _add_command(parts, "check", data_check)
     for name, command in (("align", align), ("analyze", analyze), ("evaluate", evaluate)):
