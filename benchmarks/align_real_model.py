@@ -40,7 +40,7 @@ from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.train import align
 from crossalign.files.output import write_json_lines
 from crossalign.files.text import read_lines
-from crossalign.models.encode import num_layers
+from crossalign.models.hidden_states import num_layers
 from crossalign.models.loading import load_model
 
 Row = dict[str, Any]

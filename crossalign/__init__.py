@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from crossalign.contrastive.terms import ContrastiveStats
     from crossalign.data.builders import build_items
     from crossalign.distributed.gather import gather_negatives
-    from crossalign.models.encode import encode, hidden_states_at
+    from crossalign.models.encode import encode
+    from crossalign.models.hidden_states import hidden_states_at
     from crossalign.pooling.functions import (
         last_token_pool,
         masked_max_pool,
@@ -60,7 +61,7 @@ else:
         "fused_contrastive_loss": "contrastive.loss",
         "fused_sigmoid_loss": "contrastive.sigmoid.loss",
         "gather_negatives": "distributed.gather",
-        "hidden_states_at": "models.encode",
+        "hidden_states_at": "models.hidden_states",
         "last_token_pool": "pooling.functions",
         "masked_max_pool": "pooling.functions",
         "masked_mean_pool": "pooling.functions",

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from crossalign.evaluation.in_context import InContextSettings, evaluate_in_context
 from crossalign.evaluation.vectors.retrieval import retrieval_scores
-from crossalign.models.encode import eval_mode, pad_right, tokenize
+from crossalign.models.encode import pad_right, tokenize
+from crossalign.models.hidden_states import eval_mode
 from crossalign.models.layer_states import hidden_states_of
 from crossalign.models.next_token_loss import language_model_loss
 from crossalign.models.output_head import output_head

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from crossalign.alignment.config import FROZEN_BLOCKS
-from crossalign.models.encode import find_blocks
+from crossalign.models.hidden_states import find_blocks
 
 logger = logging.getLogger("crossalign")
 

@@ -28,7 +28,7 @@ from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.contrastive.module import LearnsTemperature, start_logit_scale
 from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.distributed.group_owner import OwnsGroup
-from crossalign.models.encode import check_layer, hidden_states_at
+from crossalign.models.hidden_states import check_layer, hidden_states_at
 from crossalign.models.layer_states import hidden_states_of
 from crossalign.models.next_token_loss import language_model_loss
 from crossalign.models.output_head import check_output_head, output_head

@@ -12,7 +12,7 @@ from torch import nn
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.freezing import freeze
 from crossalign.models.aligned_as import VectorChoices, record_choices
-from crossalign.models.encode import find_blocks
+from crossalign.models.hidden_states import find_blocks
 
 
 def set_up_model(model: Any, config: TrainingConfig, adapters: Path | None = None) -> nn.Module:

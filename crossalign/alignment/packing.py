@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from crossalign.alignment.padding import LENGTHS
 from crossalign.data.items import LabelledTokens
-from crossalign.models.encode import eval_mode, hidden_states_at, input_device, text_config
+from crossalign.models.encode import input_device
+from crossalign.models.hidden_states import eval_mode, hidden_states_at, text_config
 from crossalign.models.next_token_loss import IGNORED_LABEL
 
 POSITIONS, MASK, PADDING = "positions", "mask", "padding"

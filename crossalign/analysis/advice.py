@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from crossalign.analysis.measurement import AnalysisOptions, LayerMeasurement
-from crossalign.evaluation.vectors.layer_embeddings import token_batches
-from crossalign.models.encode import eval_mode
+from crossalign.models.encode import token_batches
+from crossalign.models.hidden_states import eval_mode
 from crossalign.models.layer_states import visit_layers
 
 if TYPE_CHECKING:

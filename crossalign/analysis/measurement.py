@@ -30,7 +30,7 @@ from crossalign.evaluation.vectors.margin import MarginScores, margin_scores
 from crossalign.evaluation.vectors.projection import project_to_plane
 from crossalign.evaluation.vectors.retrieval import RetrievalScores, retrieval_scores
 from crossalign.evaluation.vectors.tiles import row_blocks, unit_rows
-from crossalign.models.encode import hidden_size
+from crossalign.models.hidden_states import hidden_size
 from crossalign.pooling.choices import Center, Pooling, PoolTokens
 
 if TYPE_CHECKING:

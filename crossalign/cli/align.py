@@ -226,7 +226,7 @@ def _train(parser: Parser, settings: AlignSettings, cache: Path) -> None:
     from crossalign.alignment.train import AlignmentRun
     from crossalign.data.indexed_data import open_items
     from crossalign.data.pair_sources import open_pair_sources
-    from crossalign.models.encode import check_layer
+    from crossalign.models.hidden_states import check_layer
 
     paths, config, plain = settings.paths, settings.training, settings.plain()
     with full_disk_named(cache, "set TMPDIR or --cache to a folder with room for an index"):

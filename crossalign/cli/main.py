@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
@@ -56,7 +57,7 @@ def build_parser() -> Parser:
     part = commands.add_parser(
         "data", help="make and check training data", description="Makes and checks training data."
     )
-    part.set_defaults(run=_print_help, parser=part)
+    part.set_defaults(run=_print_help, parser=part, debug=False)
     parts = part.add_subparsers(title="commands", metavar="COMMAND")
     _add_command(parts, "build", data_build)
     _add_command(parts, "check", data_check)

@@ -16,7 +16,7 @@ from crossalign.evaluation.vectors.retrieval import (
     retrieval_rows,
     same_language_neighbours,
 )
-from crossalign.models.encode import num_layers
+from crossalign.models.hidden_states import num_layers
 
 
 class Measurement(NamedTuple):

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crossalign.evaluation.token_scores import Request, continuation_log_probabilities
-from crossalign.models.encode import eval_mode, longest_input
+from crossalign.models.encode import longest_input
+from crossalign.models.hidden_states import eval_mode
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.models.encode import hidden_states_at, input_device, pad_right
+from crossalign.models.encode import input_device, pad_right
+from crossalign.models.hidden_states import hidden_states_at
 from crossalign.models.next_token_loss import block_logits, product_dtype
 from crossalign.models.output_head import OutputHead, check_output_head, output_head
 from crossalign.precision import without_autocast

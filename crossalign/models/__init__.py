@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from crossalign.models.encode import hidden_states_at
+    from crossalign.models.hidden_states import hidden_states_at
     from crossalign.models.layer_states import hidden_states_of
     from crossalign.models.loading import choose_device, load_config, load_model
     from crossalign.models.next_token_loss import language_model_loss
@@ -16,7 +16,7 @@ else:
         __name__,
         {
             "choose_device": "loading",
-            "hidden_states_at": "encode",
+            "hidden_states_at": "hidden_states",
             "hidden_states_of": "layer_states",
             "language_model_loss": "next_token_loss",
             "load_config": "loading",

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from crossalign.models.encode import find_blocks, hidden_states_at
+from crossalign.models.hidden_states import find_blocks, hidden_states_at
 from crossalign.models.streams import active_stream
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crossalign.models.encode import hidden_states_at
+from crossalign.models.hidden_states import hidden_states_at
 from crossalign.models.next_token_loss import block_logits, product_dtype
 from crossalign.precision import without_autocast
 

@@ -23,7 +23,8 @@ from crossalign.alignment.packing import (
 )
 from crossalign.data.items import LabelledTokens
 from crossalign.data.pairs import Pair
-from crossalign.models.encode import hidden_states_at, pad_right
+from crossalign.models.encode import pad_right
+from crossalign.models.hidden_states import hidden_states_at
 from crossalign.models.next_token_loss import IGNORED_LABEL
 from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, tiny_model, tiny_tokenizer
 

@@ -24,6 +24,7 @@ WITHOUT_TORCH = {
     "analyze --help": 0,
     "evaluate --help": 0,
     "align": 2,
+    "data": 0,
     "align --model m --pairs a b c --output o": 2,
     "align --model m --pairs a --output o --batch-size 1": 2,
     "align --model m --pairs a --output o --evaluate-every 5": 2,
@@ -54,10 +55,13 @@ def test_help_and_wrong_arguments_do_not_load_torch() -> None:
     assert f"crossalign {crossalign.__version__}" in done.stdout
 
 
-def test_the_command_without_arguments_shows_its_help(run: Run) -> None:
-    bare, helped = run(), run("--help")
+@pytest.mark.parametrize(("command", "part"), [([], "analyze"), (["data"], "build")])
+def test_a_command_without_arguments_shows_its_help(
+    run: Run, command: list[str], part: str
+) -> None:
+    bare, helped = run(*command), run(*command, "--help")
     assert bare == helped
-    assert bare[0] == 0 and "analyze" in bare[1]
+    assert bare[0] == 0 and part in bare[1]
 
 
 COMMANDS = ["align", "analyze", "data build", "data check", "demo", "evaluate", "info"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crossalign.models.encode import encode, hidden_states_at, num_layers
+from crossalign.models.encode import encode
+from crossalign.models.hidden_states import hidden_states_at, num_layers
 from tests.support.tiny_models import CONFIGS, LAYERS, tiny_batch, tiny_model, tiny_tokenizer
 
 EVERY_LAYER = range(-LAYERS - 1, LAYERS + 1)

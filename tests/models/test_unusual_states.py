@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 from crossalign.alignment.model import AlignmentModel
-from crossalign.models.encode import hidden_states_at
+from crossalign.models.hidden_states import hidden_states_at
 from crossalign.models.layer_states import hidden_states_of
 from crossalign.models.output_head import check_output_head
 from tests.support.tiny_models import HIDDEN, VOCAB_SIZE, tiny_batch, tiny_model

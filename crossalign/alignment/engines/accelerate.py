@@ -24,7 +24,7 @@ from crossalign.alignment.engines.combinations import Strategy, check_combinatio
 from crossalign.alignment.engines.one_process import Engine, ModelCalls
 from crossalign.alignment.engines.sharded_state import save_shards
 from crossalign.alignment.model import AlignmentModel
-from crossalign.models.encode import find_blocks
+from crossalign.models.hidden_states import find_blocks
 from crossalign.models.loading import choose_device
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

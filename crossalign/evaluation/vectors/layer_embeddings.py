@@ -13,24 +13,14 @@ from torch import Tensor, nn
 
 from crossalign.argument_checks import check_option
 from crossalign.evaluation.vectors.retrieval import RetrievalRow, retrieval_rows
-from crossalign.models.encode import (
-    check_layer,
-    eval_mode,
-    hidden_size,
-    input_device,
-    num_layers,
-    pad_right,
-    tokenize,
-)
+from crossalign.models.encode import pooled, token_batches
+from crossalign.models.hidden_states import check_layer, eval_mode, hidden_size, num_layers
 from crossalign.models.layer_states import visit_layers
 from crossalign.pooling.choices import POOL_TOKENS, POOLINGS, Center, Pooling, PoolTokens
 from crossalign.pooling.content_tokens import content_mask, special_tokens
-from crossalign.pooling.functions import pool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_BATCHES_PER_WINDOW = 64  # sentences are tokenized and sorted by length a window at a time
 
 
 def encode_layers(
@@ -84,9 +74,9 @@ def encode_layers(
     with eval_mode(model), torch.no_grad():
         windows = token_batches(model, tokenizer, sentences, batch_size, max_length)
         for rows, inputs in _with_bar(windows, len(sentences), progress):
-            pooled = _pooled_states(model, unique, inputs, special, pooling, normalize)
+            vectors = _pooled_states(model, unique, inputs, special, pooling, normalize)
             for layer, index in zip(layers, resolved, strict=True):
-                out[layer][rows] = pooled[index]
+                out[layer][rows] = vectors[index]
     return {layer: out[layer] for layer in layers}
 
 
@@ -153,24 +143,6 @@ def _check_options(batch_size: int, max_length: int | None, pooling: str, pool_t
     check_option("encode_layers", "pool_tokens", pool_tokens, POOL_TOKENS)
 
 
-def token_batches(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
-    batch_size: int,
-    max_length: int | None,
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Rows and inputs of each batch, the longest sentences of a window first."""
-    window = batch_size * _BATCHES_PER_WINDOW
-    for start in range(0, len(sentences), window):
-        token_ids = tokenize(model, tokenizer, list(sentences[start : start + window]), max_length)
-        longest_first = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
-        for first in range(0, len(token_ids), batch_size):
-            rows = longest_first[first : first + batch_size]
-            inputs = pad_right([token_ids[row] for row in rows], input_device(model))
-            yield [start + row for row in rows], inputs
-
-
 def _pooled_states(
     model: nn.Module,
     layers: list[int],
@@ -180,15 +152,14 @@ def _pooled_states(
     normalize: bool,
 ) -> dict[int, Tensor]:
     """Layer -> (batch, C) float32 on the CPU. layers: from 0 to L; special: tokens left out."""
-    pooled: dict[int, Tensor] = {}
+    vectors: dict[int, Tensor] = {}
     mask = content_mask(**inputs, special_token_ids=special)
 
     def keep(layer: int, hidden: Tensor) -> None:
-        counted = mask.to(hidden.device)
-        pooled[layer] = pool(hidden.float(), counted, pooling, normalize=normalize).cpu()
+        vectors[layer] = pooled(hidden, mask, pooling, normalize)
 
     visit_layers(model, layers, keep, **inputs)
-    return pooled
+    return vectors
 
 
 def _with_bar(

@@ -193,7 +193,7 @@ def test_weights_that_a_frozen_side_cast_still_train_the_other() -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_lora_on_a_language_model(checkpointing: bool) -> None:
     peft = pytest.importorskip("peft")
-    from crossalign.models.encode import hidden_states_at
+    from crossalign.models.hidden_states import hidden_states_at
     from crossalign.pooling.functions import pool
 
     base = tiny_model("llama").double()

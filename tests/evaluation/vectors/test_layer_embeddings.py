@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from crossalign.evaluation.vectors import layer_embeddings
 from crossalign.evaluation.vectors.layer_embeddings import encode_layers, retrieval_by_layer
 from crossalign.evaluation.vectors.retrieval import retrieval_scores
-from crossalign.models.encode import encode, find_blocks
+from crossalign.models.encode import encode
+from crossalign.models.hidden_states import find_blocks
 from crossalign.pooling.choices import Pooling
 from tests.support.sentences import sentences
 from tests.support.tiny_models import HIDDEN, LAYERS, tiny_model, tiny_tokenizer
@@ -45,7 +45,7 @@ def test_one_forward_per_batch_and_no_block_past_the_last_layer() -> None:
 def test_windows_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """More sentences than are tokenized at a time."""
     model, tokenizer, texts = tiny_model("gpt2"), tiny_tokenizer(), sentences(23)
-    monkeypatch.setattr(layer_embeddings, "_BATCHES_PER_WINDOW", 2)
+    monkeypatch.setattr("crossalign.models.encode._BATCHES_PER_WINDOW", 2)
     found = encode_layers(model, tokenizer, texts, [1], batch_size=4)[1]
     torch.testing.assert_close(found, encode(model, tokenizer, texts, layer=1))
 
