@@ -46,7 +46,7 @@ def test_qwen3_with_a_margin(within: tuple[str, ...], margin: float) -> None:
     positive = (units[0] * units[1]).sum(1)
     others = 1 - torch.eye(N, dtype=torch.float64)
     total = (positive / T).exp()
-    total = total + (exponentials(*units, positive, margin) * others).sum(1)
+    total = total + (exponentials(units[0], units[1], positive, margin) * others).sum(1)
     for name in within:
         side = units[WITHIN[name]]
         total = total + (exponentials(side, side, positive, margin) * others).sum(1)
@@ -81,7 +81,7 @@ def test_smoothed_clip_and_a_locked_tower() -> None:
     logits, labels = image @ text.T / T, torch.arange(N)
     theirs = [F.cross_entropy(each, labels, label_smoothing=0.1) for each in (logits, logits.T)]
     ours = fused_contrastive_loss(*leaves, temperature=T, symmetric=True, label_smoothing=0.1)
-    assert_same(ours, sum(theirs) / 2, leaves)
+    assert_same(ours, (theirs[0] + theirs[1]) / 2, leaves)
     locked = [leaves[0], leaves[1].detach()]
     ours = fused_contrastive_loss(*locked, temperature=T, symmetric=True)
     logits = F.normalize(locked[0], dim=1) @ F.normalize(locked[1], dim=1).T / T
@@ -96,10 +96,12 @@ def test_gte_sums_both_directions_and_both_sides() -> None:
     blocks = [query @ key.T, key @ query.T]
     blocks += [(side @ side.T).masked_fill(is_own, -torch.inf) for side in (query, key)]
     theirs = torch.cat(blocks, 1).div(T).logsumexp(1) - (query * key).sum(1) / T
-    four = ("query_to_key", "key_to_query", "query_to_query", "key_to_key")
-    assert_same(
-        fused_contrastive_loss(*leaves, temperature=T, directions=four), theirs.mean(), leaves
+    ours = fused_contrastive_loss(
+        *leaves,
+        temperature=T,
+        directions=("query_to_key", "key_to_query", "query_to_query", "key_to_key"),
     )
+    assert_same(ours, theirs.mean(), leaves)
 
 
 def test_nt_xent_is_the_loss_over_both_views_with_ids() -> None:
