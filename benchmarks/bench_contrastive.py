@@ -71,7 +71,7 @@ def truth(name: str, inputs: Inputs) -> list[Tensor]:
     """float64 loss and gradients; crossalign's own include the normalisation, its peers' do not."""
 
     def double(tensor: Tensor) -> Tensor:
-        return tensor.detach().double().requires_grad_()
+        return tensor.detach().double().requires_grad_(tensor.requires_grad)
 
     temperature = inputs.options["temperature"]
     options = {

@@ -261,7 +261,7 @@ def test_plots_are_drawn_from_a_result_file(tmp_path: Path) -> None:
     done = run_module("plots", str(path), "--output", str(tmp_path / "plots"))
     assert done.returncode == 0, done.stderr
     names = {png.name for png in (tmp_path / "plots").glob("*.png")}
-    assert names == {"contrastive_some-cpu_n.png", "contrastive_some-cpu_d.png"}
+    assert names == {f"contrastive_some-cpu_{kind}.png" for kind in ("n", "d", "ratio")}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
