@@ -72,7 +72,7 @@ def one_way_ms(width: int) -> float:
 
 def table() -> str:
     lines = [
-        "| D | symmetric | share of its floor, 8 N M D | one direction | share of its floor, 6 N M D |",
+        "| D | symmetric | of its floor, 8 N M D | one direction | of its floor, 6 N M D |",
         "|---|---|---|---|---|",
     ]
     for width in WIDTHS:
