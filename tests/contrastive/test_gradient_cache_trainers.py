@@ -160,6 +160,6 @@ def test_lightnings_automatic_optimization(tmp_path: Path) -> None:
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    loader = torch.utils.data.DataLoader(batches(4 * STEPS), batch_size=None)
+    loader: Any = batches(4 * STEPS)
     trainer.fit(module, loader)
     torch.testing.assert_close(module.towers.weights(), expected_weights(4))
