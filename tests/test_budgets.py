@@ -16,12 +16,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES, KERNEL_LINES, KERNEL_PARAMETERS, FOLDER_FILES = 300, 60, 80, 24, 24
 # What is over a budget today. The lists may only shrink: an entry that fits again must go.
-LARGE_FILES = {
-    "tests/alignment/engines/test_engine.py",
-    "tests/alignment/test_train.py",
-    "tests/cli/test_analyze.py",
-    "tests/demo/grammar/test_parallel_grammar.py",
-}
 LONG_FUNCTIONS = {"crossalign/contrastive/loss.py fused_contrastive_loss"}
 LARGE_KERNELS = {
     "crossalign/kernels/contrastive_forward.py _contrastive_fwd_kernel",
@@ -81,7 +75,7 @@ def test_files_fit() -> None:
         for path in project_files()
         if path.suffix in (".py", ".cpp", ".cu", ".h")
     }
-    assert {path for path, count in lines.items() if count > FILE_LINES} == LARGE_FILES
+    assert not {path: count for path, count in lines.items() if count > FILE_LINES}
 
 
 def test_functions_fit() -> None:

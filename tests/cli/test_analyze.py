@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import os
-import random
 import re
 from pathlib import Path
 from typing import Any
@@ -22,54 +20,11 @@ from crossalign.evaluation.vectors.geometry import alignment, centre_distance, s
 from crossalign.evaluation.vectors.margin import margin_scores
 from crossalign.models.encode import encode
 from crossalign.models.loading import load_model
-from tests.support.command_cases import Run, assert_one_line
-from tests.support.tiny_models import LAYERS, tiny_model, tiny_tokenizer
+from tests.support.command_cases import Run
+from tests.support.texts.parallel_sentences import LANGUAGES, NUM_LINES, translations
+from tests.support.tiny_models import LAYERS, tiny_tokenizer
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
-LANGUAGES = ("en", "de", "zho-CN")
-NUM_LINES = 40
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two models of one shape with different weights: studied and baseline."""
-    directory = tmp_path_factory.mktemp("models")
-    for name, noise in (("studied", 0.0), ("baseline", 0.3)):
-        model = tiny_model("llama")
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=noise)
-        model.save_pretrained(directory / name)
-        tiny_tokenizer().save_pretrained(directory / name)
-    return directory / "studied", directory / "baseline"
-
-
-def translations() -> dict[str, list[str]]:
-    """Sentences that share most of their words; two lines stand twice."""
-    choose = random.Random(7)
-    meanings = [[choose.randint(3, 60) for _ in range(choose.randint(3, 9))] for _ in range(40)]
-    meanings[11] = meanings[10]
-    marks = dict(zip(LANGUAGES, ("w90", "w91", "w92"), strict=True))
-
-    def say(words: list[int], mark: str) -> str:
-        own = [f"w{word}" for word in words]
-        own[choose.randrange(len(own))] = f"w{choose.randint(3, 60)}"
-        return " ".join([mark, *own])
-
-    texts = {code: [say(words, mark) for words in meanings] for code, mark in marks.items()}
-    for lines in texts.values():
-        lines[21] = lines[20]
-    return texts
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    directory = tmp_path_factory.mktemp("text")
-    paths = []
-    for code, lines in translations().items():
-        paths.append(directory / f"text.{code}")
-        paths[-1].write_text("".join(f"{line}\n" for line in lines))
-    return paths
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -308,126 +263,3 @@ def test_real_sentences_in_many_languages(
     assert "25 lines in 5 languages, 1 layers" in out
     assert len(rows_of(tmp_path / "out" / "retrieval.csv")) == 10
     assert re.search("[\u0600-\u06ff]{3}", (tmp_path / "out" / "report.html").read_text("utf-8"))
-
-
-@pytest.fixture
-def analyze(run: Run, models: tuple[Path, Path], files: list[Path], tmp_path: Path) -> Run:
-    """The command with usable arguments; further flags override them."""
-
-    def call(*flags: object) -> tuple[int, str, str]:
-        fixed = ["--model", models[0], "--pairs", *files[:2], "--output", tmp_path / "out"]
-        return run("analyze", *fixed, *flags)
-
-    return call
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--languages", "en"], "argument --languages: 2 names for 2 files of --pairs, got 1"),
-        (["--languages", "en", "<b>"], "'<b>' must be a code"),
-        (["--layers", "first"], "--layers must be integers or all, got 'first'"),
-        (["--layers", "all", "1"], "--layers must be either all or numbers"),
-        (["--layers", "9"], "argument --layers: must lie between -4 and 3"),
-        (
-            ["--layers", "1", "--show-layer", "2"],
-            "argument --show-layer: must be one of the layers analysed, 1, got 2",
-        ),
-        (
-            ["--show-layer", "8"],
-            "argument --show-layer: must lie between -4 and 3",
-        ),
-        (["--limit", "2"], "--limit must be at least 3, got 2"),
-        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-        (["--max-length", "0"], "--max-length must be at least 1, got 0"),
-        (["--seed", "-1"], "--seed must be at least 0, got -1"),
-        (["--device", "abacus"], "device must be auto, cpu"),
-        (["--pooling", "median"], "invalid choice: 'median'"),
-    ],
-)
-def test_wrong_arguments_exit_2(
-    analyze: Run, tmp_path: Path, flags: list[str], message: str
-) -> None:
-    status, out, error = analyze(*flags)
-    assert (status, out) == (2, "")
-    assert_one_line(error, "crossalign analyze: error: ", message)
-    assert not (tmp_path / "out").exists()
-
-
-def test_failures_exit_1_and_leave_nothing(
-    analyze: Run, models: tuple[Path, Path], tmp_path: Path
-) -> None:
-    bad = tmp_path / "bad.tsv"
-    bad.write_text("a\tb\nno tab\n")
-    missing = tmp_path / "no model"
-    for flags, message in (
-        (["--pairs", bad], f"{bad}:2: no TAB"),
-        (["--pairs", tmp_path / "absent.tsv"], "cannot be read: No such file"),
-        (["--model", missing], f"{missing} is no directory"),
-        (["--compare", missing], f"{missing} is no directory"),
-    ):
-        status, out, error = analyze(*flags)
-        assert (status, out) == (1, "")
-        assert_one_line(error, "crossalign: error: ", message)
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.tsv"]
-
-
-def test_model_that_gives_nan_is_an_error(analyze: Run, tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    with torch.no_grad():
-        model.model.layers[1].mlp.down_proj.weight.fill_(torch.nan)
-    model.save_pretrained(tmp_path / "broken")
-    tiny_tokenizer().save_pretrained(tmp_path / "broken")
-    status, _, error = analyze("--model", tmp_path / "broken")
-    assert status == 1
-    assert_one_line(error, "sentence vectors of layer 2 are NaN or infinite")
-    assert not (tmp_path / "out").exists()
-
-
-def test_file_names_of_any_bytes_are_shown(analyze: Run, files: list[Path], tmp_path: Path) -> None:
-    odd = [tmp_path / os.fsdecode(name) for name in (b"q\"uote'<b>\xff.en", b"two\nlines.de")]
-    for path, text in zip(odd, files, strict=False):
-        path.write_bytes(text.read_bytes())
-    assert analyze("--pairs", *odd, "--layers", 0)[0] == 0
-    record = json.loads((tmp_path / "out" / "analysis.json").read_text(encoding="utf-8"))
-    assert record["facts"]["Files"].endswith("lines.de")
-    assert "q\"uote'<b>\ufffd.en" in record["facts"]["Files"]
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "q&#34;uote&#39;&lt;b&gt;\ufffd.en" in page
-
-
-def test_other_peoples_files_are_not_overwritten(analyze: Run, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("mine")
-    status, _, error = analyze()
-    assert status == 1
-    assert_one_line(error, "must be new, empty or hold earlier results only, but has thesis.tex")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
-
-
-def test_models_of_different_depth_are_not_compared(analyze: Run, tmp_path: Path) -> None:
-    tiny_model("llama", num_hidden_layers=2).save_pretrained(tmp_path / "shallow")
-    status, _, error = analyze("--compare", tmp_path / "shallow")
-    assert status == 2
-    assert_one_line(error, "--model has 3 blocks and --compare 2")
-
-
-def test_interruption_leaves_nothing(
-    analyze: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("crossalign.analysis.results.render_report", interrupted)
-    status, _, error = analyze("--layers", 1)
-    assert status == 1
-    assert_one_line(error, "crossalign: interrupted")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_help_says_which_model_is_before(run: Run) -> None:
-    status, out, _ = run("analyze", "--help")
-    text = " ".join(out.split())
-    assert status == 0
-    assert '--compare NAME_OR_DIR a baseline that --model is compared with ("before")' in text
-    assert "(default: all)" in text and "(default: mean)" in text

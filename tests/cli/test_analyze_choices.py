@@ -13,7 +13,7 @@ from torch import Tensor
 from crossalign.evaluation.vectors.geometry import spread
 from crossalign.models.encode import encode
 from tests.support.command_cases import Run
-from tests.support.sentences import sentences
+from tests.support.texts.sentences import sentences
 from tests.support.tiny_models import LAYERS, starting_tokenizer, tiny_model
 
 NUM_LINES = 24

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from crossalign.models.encode import encode
 from crossalign.pooling.choices import Pooling
-from tests.support.sentences import sentences
+from tests.support.texts.sentences import sentences
 from tests.support.tiny_models import HIDDEN, tiny_model, tiny_tokenizer
 
 

@@ -18,7 +18,7 @@ from crossalign.models.aligned_as import VectorChoices, choices_of, record_choic
 from crossalign.models.encode import encode
 from crossalign.models.loading import load_config, load_model
 from crossalign.pooling.choices import Center
-from tests.support.sentences import sentences
+from tests.support.texts.sentences import sentences
 from tests.support.tiny_models import starting_tokenizer, tiny_model
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,14 @@ from torch import Tensor, nn
 
 from crossalign import reference
 from crossalign.alignment.batches import Inputs, StepBatch
-from crossalign.alignment.config import TrainingConfig
-from crossalign.alignment.engines.combinations import check_combination
-from crossalign.alignment.engines.launch import launched_strategy
 from crossalign.alignment.train import AlignmentRun
 from crossalign.pooling.functions import pool
 from tests.support.tiny_models import CONFIGS, tiny_model, tiny_tokenizer
 from tests.support.training import CPU, make_config, make_pairs, run_align, without_seconds
 
 PAIRS = make_pairs(9, negatives=True)
+
+
 DROPOUTS: tuple[str, ...] = (
     "attn_pdrop",
     "resid_pdrop",
@@ -28,11 +26,15 @@ DROPOUTS: tuple[str, ...] = (
     "attention_dropout",
     "dropout",
 )
+
+
 DROPOUTS += ("activation_dropout", "hidden_dropout", "resid_dropout", "embed_dropout")
 
 
 # Families whose own code forms float32 values; two of them overflow or give NaN in float64.
 MIXED = {"gpt_neo": 1e-5, "gemma": 1e-5, "cohere2": 1e-5, "xglm": 1e-3, "gemma2": 1e-3}
+
+
 FLOAT32 = ("xglm", "gemma2")
 
 
@@ -87,6 +89,8 @@ def plain_loss(model: nn.Module, batch: StepBatch, layers: tuple[int, ...], **op
 
 
 CHUNKS = {"whole": {}, "one chunk": {"chunk_size": 5}, "four": {"chunk_size": 2}}
+
+
 CHUNKS["four"]["lm_chunk_size"] = 1
 
 
@@ -249,77 +253,3 @@ def test_compiled_blocks_train_alike() -> None:
     compiled, _ = run_align(PAIRS, make_config(steps=2, compile=True))
     for one, other in zip(without_seconds(plain), without_seconds(compiled), strict=True):
         assert one == pytest.approx(other, rel=1e-3)
-
-
-REFUSED = [
-    ({}, "fsdp1", "cpu", "set fsdp_version: 2"),
-    ({"device": "cuda:1"}, "ddp", "cuda", "device must be auto, cpu or cuda on several ranks"),
-    ({"learn_temperature": True}, "fsdp2", "cpu", "learn_temperature does not go with FSDP2"),
-    ({"precision": "fp16"}, "fsdp2", "cuda", "fp16 does not go with FSDP2"),
-    ({"attention": "flash_attention_2"}, "single", "cpu", "needs a GPU and precision bf16"),
-    (
-        {"attention": "flash_attention_2", "precision": "fp32"},
-        *("single", "cuda", "needs a GPU and precision bf16"),
-    ),
-]
-UNTESTED = [
-    ({"compile": True}, "ddp", "compile on several ranks"),
-    ({"compile": True, "gradient_checkpointing": True}, "single", "compile with gradient_check"),
-    ({"compile": True, "chunk_size": 8}, "single", "compile with chunks"),
-]
-
-
-@pytest.mark.parametrize(("settings", "strategy", "device", "reason"), REFUSED)
-def test_what_does_not_work_is_refused(
-    settings: dict[str, Any], strategy: Any, device: str, reason: str
-) -> None:
-    config = TrainingConfig(**settings, allow_untested=True)
-    with pytest.raises(ValueError, match=reason):
-        check_combination(config, strategy, device)
-
-
-@pytest.mark.parametrize(("settings", "strategy", "reason"), UNTESTED)
-def test_what_is_not_tested_must_be_asked_for(
-    settings: dict[str, Any], strategy: Any, reason: str
-) -> None:
-    with pytest.raises(ValueError, match=f"{reason}.* is not tested .*--allow-untested runs it"):
-        check_combination(TrainingConfig(**settings), strategy, "cpu")
-    check_combination(TrainingConfig(**settings, allow_untested=True), strategy, "cpu")
-
-
-def test_offloading_and_flash_attention_ask_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
-    with pytest.raises(ValueError, match="fsdp_offload_params is not tested"):
-        check_combination(TrainingConfig(), "fsdp2", "cuda")
-    flash = TrainingConfig(attention="flash_attention_2", precision="bf16")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="flash_attention_2 needs flash-attn"):
-        check_combination(flash, "single", "cuda")
-    with pytest.raises(ValueError, match="lora_rank needs peft"):
-        check_combination(TrainingConfig(lora_rank=2), "single", "cpu")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    check_combination(flash, "single", "cuda")
-    packed = TrainingConfig(attention="flash_attention_2", precision="bf16", block_length=64)
-    with pytest.raises(ValueError, match="takes no mask of packed texts"):
-        check_combination(packed, "single", "cuda")
-
-
-@pytest.mark.parametrize(
-    ("environment", "strategy"),
-    [
-        ({}, "single"),
-        ({"WORLD_SIZE": "1"}, "single"),
-        ({"WORLD_SIZE": "2"}, "ddp"),
-        ({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "fsdp2"),
-        ({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, "fsdp1"),
-        ({"WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "true"}, "deepspeed"),
-    ],
-)
-def test_the_launcher_decides(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], strategy: str
-) -> None:
-    for name in ("WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "FSDP_VERSION"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert launched_strategy() == strategy

@@ -13,7 +13,7 @@ from crossalign.evaluation.vectors.retrieval import retrieval_scores
 from crossalign.models.encode import encode
 from crossalign.models.hidden_states import find_blocks
 from crossalign.pooling.choices import Pooling
-from tests.support.sentences import sentences
+from tests.support.texts.sentences import sentences
 from tests.support.tiny_models import HIDDEN, LAYERS, tiny_model, tiny_tokenizer
 
 
