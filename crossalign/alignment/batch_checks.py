@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crossalign.alignment.padding import LENGTHS
 from crossalign.argument_checks import check_dims, check_tensor
+from crossalign.contrastive.options import LossOptions
 from crossalign.models.next_token_loss import IGNORED_LABEL
 
 # Tokenizers add token_type_ids unasked, and GPT-2 would add them to its embeddings as if they were
@@ -52,6 +53,37 @@ def check_batch(
                 f"AlignmentModel: {label} must have the shape of input_ids "
                 f"{tuple(batch['input_ids'].shape)}, got {tuple(batch[entry].shape)}"
             )
+
+
+def asks_for_owners(options: LossOptions) -> bool:
+    """Whether an option must know whose hard negative each is."""
+    has_margin = options.false_negative_margin is not None
+    is_within = "key_to_key" in options.directions
+    return options.hard_negative_weight != 0 or has_margin or is_within
+
+
+def pair_of_negatives(
+    options: LossOptions,
+    source: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    negatives: Mapping[str, Tensor] | None,
+) -> Tensor | None:
+    """(H,) the pair whose hard negative each row is, where an option asks for it."""
+    num_pairs = source["input_ids"].shape[0]
+    if target["input_ids"].shape[0] != num_pairs:
+        raise ValueError(
+            f"AlignmentModel: target must have the {num_pairs} rows of source, got "
+            f"{target['input_ids'].shape[0]}"
+        )
+    if negatives is None or not asks_for_owners(options):
+        return None
+    num_negatives = negatives["input_ids"].shape[0]
+    if num_negatives != num_pairs:
+        raise ValueError(
+            f"AlignmentModel: negatives must have one row per pair ({num_pairs}) for "
+            f"hard_negative_weight, false_negative_margin and key_to_key, got {num_negatives}"
+        )
+    return torch.arange(num_pairs, device=negatives["input_ids"].device)
 
 
 def parameters_of_forward(model: Any) -> frozenset[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
+from crossalign.contrastive.choices import ONE_WAY, Direction
 from crossalign.pooling.choices import Center, Pooling, PoolTokens
 from crossalign.settings import SettingError, check_settings, setting
 
@@ -13,6 +14,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 FROZEN_BLOCKS = re.compile(r"blocks:([1-9]\d*)(-([1-9]\d*)?)?")  # of --freeze, from 1 on
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 
+_CANDIDATES = "which candidates of the loss count, and how much"
 _LOSS, _BATCHES, _UPDATES = "the loss", "batches and lengths", "updates"
 _MODEL = "how the model runs"
 
@@ -63,6 +65,35 @@ class TrainingConfig:
         0.0,
         "added to the logit of a pair's own hard negative, where pairs have one",
         group=_LOSS,
+    )
+    directions: tuple[Direction, ...] = setting(
+        ONE_WAY,
+        "what competes with a pair, in one sum: query_to_key = the targets (always), key_to_query "
+        "= the sources, query_to_query, key_to_key = other sources, other targets; --symmetric is "
+        "the mean of the first two instead",
+        group=_CANDIDATES,
+        metavar="DIRECTION",
+    )
+    false_negative_margin: float | None = setting(
+        None,
+        "leave out what is more similar than the pair itself by more than this cosine; None = keep",
+        group=_CANDIDATES,
+    )
+    hardness: float = setting(
+        0.0, "added to a negative's logit per unit of its cosine", group=_CANDIDATES
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "share of the target that all candidates have in equal parts, for pairs that may be wrong",
+        group=_CANDIDATES,
+        lowest=0,
+    )
+    debias: float = setting(
+        0.0,
+        "how likely a negative is a translation in truth: what they are expected to add is taken "
+        "off",
+        group=_CANDIDATES,
+        lowest=0,
     )
     batch_size: int = setting(
         64,
@@ -157,16 +188,18 @@ class TrainingConfig:
         """The aligned layers, also where there is one."""
         return self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
+    @property
+    def objective(self) -> dict[str, Any]:
+        """The settings that AlignmentModel takes, by its names for them."""
+        groups = (_LOSS, _CANDIDATES)
+        names = [each.name for each in fields(self) if each.metadata["flag"].group in groups]
+        return {name: getattr(self, name) for name in names}
+
     def __post_init__(self) -> None:
         check_settings(self)
         if not self.layers:
             raise SettingError("layer must name at least one layer, got ()", "layer")
-        if self.learn_temperature and self.temperature < 0.01:
-            raise SettingError(
-                "temperature must be at least 0.01 with learn_temperature, below which it gets no "
-                f"gradient, got {self.temperature}",
-                *("temperature", "learn_temperature"),
-            )
+        self._check_loss()
         if self.contrastive_weight == 0 and self.lm_weight == 0:
             names = ("contrastive_weight", "lm_weight")
             raise SettingError("contrastive_weight and lm_weight must not both be 0", *names)
@@ -187,3 +220,22 @@ class TrainingConfig:
             )
         if self.seed >= 2**63:
             raise SettingError(f"seed must be below 2**63, got {self.seed}", "seed")
+
+    def _check_loss(self) -> None:
+        if self.learn_temperature and self.temperature < 0.01:
+            raise SettingError(
+                "temperature must be at least 0.01 with learn_temperature, below which it gets no "
+                f"gradient, got {self.temperature}",
+                *("temperature", "learn_temperature"),
+            )
+        if "query_to_key" not in self.directions:
+            shown = " ".join(self.directions)
+            raise SettingError(f"directions must hold query_to_key, got {shown}", "directions")
+        if self.symmetric and self.directions != ONE_WAY:
+            raise SettingError(
+                "symmetric and directions both choose what competes; drop one of them",
+                *("symmetric", "directions"),
+            )
+        for name in ("label_smoothing", "debias"):
+            if getattr(self, name) >= 1:
+                raise SettingError(f"{name} must be below 1, got {getattr(self, name)}", name)

@@ -10,22 +10,27 @@ Shapes: N pairs, H hard negatives, B sentences, T tokens, C hidden size, L align
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from crossalign.alignment.batch_checks import (
+    asks_for_owners,
     check_batch,
     labels_after_tokens,
     model_inputs,
+    pair_of_negatives,
     parameters_of_forward,
 )
 from crossalign.alignment.padding import LENGTHS, no_text, one_token, trimmed
 from crossalign.argument_checks import check_option, check_scalar
+from crossalign.contrastive.choices import ONE_WAY, Direction
 from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.contrastive.module import LearnsTemperature, start_logit_scale
+from crossalign.contrastive.option_checks import check_options
+from crossalign.contrastive.options import LossOptions
 from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.distributed.group_owner import OwnsGroup
 from crossalign.models.hidden_states import check_layer, hidden_states_at
@@ -72,14 +77,16 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
         lm_weight: factor of the next-token loss.
         symmetric: contrast in both directions.
         hard_negative_weight: added to the logit of a pair's own hard negative.
+        directions, false_negative_margin, hardness, label_smoothing, debias: of the loss, whose
+            query is the source and whose key is the target.
         group: torch.distributed process group over whose ranks the batch is spread: negatives come
             from every rank, and the next-token mean is over all tokens. None: this process alone.
 
     Raises:
-        TypeError: layer is not an integer.
-        ValueError: layer is out of range, pooling, pool_tokens or center is unknown, temperature
-            is not above 0, or below 0.01 where it is learned, or the model's decoder blocks cannot
-            be found.
+        TypeError: layer is not an integer, or an option of the loss has the wrong type.
+        ValueError: options do not go together, layer is out of range, pooling, pool_tokens or
+            center is unknown, temperature is not above 0, or below 0.01 where it is learned, or the
+            model's decoder blocks cannot be found.
 
     Source: Li et al. 2024, "Improving In-context Learning of Multilingual Generative Language
         Models with Cross-lingual Alignment" (NAACL).
@@ -100,6 +107,11 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
         lm_weight: float = 1.5,
         symmetric: bool = False,
         hard_negative_weight: float = 0.0,
+        directions: Sequence[Direction] = ONE_WAY,
+        false_negative_margin: float | None = None,
+        hardness: float = 0.0,
+        label_smoothing: float = 0.0,
+        debias: float = 0.0,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         layers = tuple(layer) if isinstance(layer, Sequence) else (layer,)
@@ -111,6 +123,11 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
         check_option("AlignmentModel", "pool_tokens", pool_tokens, POOL_TOKENS)
         check_option("AlignmentModel", "center", center, CENTERS)
         check_scalar("AlignmentModel", "temperature", temperature, above_zero=True)
+        options = LossOptions(symmetric, directions=directions, return_stats=True, debias=debias)
+        options = options._replace(hardness=hardness, label_smoothing=label_smoothing)
+        margin, weight = false_negative_margin, hard_negative_weight
+        options = options._replace(false_negative_margin=margin, hard_negative_weight=weight)
+        check_options("AlignmentModel", options)
         super().__init__()
         self.model = model
         self.layers = layers
@@ -121,8 +138,7 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
         if learn_temperature:
             self.logit_scale = start_logit_scale("AlignmentModel", temperature, LARGEST_LOGIT_SCALE)
         self.contrastive_weight, self.lm_weight = contrastive_weight, lm_weight
-        self.symmetric, self.hard_negative_weight = symmetric, hard_negative_weight
-        self.group = group
+        self.loss_options, self.group = options, group
         self._head_is_checked = False
         self.adds_to_grad = False  # see RowGradients; for one process, which sets it
         self._model_takes = parameters_of_forward(model)
@@ -157,7 +173,7 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
         Raises:
             TypeError: a batch is no dict of tensors, or ids are not integers.
             ValueError: an entry is missing, or unknown to the model; sizes do not match;
-                hard_negative_weight is set and the negatives are not one per pair; or the model's
+                an option asks whose each negative is and they are not one per pair; or the model's
                 head cannot be reproduced.
 
         Cost: `layer` blocks for the sentences, all blocks for lm; no (tokens x vocabulary) logits.
@@ -222,26 +238,25 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
     ) -> tuple[Tensor, ContrastiveStats]:
         """The unweighted contrastive loss of embeddings (N, L * C) twice and (H, L * C), and its
         stats: of several layers the means."""
-        if negatives is None and self.group is not None and self.hard_negative_weight != 0.0:
+        if negatives is None and self.group is not None and asks_for_owners(self.loss_options):
             # Another rank may have some.
             negatives, owner = query.detach()[:0], query.new_empty(0, dtype=torch.int64)
         query, key, negatives = center_vectors(
             query, key, negatives, center=self.center, group=self.group
         )
+        options = self.loss_options._replace(group=self.group)
+        if owner is None:
+            options = options._replace(hard_negative_weight=0.0)
+        named: dict[str, Any] = options._asdict() | {"ids": ids, "negative_ids": negative_ids}
+        named["negative_owner"] = owner
         count = len(self.layers)
         results = [
             fused_contrastive_loss(
                 query.chunk(count, 1)[index],
                 key.chunk(count, 1)[index],
-                None if negatives is None else negatives.chunk(count, 1)[index],
+                negatives if negatives is None else negatives.chunk(count, 1)[index],
                 temperature=self.temperature,
-                symmetric=self.symmetric,
-                ids=ids,
-                negative_ids=negative_ids,
-                negative_owner=owner,
-                hard_negative_weight=0.0 if owner is None else self.hard_negative_weight,
-                group=self.group,
-                return_stats=True,
+                **named,
             )
             for index in range(count)
         ]
@@ -257,22 +272,8 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
         target: Mapping[str, Tensor],
         negatives: Mapping[str, Tensor] | None,
     ) -> Tensor | None:
-        """(H,) the pair whose hard negative each row is, where a weight asks for it."""
-        num_pairs = source["input_ids"].shape[0]
-        if target["input_ids"].shape[0] != num_pairs:
-            raise ValueError(
-                f"AlignmentModel: target must have the {num_pairs} rows of source, got "
-                f"{target['input_ids'].shape[0]}"
-            )
-        if negatives is None or self.hard_negative_weight == 0.0:
-            return None
-        num_negatives = negatives["input_ids"].shape[0]
-        if num_negatives != num_pairs:
-            raise ValueError(
-                f"AlignmentModel: negatives must have one row per pair ({num_pairs}) for "
-                f"hard_negative_weight={self.hard_negative_weight}, got {num_negatives}"
-            )
-        return torch.arange(num_pairs, device=negatives["input_ids"].device)
+        """(H,) the pair whose hard negative each row is, where an option asks for it."""
+        return pair_of_negatives(self.loss_options, source, target, negatives)
 
     def next_token_loss(self, lm: Mapping[str, Tensor], count: Tensor | None = None) -> Tensor:
         """(), unweighted; lm as in forward, count as in language_model_loss."""

@@ -115,17 +115,8 @@ class AlignmentRun:
         )
         self.alignment = AlignmentModel(
             self.language_model,
-            layer=config.layer,
-            pooling=config.pooling,
-            pool_tokens=config.pool_tokens,
             special_token_ids=tokenizer.all_special_ids,
-            center=config.center,
-            temperature=config.temperature,
-            learn_temperature=config.learn_temperature,
-            contrastive_weight=config.contrastive_weight,
-            lm_weight=config.lm_weight,
-            symmetric=config.symmetric,
-            hard_negative_weight=config.hard_negative_weight,
+            **config.objective,
             group=engine.group,
         )
         engine.place(self.alignment)

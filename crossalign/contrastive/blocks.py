@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.options import Direction, LossArguments
+from crossalign.contrastive.choices import Direction
+from crossalign.contrastive.options import LossArguments
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, dot_rounding
 from crossalign.contrastive.terms import BlockSums, column_block, row_block, scale_tensor
 from crossalign.contrastive.torch_logits import inverse_norms

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from crossalign.argument_checks import values_may_be_read
+from crossalign.contrastive.choices import Direction
 from crossalign.contrastive.ops import pair_losses
-from crossalign.contrastive.options import Direction, LossOptions
+from crossalign.contrastive.options import LossOptions
 from crossalign.contrastive.problem import ContrastiveSums
 from crossalign.contrastive.terms import BlockSums, TermRules, block_term, joint_block
 

@@ -11,19 +11,18 @@ from torch import Tensor
 from crossalign.backends import Backend
 from crossalign.contrastive.across_ranks.loss import loss_across_ranks
 from crossalign.contrastive.arguments import checked
-from crossalign.contrastive.one_process import loss_of_one_process
-from crossalign.contrastive.options import (
+from crossalign.contrastive.choices import (
     ONE_WAY,
     Direction,
     Gather,
     HardnessOn,
-    LossArguments,
-    LossOptions,
     MarginType,
     Partition,
     Reduction,
     SameId,
 )
+from crossalign.contrastive.one_process import loss_of_one_process
+from crossalign.contrastive.options import LossArguments, LossOptions
 from crossalign.contrastive.terms import ContrastiveStats
 
 if TYPE_CHECKING:

@@ -14,17 +14,17 @@ from crossalign.argument_checks import (
     check_truth_value,
 )
 from crossalign.backends import Backend
-from crossalign.contrastive.options import (
+from crossalign.contrastive.choices import (
     ONE_WAY,
     Direction,
     Gather,
     HardnessOn,
-    LossOptions,
     MarginType,
     Partition,
     Reduction,
     SameId,
 )
+from crossalign.contrastive.options import LossOptions
 
 _CLOSED_SETS = {
     "same_id": typing.get_args(SameId),

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch.distributed as dist
 from torch import Tensor
 
 from crossalign.backends import Backend
-
-Direction = Literal["query_to_key", "key_to_query", "query_to_query", "key_to_key"]
-Partition = Literal["joint", "per_direction"]
-SameId = Literal["mask", "positive"]
-HardnessOn = Literal["all", "in_batch", "owned"]
-MarginType = Literal["absolute", "relative"]
-Reduction = Literal["mean", "sum", "none"]
-Gather = Literal["auto", "all_gather", "ring"]
-
-ONE_WAY: tuple[Direction, ...] = ("query_to_key",)
-BOTH_WAYS: tuple[Direction, ...] = ("query_to_key", "key_to_query")
+from crossalign.contrastive.choices import (
+    BOTH_WAYS,
+    ONE_WAY,
+    Direction,
+    Gather,
+    HardnessOn,
+    MarginType,
+    Partition,
+    Reduction,
+    SameId,
+)
 
 
 class LossOptions(NamedTuple):

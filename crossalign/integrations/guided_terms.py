@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossalign.contrastive.choices import Direction
 from crossalign.contrastive.loss import fused_contrastive_loss
-from crossalign.contrastive.options import Direction
 from crossalign.integrations.row_terms import mean_over_ranks, union
 
 

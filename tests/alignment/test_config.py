@@ -21,7 +21,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert config.device == "auto"
     assert config.layers == (1,)
     assert TrainingConfig(layer=(2, -1)).layers == (2, -1)
-    assert len(fields(TrainingConfig)) <= 32  # a setting more must be worth it
+    assert len(fields(TrainingConfig)) <= 33  # a setting more must be worth it
     with pytest.raises(FrozenInstanceError):
         config.layer = 2  # type: ignore[misc]
 
@@ -60,6 +60,12 @@ def test_flags_of_the_run_and_its_fields_agree() -> None:
             {"temperature": 0.009, "learn_temperature": True},
             "temperature must be at least 0.01 with learn_temperature, .* got 0.009",
         ),
+        ({"directions": ("key_to_key",)}, "directions must hold query_to_key, got key_to_key"),
+        ({"directions": ("query_to_key", "up")}, "directions must be one of .* got 'up'"),
+        ({"directions": ("query_to_key", "key_to_key"), "symmetric": True}, "symmetric and direct"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be below 1, got 1.0"),
+        ({"debias": -0.1}, "debias must be at least 0, got -0.1"),
+        ({"debias": 1.0}, "debias must be below 1, got 1.0"),
         ({"learning_rate": -1.0}, "learning_rate must be above 0"),
         ({"learning_rate": float("inf")}, "learning_rate must be finite"),
         ({"lm_weight": -0.5}, "lm_weight must be at least 0, got -0.5"),

@@ -53,7 +53,8 @@ def plain_output(
         hidden = model(**batch, output_hidden_states=True).hidden_states[layer]
         return pool(hidden, batch["attention_mask"], pooling)
 
-    if negatives is not None and options.get("hard_negative_weight"):
+    asking = {"hard_negative_weight", "false_negative_margin", "directions"}
+    if negatives is not None and asking & options.keys():
         options["negative_owner"] = torch.arange(len(negatives["input_ids"]))
     contrastive_loss, _ = reference.contrastive_loss(
         embed(source),
@@ -88,6 +89,10 @@ CASES: dict[str, dict[str, Any]] = {
     "deeper, last token, both directions": {"layer": 2, "pooling": "last", "symmetric": True},
     "weights": {"contrastive_weight": 0.3, "lm_weight": 0.0, "temperature": 0.2},
     "hard negatives": {"hard_negative_weight": 1.5},
+    "joint": {
+        **{"directions": ("query_to_key", "key_to_query", "query_to_query", "key_to_key")},
+        **{"false_negative_margin": 0.01, "label_smoothing": 0.1, "hardness": 2.0, "debias": 0.05},
+    },
     "last layer, maximum": {"layer": -1, "pooling": "max"},
 }
 
@@ -211,6 +216,8 @@ def test_bad_options_are_named() -> None:
         (ValueError, "pooling must be one of 'mean', 'last', 'max'", {"pooling": "cls"}),
         (ValueError, "temperature must be a finite number above 0", {"temperature": 0.0}),
         (TypeError, "AlignmentModel: temperature must be a number or a 0-d", {"temperature": "x"}),
+        (TypeError, "AlignmentModel: symmetric must be True or False", {"symmetric": "yes"}),
+        (ValueError, "AlignmentModel: debias must be at least 0 and below 1", {"debias": 1.0}),
     ]
     for error, message, options in cases:
         with pytest.raises(error, match=message):
@@ -233,7 +240,7 @@ def test_bad_batches_are_named() -> None:
         (ValueError, "lm must hold input_ids and labels", (good, good, None, good)),
         (ValueError, r"lm\['labels'\] must have the shape of input_ids",
          (good, good, None, {**good, "labels": ids[:, 1:]})),
-        (ValueError, r"negatives must have one row per pair \(5\) .*=1.0, got 3",
+        (ValueError, r"negatives must have one row per pair \(5\) for hard_.*, got 3",
          (good, good, sentences(2, count=3))),
     ]  # fmt: skip
     for error, message, batches in cases:

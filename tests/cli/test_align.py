@@ -249,3 +249,20 @@ def test_several_corpora_are_mixed_and_bad_lines_left_out(
     status, _, error = run("align", "--output", tmp_path / "o", "--resume", "--steps", 3)
     assert status == 0, error
     assert len(metrics_of(tmp_path / "o")) == 3
+
+
+def test_the_options_of_the_loss_reach_the_run_and_its_record(align: Run, tmp_path: Path) -> None:
+    flags = ["--directions", "query_to_key", "query_to_query", "key_to_key", "--hardness", "2"]
+    flags += ["--false-negative-margin", "-0.1", "--label-smoothing", "0.1", "--debias", "0.05"]
+    losses = []
+    for output, given in (("plain", []), ("options", flags)):
+        assert align("--steps", 1, *given, output=output)[0] == 0
+        metrics = (tmp_path / output / "metrics.jsonl").read_text().splitlines()
+        losses.append(json.loads(metrics[0])["contrastive_loss"])
+    assert losses[0] != losses[1]
+    settings = yaml.safe_load((tmp_path / "options" / "config.yaml").read_text())
+    assert settings["directions"] == ["query_to_key", "query_to_query", "key_to_key"]
+    assert (settings["false_negative_margin"], settings["hardness"]) == (-0.1, 2.0)
+    assert (settings["label_smoothing"], settings["debias"]) == (0.1, 0.05)
+    status, _, error = align("--symmetric", *flags[:3], output="both")
+    assert status == 2 and "--symmetric and --directions both choose what competes" in error

@@ -5,7 +5,7 @@ memeff 0.3.1 (Qwen3, CLIP and LiT losses): the formulas that its kernels impleme
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossalign import fused_contrastive_loss
+from crossalign.contrastive.choices import Direction
 
 N, D = 12, 6
 T = 0.2
@@ -96,11 +97,7 @@ def test_gte_sums_both_directions_and_both_sides() -> None:
     blocks = [query @ key.T, key @ query.T]
     blocks += [(side @ side.T).masked_fill(is_own, -torch.inf) for side in (query, key)]
     theirs = torch.cat(blocks, 1).div(T).logsumexp(1) - (query * key).sum(1) / T
-    ours = fused_contrastive_loss(
-        *leaves,
-        temperature=T,
-        directions=("query_to_key", "key_to_query", "query_to_query", "key_to_key"),
-    )
+    ours = fused_contrastive_loss(*leaves, temperature=T, directions=get_args(Direction))
     assert_same(ours, theirs.mean(), leaves)
 
 

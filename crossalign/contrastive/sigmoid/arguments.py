@@ -23,7 +23,7 @@ from crossalign.argument_checks import (
     values_may_be_read,
 )
 from crossalign.backends import Backend
-from crossalign.contrastive.options import Gather, Reduction
+from crossalign.contrastive.choices import Gather, Reduction
 from crossalign.contrastive.sigmoid.problem import SigmoidArguments, SigmoidProblem
 from crossalign.contrastive.terms import scale_tensor
 from crossalign.precision import accumulator

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from crossalign.backends import Backend, choose_backend
-from crossalign.contrastive.options import Gather, Reduction
+from crossalign.contrastive.choices import Gather, Reduction
 from crossalign.contrastive.sigmoid.across_ranks import loss_across_ranks
 from crossalign.contrastive.sigmoid.arguments import NAME, build_problem, check_arguments
 from crossalign.contrastive.sigmoid.ops import sigmoid_sums
