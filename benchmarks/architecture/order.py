@@ -32,7 +32,7 @@ ORDER_INSIDE = {
     ),
     "evaluation": (
         *("statistics", "token_scores", "choice_scoring", "tasks", "vectors"),
-        *("in_context", "summary", "translation", "data_report"),
+        *("in_context_records", "in_context", "summary", "translation", "data_report"),
     ),
     "evaluation.tasks": (
         *("items", "release", "xcopa", "xwinograd", "files", "hub"),

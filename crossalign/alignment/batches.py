@@ -18,7 +18,7 @@ from crossalign.alignment.packing import PADDING, Packing, choose_packing, packe
 from crossalign.alignment.padding import LENGTHS, share
 from crossalign.data.builders import TrainingItem, TranslationItems
 from crossalign.data.indexed_data import num_negatives
-from crossalign.data.items import label_answers
+from crossalign.data.items import LabelledTokens, label_answers
 from crossalign.data.meaning_ids import meaning_ids
 from crossalign.data.mixture import pair_stream
 from crossalign.data.pairs import Pair
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("crossalign")
 
+_TEXTS_CHECKED = 10_000
 CPU = torch.device("cpu")
 ON_CPU = ("labels", LENGTHS)  # counted there without a wait for the device
 Inputs = dict[str, Tensor]
@@ -122,6 +123,29 @@ class Batches:
                 "the texts of %s are %s: %s", type(model).__name__, told, self.packing.reason
             )
 
+    def check_answers(self, steps: int) -> None:
+        """Counts the texts of a run whose answer lies beyond max_length, before its first step.
+
+        Of a long run the texts that come first are counted; a text has about as many tokens as
+        bytes at most, so that only long ones are cut into tokens.
+
+        Raises:
+            ValueError: no text of those has an answer that is kept.
+        """
+        drawn = min(steps * self.lm_batch_size, len(self.lm_items), _TEXTS_CHECKED)
+        items = [self.lm_items[index] for index in self.lm_stream.take(0, drawn)] if drawn else []
+        max_length = min(self.max_length, self.block_length or self.max_length)
+        long = [each for each in items if len(each["clm_text"].encode()) + 8 > max_length]
+        rows = label_answers(self.tokenizer, long, max_length) if long else []
+        lost = sum(map(_has_no_answer, rows))
+        if not lost:
+            return
+        told = f"of {drawn} texts {lost} have no answer within max_length={max_length}"
+        if lost == drawn:
+            raise ValueError(f"align: {told}, so there is nothing to train on; raise max_length")
+        if self.rank == 0:
+            logger.warning("%s; raise max_length", told)
+
     def at(self, step: int, device: torch.device) -> StepBatch:
         """This rank's share of the batch of a step, counted from 0."""
         chosen = self.pair_stream.take(step * self.batch_size, self.batch_size)
@@ -168,14 +192,7 @@ class Batches:
             return None
         max_length = min(self.max_length, self.block_length or self.max_length)
         rows = label_answers(self.tokenizer, items, max_length)
-        # The first token of a row is predicted by nothing, so its label carries no loss.
-        lost = sum(all(label == IGNORED_LABEL for label in row.labels[1:]) for row in rows)
-        if lost:
-            logger.warning(
-                "step %d: %d of %d texts have no answer within max_length=%d; raise max_length",
-                *(step + 1, lost, len(rows), max_length),
-            )
-        if lost == len(rows):
+        if all(map(_has_no_answer, rows)):
             return None
         if self.packing.way != PADDING:
             return packed_texts(rows, self.block_length, self.packing)
@@ -184,6 +201,11 @@ class Batches:
         labels = [torch.tensor(row.labels) for row in rows]
         texts["labels"] = nn.utils.rnn.pad_sequence(labels, True, IGNORED_LABEL)
         return texts
+
+
+def _has_no_answer(row: LabelledTokens) -> bool:
+    # The first token of a row is predicted by nothing, so its label carries no loss.
+    return all(label == IGNORED_LABEL for label in row.labels[1:])
 
 
 def _pair_size(pair: Pair) -> int:

@@ -13,7 +13,8 @@ from crossalign.data.pairs import Pair, read_pairs
 from crossalign.evaluation.vectors.layer_embeddings import retrieval_by_layer
 
 if TYPE_CHECKING:
-    from crossalign.evaluation.in_context import InContextSettings, TaskData
+    from crossalign.evaluation.in_context import InContextSettings
+    from crossalign.evaluation.tasks.items import TaskData
 
 Scores = dict[str, float]
 

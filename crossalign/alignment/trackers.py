@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger("crossalign")
+
+
+_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises ImportError where the package of a tracker is not installed."""
+    for name in names:
+        if not any(importlib.util.find_spec(each) for each in _PACKAGES[name]):
+            raise ImportError(f"trackers: {name} is not installed; pip install {name}")
 
 
 class Trackers:

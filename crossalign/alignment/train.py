@@ -113,6 +113,7 @@ class AlignmentRun:
             rank=engine.rank,
             world_size=engine.world_size,
         )
+        self.batches.check_answers(config.steps)
         self.alignment = AlignmentModel(
             self.language_model,
             special_token_ids=tokenizer.all_special_ids,

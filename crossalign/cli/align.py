@@ -16,6 +16,7 @@ from crossalign.cli.settings_file import as_flags, read_settings
 from crossalign.data.mixture import BATCH_LANGUAGES, MIXINGS, Mixing
 from crossalign.data.pair_sources import PairSource, parse_pair_sources
 from crossalign.files.lock import locked
+from crossalign.files.output import check_inputs_outside
 from crossalign.files.temporary import full_disk_named, temporary_folder
 from crossalign.settings import (
     SettingError,
@@ -141,6 +142,15 @@ class AlignSettings(NamedTuple):
     resume: bool
     stored: Mapping[str, Any]  # of the run to resume; empty for a new one
 
+    def inputs(self) -> list[Path | str]:
+        """The files and folders that the run reads, beside its own."""
+        paths, run = self.paths, self.run
+        given: list[Path | str | None] = [paths.lm_data, run.evaluate_data, *run.evaluate_pairs]
+        given += [path for source in paths.sources for path in source.paths]
+        if Path(paths.model).exists():
+            given.append(paths.model)
+        return [each for each in given if each is not None]
+
     def plain(self) -> dict[str, Any]:
         """What config.yaml holds: plain values, files by their absolute paths."""
         settings = asdict(self.paths) | asdict(self.training) | asdict(self.run)
@@ -176,10 +186,13 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
     from crossalign.alignment.engines.launch import is_main_process
     from crossalign.alignment.run_directory import check_output, check_unchanged
     from crossalign.alignment.stop_request import exit_on_sigterm
+    from crossalign.alignment.trackers import check_trackers
     from crossalign.models.loading import choose_device
 
     with parser.argument_errors():
         choose_device(settings.training.device)
+        check_trackers(settings.run.trackers)
+        check_inputs_outside(settings.paths.output, settings.inputs())
         if settings.resume:
             check_unchanged(settings.stored, settings.plain())
     output = settings.paths.output

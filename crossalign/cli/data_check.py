@@ -84,15 +84,17 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
 
 def _tokenizer_and_limit(model: str) -> tuple[PreTrainedTokenizerBase, int | None]:
     """The tokenizer of a model, and the tokens that both take."""
-    from transformers import AutoTokenizer
-
     from crossalign.cli.quiet import quiet_transformers
     from crossalign.models.encode import longest_input
-    from crossalign.models.loading import load_config
+    from crossalign.models.loading import check_token_ids, load_config, load_tokenizer
 
     quiet_transformers()
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    return tokenizer, longest_input(_Configured(load_config(model)), tokenizer)
+    config = load_config(model, "--model: ")
+    tokenizer = load_tokenizer(model, "--model: ")
+    num_rows = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    if num_rows is not None:
+        check_token_ids(f"--model: {model}", tokenizer, num_rows)
+    return tokenizer, longest_input(_Configured(config), tokenizer)
 
 
 class _Configured(NamedTuple):

@@ -17,7 +17,8 @@ from crossalign.files.text import DataError
 from crossalign.settings import SettingError, add_flags, from_arguments
 
 if TYPE_CHECKING:
-    from crossalign.evaluation.in_context import InContextSettings, TaskData
+    from crossalign.evaluation.in_context import InContextSettings
+    from crossalign.evaluation.tasks.items import TaskData
     from crossalign.evaluation.translation import TranslationSettings
 
 SUMMARY = "Measures in-context learning and translation in each language."
@@ -46,6 +47,7 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
 
     quiet_transformers()
     data = _read_data(settings, choices, translation)
+    _check_models(settings, choices, data)
     result: dict[str, Any] = {"settings": settings.plain(), "versions": _versions()}
     log = _evaluate(settings.model, settings, choices, translation, data, result)
     if settings.compare:
@@ -119,6 +121,22 @@ def _read_data(
         for language in {code for pair in translation.directions for code in pair}:
             read_flores(Path(settings.data), language)
     return data
+
+
+def _check_models(
+    settings: EvaluateSettings, choices: InContextSettings | None, data: list[TaskData]
+) -> None:
+    """What is known of the models before the first score: names, and whether items fit into the
+    second one, which without this would come up hours later."""
+    from crossalign.evaluation.in_context import check_items
+    from crossalign.models.loading import load_config, load_tokenizer, model_without_weights
+
+    for name in (settings.model, settings.compare):
+        if name is not None:
+            load_config(name)
+    if settings.compare and choices:
+        model = model_without_weights(settings.compare)
+        check_items(model, load_tokenizer(settings.compare), data, choices)
 
 
 def _evaluate(

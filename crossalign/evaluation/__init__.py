@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from crossalign.evaluation.in_context import (
         Evaluation,
         InContextSettings,
-        TaskData,
         evaluate_in_context,
         read_task_data,
     )
     from crossalign.evaluation.statistics import holm, mcnemar_exact, wilson_interval
     from crossalign.evaluation.summary import compare, summarize
+    from crossalign.evaluation.tasks.items import TaskData
     from crossalign.evaluation.translation import TranslationSettings, evaluate_translation
 else:
     from crossalign import lazy_names
@@ -26,7 +26,7 @@ else:
             "ChoiceScorer": "choice_scoring",
             "Evaluation": "in_context",
             "InContextSettings": "in_context",
-            "TaskData": "in_context",
+            "TaskData": "tasks.items",
             "TranslationSettings": "translation",
             "compare": "summary",
             "evaluate_in_context": "in_context",

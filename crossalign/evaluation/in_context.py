@@ -5,17 +5,15 @@ evaluate_in_context takes a model that is in memory, so that training can call i
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossalign.evaluation.choice_scoring import Candidate, ChoiceScorer, TooLongError
-from crossalign.evaluation.statistics import wilson_interval
-from crossalign.evaluation.tasks.items import TASKS, Item, Split, choose_demos, related_items
+from crossalign.evaluation.in_context_records import accuracy, logged, source
+from crossalign.evaluation.tasks.items import TASKS, Item, TaskData, choose_demos, related_items
 from crossalign.evaluation.tasks.prompts import paper_prompt
 
 if TYPE_CHECKING:
@@ -87,16 +85,6 @@ class InContextSettings:
 
 
 @dataclass(frozen=True)
-class TaskData:
-    """What is asked of one task in one language."""
-
-    task: str
-    language: str
-    test: Split
-    demos: Split | None  # None where no shots are asked for
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """records: one object per task, language, shots and seed. items: one per item of each."""
 
@@ -160,16 +148,48 @@ def evaluate_in_context(
         data = read_task_data(settings, data)
     scorer = ChoiceScorer(model, tokenizer, batch_size=batch_size, progress=progress, group=group)
     records, log = [], []
+    # All of them before the first score: what does not fit is known from the texts alone.
+    for asked in [*_all_asked(data, scorer, settings)]:
+        if progress:
+            print(f"{asked.part.task} {asked.part.language}, {asked.shots} shots", file=sys.stderr)
+        record, items = _evaluate(asked, scorer, settings)
+        records.append(record)
+        log += items
+    return Evaluation(records, log)
+
+
+def check_items(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Sequence[TaskData],
+    settings: InContextSettings,
+) -> None:
+    """Raises as evaluate_in_context would for items, without a score; the model may have no weights
+    (on the device "meta")."""
+    for _ in _all_asked(data, ChoiceScorer(model, tokenizer), settings):
+        pass
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The items of one record, with their demonstrations and choices."""
+
+    part: TaskData
+    prompt: PaperPrompt | LmEvalPrompt
+    shots: int
+    seed: int | None
+    items: list[tuple[Item, list[Item], list[Candidate]]]
+    skipped: list[str]
+
+
+def _all_asked(
+    data: Sequence[TaskData], scorer: ChoiceScorer, settings: InContextSettings
+) -> Iterator[_Asked]:
     for part in data:
-        prompt = _prompt(part, settings, tokenizer)
+        prompt = _prompt(part, settings, scorer.tokenizer)
         for shots in settings.shots:
             for seed in settings.seeds if shots else (None,):
-                if progress:
-                    print(f"{part.task} {part.language}, {shots} shots", file=sys.stderr)
-                record, items = _evaluate(part, prompt, scorer, settings, shots, seed)
-                records.append(record)
-                log += items
-    return Evaluation(records, log)
+                yield _asked(part, prompt, scorer, settings, shots, seed)
 
 
 def _prompt(
@@ -183,17 +203,15 @@ def _prompt(
     return LmEvalPrompt(part.task, language, part.test, part.demos)
 
 
-def _evaluate(
+def _asked(
     part: TaskData,
     prompt: PaperPrompt | LmEvalPrompt,
     scorer: ChoiceScorer,
     settings: InContextSettings,
     shots: int,
     seed: int | None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One record and the log of its items."""
+) -> _Asked:
     related = related_items(part.task)
-    key = {"task": part.task, "language": part.language, "shots": shots, "seed": seed}
     asked: list[tuple[Item, list[Item], list[Candidate]]] = []
     skipped: list[str] = []
     items = part.test.items[: settings.limit]
@@ -218,12 +236,21 @@ def _evaluate(
             )
     if not asked:
         raise ValueError(f"no item of {part.task} in {part.language} fits into the model")
+    return _Asked(part, prompt, shots, seed, asked, skipped)
+
+
+def _evaluate(
+    given: _Asked, scorer: ChoiceScorer, settings: InContextSettings
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One record and the log of its items."""
+    part, prompt, shots, asked = given.part, given.prompt, given.shots, given.items
+    key = {"task": part.task, "language": part.language, "shots": shots, "seed": given.seed}
     scores = iter(scorer.log_probabilities([each for _, _, found in asked for each in found]))
-    log = [_logged(key, item, demos, [next(scores) for _ in found]) for item, demos, found in asked]
-    assert len(log) + len(skipped) == len(items)
+    log = [logged(key, item, demos, [next(scores) for _ in found]) for item, demos, found in asked]
+    assert len(log) + len(given.skipped) == len(part.test.items[: settings.limit])
     counts = {
         "items_with_fewer_shots": sum(len(demos) < shots for _, demos, _ in asked),
-        "items_too_long": skipped,
+        "items_too_long": given.skipped,
     }
     example = asked[0][2][asked[0][0].label]
     shown = {
@@ -232,61 +259,4 @@ def _evaluate(
         "prefix": scorer.prefix,
         "example": example.context + example.continuation,
     }
-    return {**key, **_accuracy(part, log), **counts, "prompt": shown, **_source(part)}, log
-
-
-def _logged(
-    key: Mapping[str, Any], item: Item, demos: Sequence[Item], scores: list[float]
-) -> dict[str, Any]:
-    prediction = max(range(len(scores)), key=scores.__getitem__)  # the first of equals
-    return {
-        **key,
-        "id": item.id,
-        "row": item.row,
-        "label": item.label,
-        "prediction": prediction,
-        "correct": prediction == item.label,
-        "log_probabilities": scores,
-        "demonstrations": [demo.id for demo in demos],
-    }
-
-
-def _accuracy(part: TaskData, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    correct, total = sum(each["correct"] for each in log), len(log)
-    labels = Counter(each["label"] for each in log)
-    low, high = wilson_interval(correct, total)
-    chance = TASKS[part.task].chance
-    return {
-        "accuracy": correct / total,
-        "correct": correct,
-        "items": total,
-        "interval": [low, high],
-        "chance": chance,
-        "above_chance": low > chance,
-        "most_frequent_label": max(labels.values()) / total,
-        "ties": sum(_is_tie(each["log_probabilities"]) for each in log),
-    }
-
-
-def _is_tie(scores: Sequence[float]) -> bool:
-    """Such an item counts as an answer of the first choice, as in lm-eval."""
-    return sorted(scores)[-1] == sorted(scores)[-2]
-
-
-def _source(part: TaskData) -> dict[str, Any]:
-    """Where the items came from: files with their hashes, and what was done to their rows."""
-    files = {}
-    for split in (part.test, part.demos):
-        for name in split.files if split else ():
-            path = Path(name)
-            hashed = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-            files[name] = hashed
-    whole = TASKS[part.task].release_rows.get("test", part.test.rows)
-    return {
-        "files_sha256": files,
-        "licence": TASKS[part.task].licence,
-        "rows": part.test.rows,
-        "rows_of_release": whole,
-        "notes": dict(part.test.notes),
-        "demonstration_notes": dict(part.demos.notes) if part.demos else {},
-    }
+    return {**key, **accuracy(part, log), **counts, "prompt": shown, **source(part)}, log

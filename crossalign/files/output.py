@@ -82,6 +82,17 @@ def check_is_no_input(
             raise ValueError(f"{output} is in {folder}, which is read; name another output")
 
 
+def check_inputs_outside(output: Path, inputs: Iterable[Path | str]) -> None:
+    """Raises ValueError where something that is read is the output directory, or lies in it."""
+    target = output.resolve()
+    for each in map(Path, inputs):
+        found = each.resolve()
+        if found == target or target in found.parents:
+            raise ValueError(
+                f"{each} is read as an input, but lies in {output}; name another output"
+            )
+
+
 def write_json_lines(path: Path, records: Iterable[Any]) -> None:
     """One JSON object a line, written as they come; the file appears whole or not at all."""
     write_whole(path, (json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +47,12 @@ def check_model_name(name: str, flag: str = "") -> None:
         if importlib.util.find_spec("gguf") is None:
             raise ImportError(f"{flag}{name}: reading it needs gguf; pip install gguf")
         return
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not Path(name).is_dir():
+    if _can_only_be_a_path(name) and not Path(name).is_dir():
         raise FileNotFoundError(f"{flag}{name} is no directory")
+
+
+def _can_only_be_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def is_gguf(name: str) -> bool:
@@ -55,16 +60,23 @@ def is_gguf(name: str) -> bool:
     return name.lower().endswith(".gguf")
 
 
-def load_config(name: str) -> PreTrainedConfig:
+def load_config(name: str, flag: str = "") -> PreTrainedConfig:
     """The configuration of a model by its name, directory or .gguf file; for a directory that holds
-    adapters only, that of the model they belong to."""
-    check_model_name(name)
+    adapters only, that of the model they belong to.
+
+    Raises:
+        FileNotFoundError: there is no such model, or none that the adapters belong to.
+        ValueError: it needs code of its own, or is an encoder-decoder model.
+    """
+    check_model_name(name, flag)
     from transformers import AutoConfig
 
     if is_gguf(name):
         return copy.deepcopy(_gguf_config(name, Path(name).stat().st_mtime_ns))
     base = _adapted_model(name)
-    config: PreTrainedConfig = AutoConfig.from_pretrained(base or name)
+    with _errors_named(base or name, flag):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(base or name, **_OWN_CODE_ONLY)
+    _check_architecture(f"{flag}{base or name}", config)
     if base is not None:
         record_choices_of_adapters(config, Path(name))
     return config
@@ -90,16 +102,92 @@ def load_model(
     if isinstance(device, str):
         device = choose_device(device)
     source, options = _source(name)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        source, dtype=getattr(torch, dtype), **options
-    )
+    if not options:
+        load_config(name, flag)
+    with _errors_named(name, flag):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, dtype), **options, **_OWN_CODE_ONLY
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **options, **_OWN_CODE_ONLY)
+    embedding: Any = model.get_input_embeddings()
+    check_token_ids(f"{flag}{name}", tokenizer, embedding.weight.shape[0])
     if options:  # else transformers would take it for a quantized model and not save it
         quantizer: Any = model.hf_quantizer
         quantizer.remove_quantization_config(model)
     if _adapted_model(name) is not None:
         record_choices_of_adapters(model.config, Path(name))
     model.to(device)  # type: ignore[arg-type]
-    return model, AutoTokenizer.from_pretrained(source, **options)
+    return model, tokenizer
+
+
+def model_without_weights(name: str) -> PreTrainedModel:
+    """The model that load_model gives, on the device "meta": its configuration and its modules."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        auto: Any = AutoModelForCausalLM
+        model: PreTrainedModel = auto.from_config(load_config(name), **_OWN_CODE_ONLY)
+    return model
+
+
+def load_tokenizer(name: str, flag: str = "") -> PreTrainedTokenizerBase:
+    """The tokenizer of a model by its name or directory."""
+    check_model_name(name, flag)
+    from transformers import AutoTokenizer
+
+    source, options = _source(name)
+    with _errors_named(name, flag):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, **options, **_OWN_CODE_ONLY
+        )
+    return tokenizer
+
+
+def check_token_ids(name: str, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> None:
+    """Raises ValueError where a token of the tokenizer has no row in the model's embedding.
+
+    A padding token may lie beyond it: no padding is looked up.
+    """
+    beyond = {each: token for token, each in tokenizer.get_vocab().items() if each >= num_rows}
+    beyond.pop(tokenizer.pad_token_id, None)
+    if beyond:
+        first = min(beyond)
+        raise ValueError(
+            f"{name}: its tokenizer has the token {beyond[first]!r} of id {first}, but its "
+            f"embedding has {num_rows} rows; add them (model.resize_token_embeddings) and save "
+            "the model again"
+        )
+
+
+# A model may name code that comes with its files. It is not run, and nobody is asked about it.
+_OWN_CODE_ONLY: dict[str, Any] = {"trust_remote_code": False}
+
+
+@contextlib.contextmanager
+def _errors_named(name: str, flag: str = "") -> Iterator[None]:
+    """What transformers says of a name, in one sentence that begins with it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{flag}{name}: needs Python code that comes with the model, which crossalign does "
+                "not run; take a model whose class transformers has"
+            ) from error
+        if isinstance(error, OSError) and not Path(name).is_dir():
+            raise FileNotFoundError(
+                f"{flag}{name}: is no directory, and no model of this name came from the Hugging "
+                "Face hub; check the spelling, the connection (HF_HUB_OFFLINE) and the access"
+            ) from error
+        raise
+
+
+def _check_architecture(name: str, config: PreTrainedConfig) -> None:
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"{name}: is an encoder-decoder model ({config.model_type}); crossalign takes causal "
+            "language models"
+        )
 
 
 @functools.lru_cache(maxsize=2)
@@ -125,4 +213,9 @@ def _adapted_model(name: str) -> str | None:
     if not adapters.is_file():
         return None
     base: str = json.loads(adapters.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if _can_only_be_a_path(base) and not Path(base).is_dir():
+        raise FileNotFoundError(
+            f"{name}: holds adapters of the model {base}, which is not there; put it back, or set "
+            f"base_model_name_or_path in {adapters}"
+        )
     return base

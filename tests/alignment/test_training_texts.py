@@ -62,12 +62,18 @@ def test_answers_cut_away_are_reported(caplog: pytest.LogCaptureFixture) -> None
     records, _ = run_align(
         make_pairs(8), make_config(steps=1, max_length=3, lm_batch_size=2), lm_items=items
     )
-    assert "step 1: 1 of 2 texts have no answer within max_length=3" in caplog.text
+    assert "of 2 texts 1 have no answer within max_length=3; raise max_length" in caplog.text
     assert records[0]["lm_loss"] > 0
-    records, _ = run_align(
-        make_pairs(8), make_config(steps=1, max_length=3, chunk_size=2), lm_items=items[:1]
-    )
-    assert records[0]["lm_loss"] == 0.0
+    with pytest.raises(ValueError, match=r"of 1 texts 1 have no answer .* nothing to train on"):
+        run_align(make_pairs(8), make_config(steps=1, max_length=3), lm_items=items[:1])
+
+
+def test_a_step_whose_texts_lost_their_answers_has_no_text_loss() -> None:
+    """Counted once, before the first step; such a step goes on with its pairs."""
+    items = [item("w3 w4 w5 w6", 9), item("w7 w8", 3)]
+    config = make_config(steps=2, max_length=3, chunk_size=2, lm_batch_size=1)
+    records, _ = run_align(make_pairs(8), config, lm_items=items)
+    assert sorted(record["lm_loss"] > 0 for record in records) == [False, True]
 
 
 def test_slow_tokenizer_is_an_error() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from crossalign.cli.main import main
+from crossalign.evaluation.choice_scoring import ChoiceScorer
 from crossalign.evaluation.tasks.items import TASKS
 from tests.support.evaluation_cases import byte_model, byte_tokenizer, write_tasks, write_xcopa
 
@@ -244,3 +245,24 @@ def test_help_shows_defaults_and_loads_only_torch() -> None:
     text = " ".join(done.stdout.split())
     for part in ("language of the prompt's words; None = that of the sample", "(default: paper)"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("compare", "told"),
+    [
+        ("/no/such/model", "/no/such/model is no directory"),
+        ("short", "positions but the model has"),
+    ],
+)
+def test_the_second_model_is_checked_before_the_first_score(
+    evaluate: Any, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compare: str,
+    told: str,
+) -> None:  # fmt: skip
+    """A misspelt name, and an item too long for it, came up after all scores of the first."""
+    if compare == "short":
+        compare = str(tmp_path / "short")
+        byte_model(max_position_embeddings=8).save_pretrained(compare)
+        byte_tokenizer().save_pretrained(compare)
+    monkeypatch.setattr(ChoiceScorer, "log_probabilities", None)  # nothing is scored
+    status, _, err = evaluate("--compare", compare)
+    assert status == 1 and told in err, err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,29 @@ def test_demo_replaces_an_earlier_demo_only_where_told_to(run: Run, tmp_path: Pa
     assert status == 1
     assert_one_line(error, "holds earlier results; name another output, or add --overwrite")
     assert (tmp_path / "demo" / "report.html").read_text() == "of an earlier demo"
+
+
+def test_align_reads_nothing_that_lies_in_its_output(
+    align: Run, pairs_file: Path, tmp_path: Path
+) -> None:
+    inside = tmp_path / "out" / "p.tsv"
+    inside.parent.mkdir()
+    shutil.copy(pairs_file, inside)
+    (tmp_path / "link.tsv").symlink_to(inside)
+    for path in (inside, tmp_path / "link.tsv"):
+        status, _, error = align("--pairs", path)
+        assert status == 2
+        assert_one_line(error, f"{path} is read as an input, but lies in {tmp_path / 'out'}")
+    assert inside.read_text() == pairs_file.read_text()
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_the_model_is_loaded(
+    align: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name)
+    )
+    status, _, error = align("--trackers", "wandb", "--model", "/no/such/model")
+    assert status == 1
+    assert_one_line(error, "trackers: wandb is not installed; pip install wandb")

@@ -13,13 +13,12 @@ import torch.distributed as dist
 from crossalign.evaluation.choice_scoring import Candidate, ChoiceScorer, TooLongError
 from crossalign.evaluation.in_context import (
     InContextSettings,
-    TaskData,
     evaluate_in_context,
     read_task_data,
 )
 from crossalign.evaluation.statistics import wilson_interval
 from crossalign.evaluation.tasks.files import read_split
-from crossalign.evaluation.tasks.items import TASKS, Split
+from crossalign.evaluation.tasks.items import TASKS, Split, TaskData
 from crossalign.evaluation.tasks.lm_eval_prompts import LmEvalPrompt
 from crossalign.evaluation.tasks.prompts import paper_prompt
 from tests.support.evaluation_cases import byte_model, byte_tokenizer, plain_score, write_tasks

@@ -84,6 +84,16 @@ def check_task_language(task: str, language: str) -> None:
         raise ValueError(f'{task} has no language "{language}"; it has {known}')
 
 
+@dataclass(frozen=True)
+class TaskData:
+    """What is asked of one task in one language."""
+
+    task: str
+    language: str
+    test: Split
+    demos: Split | None  # None where no shots are asked for
+
+
 def choose_demos(
     item: Item,
     pool: Split,

@@ -1,0 +1,69 @@
+"""From a name to a model: one sentence that begins with the name says what cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crossalign.models.loading import load_config, load_model
+from tests.support.tiny_models import tiny_model, tiny_tokenizer
+
+
+def saved(folder: Path, **config: Any) -> str:
+    """A model's folder with only its configuration."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It asked on standard output whether to run the code, and waited."""
+    auto_map = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
+    name = saved(tmp_path / "own", model_type="own", auto_map=auto_map)
+    (tmp_path / "own" / "configuration_own.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(ValueError, match=f"{name}: needs Python code .* does not run"):
+        load_model(name)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_encoder_decoder_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    name = saved(tmp_path / "t5", model_type="t5")
+    with pytest.raises(ValueError, match=f"{name}: is an encoder-decoder model .t5.") as caught:
+        load_model(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_name_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match=r"^--model: meta-llama/Lama-3: is no directory"):
+        load_config("meta-llama/Lama-3", "--model: ")
+
+
+def test_adapters_without_their_model_name_it(tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    base = str(tmp_path / "moved")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    for load in (load_config, load_model):
+        with pytest.raises(
+            FileNotFoundError, match=f"{folder}: holds adapters of the model {base}"
+        ):
+            load(str(folder))
+
+
+def test_a_token_without_a_row_is_refused_and_a_padding_token_is_not(tmp_path: Path) -> None:
+    """It died at whatever step had the token, with "index out of range in self"."""
+    tiny_model("gpt2").save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(tmp_path)
+    load_model(str(tmp_path))
+    tokenizer.add_tokens(["w97"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="token 'w97' of id 98, but its embedding has 97 rows"):
+        load_model(str(tmp_path))
