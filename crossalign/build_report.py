@@ -14,7 +14,12 @@ from crossalign.version import __version__
 
 
 def extension_available() -> bool:
-    """Whether the compiled extension of gather_negatives is built and loads."""
+    """Whether the compiled extension of gather_negatives is built and loads.
+
+    Example:
+        >>> extension_available() in (True, False)
+        True
+    """
     return load_extension() is not None
 
 
@@ -30,6 +35,10 @@ def build_info() -> dict[str, Any]:
         gpus: the names of the GPUs that PyTorch sees.
         backends: what `backend=` may be here, "auto" apart.
         notes: a sentence on each backend and on the extension.
+
+    Example:
+        >>> sorted(build_info())[-2:]
+        ['triton', 'version']
     """
     triton = _triton_version()
     triton_runs, triton_note = _triton_status(triton)

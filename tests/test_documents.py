@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 import yaml
 
+import crossalign
 from benchmarks import report
 from benchmarks.provenance import RESULTS
 from crossalign.alignment import TrainingConfig, align
@@ -138,8 +140,6 @@ def test_the_site_has_every_page() -> None:
 def test_the_reference_names_what_can_be_imported() -> None:
     import importlib
 
-    import crossalign
-
     named = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     for dotted in named:
         module, _, name = dotted.rpartition(".")
@@ -158,3 +158,17 @@ def test_the_readme_is_a_front_page() -> None:
     assert len(lines) < 120
     head = "\n".join(lines[:20])
     assert "make demo" in head and "make test" in head
+
+
+# What others return, and show.
+RECORDS = {"AlignmentOutput", "ContrastiveStats"}
+
+
+@pytest.mark.parametrize("name", sorted(set(crossalign.__all__) - RECORDS))
+def test_the_example_of_a_docstring_runs(name: str, names: dict[str, Any]) -> None:
+    """Every public name has one, and it prints what it says."""
+    public = {each: getattr(crossalign, each) for each in crossalign.__all__}
+    found = doctest.DocTestFinder(recurse=False).find(public[name], name, globs=names | public)
+    assert found and found[0].examples
+    torch.manual_seed(0)
+    assert doctest.DocTestRunner().run(found[0]).failed == 0

@@ -1,8 +1,7 @@
 """AlignmentModel: the joint loss of AFP around a causal LM, in one forward call per step.
 
 loss = contrastive_weight * contrastive_loss + lm_weight * lm_loss: the contrastive loss over pooled
-hidden states of one layer aligns the representations of translations (of several layers: the mean
-of their losses), the next-token loss keeps (and aligns) what the model says.
+hidden states aligns translations, the next-token loss keeps (and aligns) what the model says.
 
 Shapes: N pairs, H hard negatives, B sentences, T tokens, C hidden size, L aligned layers.
 """
@@ -71,8 +70,7 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
         pool_tokens: "all", or "content": without special_token_ids (`all_special_ids`).
         center: "none", "batch" or "side": the mean that is subtracted, see center_vectors.
         temperature: of the contrastive loss, > 0; an nn.Parameter is learned.
-        learn_temperature: own the parameter `logit_scale` = log(1 / temperature), from the given
-            temperature on; temperatures below 0.01 are not used.
+        learn_temperature: own the parameter `logit_scale` = log(1 / temperature); never below 0.01.
         contrastive_weight: factor of the contrastive loss.
         lm_weight: factor of the next-token loss.
         symmetric: contrast in both directions.
@@ -84,12 +82,14 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
 
     Raises:
         TypeError: layer is not an integer, or an option of the loss has the wrong type.
-        ValueError: options do not go together, layer is out of range, pooling, pool_tokens or
-            center is unknown, temperature is not above 0, or below 0.01 where it is learned, or the
-            model's decoder blocks cannot be found.
+        ValueError: options do not go together or are unknown, layer is out of range, temperature is
+            not above 0 (learned: 0.01), or the model's decoder blocks cannot be found.
 
-    Source: Li et al. 2024, "Improving In-context Learning of Multilingual Generative Language
-        Models with Cross-lingual Alignment" (NAACL).
+    Source: Li et al. 2024, https://aclanthology.org/2024.naacl-long.445/.
+
+    Example:
+        >>> side = {"input_ids": torch.tensor([[4, 5], [6, 7]]), "attention_mask": torch.ones(2, 2)}
+        >>> AlignmentModel(model, layer=1)(side, side).loss.backward()
     """
 
     def __init__(

@@ -31,6 +31,11 @@ class MatryoshkaLoss(nn.Module):
         ValueError: sizes or weights do not fit.
 
     Source: Kusupati et al. 2022 (Matryoshka Representation Learning).
+
+    Example:
+        >>> loss = MatryoshkaLoss(fused_contrastive_loss, [8, 4, 2])
+        >>> loss(torch.randn(6, 8), torch.randn(6, 8)).shape
+        torch.Size([])
     """
 
     def __init__(

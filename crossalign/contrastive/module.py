@@ -93,6 +93,12 @@ class ContrastiveLoss(OwnsGroup, LearnsTemperature):
         TypeError: an option is not one of fused_contrastive_loss, temperature no number or tensor.
         ValueError: as fused_contrastive_loss; max_logit_scale not above 0, or a learned temperature
             starts below 1 / max_logit_scale.
+
+    Example:
+        >>> loss = ContrastiveLoss(0.07, learn_temperature=True)
+        >>> loss(torch.randn(8, 4), torch.randn(8, 4)).backward()
+        >>> loss.logit_scale.grad is None
+        False
     """
 
     def __init__(

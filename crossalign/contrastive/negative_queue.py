@@ -53,6 +53,12 @@ class NegativeQueue(OwnsGroup, nn.Module):
 
     Cost: memory for size x D elements on every rank; a push copies them once.
     Source: He et al. 2020 (MoCo), Wang et al. 2020 (cross-batch memory).
+
+    Example:
+        >>> queue = NegativeQueue(16)
+        >>> queue.push(torch.randn(6, 4))
+        >>> queue.negatives.shape
+        torch.Size([6, 4])
     """
 
     keys: Tensor  # (n, D), oldest first

@@ -72,6 +72,11 @@ def build_items(
         TypeError: data is of the wrong kind for the mode.
         ValueError: unknown mode or language, a wrong number of languages, no data, ids that differ
             between languages, a missing or empty text.
+
+    Example:
+        >>> items = build_items("translation", [("Hello.", "Hallo.")], ("en", "de"), repeats=2)
+        >>> len(items), sorted(items[0])
+        (2, ['clm_prompt_len', 'clm_text', 'sent0', 'sent1'])
     """
     if mode not in MODES:
         raise ValueError(f"build_items: mode must be one of {', '.join(MODES)}, got {mode!r}")

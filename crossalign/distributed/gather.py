@@ -84,6 +84,11 @@ def gather_negatives(
 
     Cost: forward, an exchange of sizes that the host waits for, then the gather; backward, one
     reduce-scatter. Nothing is sent twice but the padding of uneven shards. Deterministic.
+
+    Example:
+        >>> gather_negatives(torch.eye(2))  # without a group, this process is all there is
+        tensor([[1., 0.],
+                [0., 1.]])
     """
     if group is None and not (dist.is_available() and dist.is_initialized()):
         _check_arguments(x, dtype, backend)

@@ -49,6 +49,12 @@ def hidden_states_at(model: nn.Module, layer: int, **inputs: Any) -> Tensor:
         RuntimeError: the forward never called the block (LayerDrop, for one, may skip it).
 
     Cost: `layer` blocks; keeps no other layer's states but what autograd needs.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50))
+        >>> hidden_states_at(model, 1, input_ids=torch.tensor([[4, 5, 6]])).shape
+        torch.Size([1, 3, 16])
     """
     decoder, blocks = find_blocks(model)
     check_layer("hidden_states_at", model, layer)

@@ -52,6 +52,11 @@ def masked_mean_pool(
     Cost: reads the unmasked tokens once, writes B*C; sums in float32 (float64 for float64) and
     copies no hidden state. Deterministic. Differentiating twice raises.
     Source: reference.masked_mean_pool is the specification.
+
+    Example:
+        >>> hidden = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]])
+        >>> masked_mean_pool(hidden, torch.tensor([[1, 1, 0]]))
+        tensor([[2., 3.]])
     """
     _check_padded("masked_mean_pool", hidden, mask, normalize)
     use_triton = choose_backend("masked_mean_pool", backend, hidden) == "triton"
@@ -84,6 +89,12 @@ def mean_pool_varlen(
 
     Cost: as masked_mean_pool. Deterministic. Differentiating twice raises.
     Source: reference.mean_pool_varlen is the specification.
+
+    Example:
+        >>> hidden = torch.tensor([[1.0], [3.0], [5.0]])
+        >>> mean_pool_varlen(hidden, torch.tensor([0, 2, 3], dtype=torch.int32))
+        tensor([[2.],
+                [5.]])
     """
     function = "mean_pool_varlen"
     check_truth_value(function, "normalize", normalize)
@@ -117,6 +128,11 @@ def last_token_pool(hidden: Tensor, mask: Tensor, *, normalize: bool = False) ->
         TypeError, ValueError: as masked_mean_pool.
 
     Cost: reads the mask and B*C; the gradient is as large as hidden. Deterministic.
+
+    Example:
+        >>> hidden = torch.tensor([[[1.0], [3.0], [9.0]]])
+        >>> last_token_pool(hidden, torch.tensor([[1, 1, 0]]))
+        tensor([[3.]])
     """
     _check_padded("last_token_pool", hidden, mask, normalize)
     if hidden.shape[1] == 0:
@@ -146,6 +162,11 @@ def masked_max_pool(hidden: Tensor, mask: Tensor, *, normalize: bool = False) ->
         TypeError, ValueError: as masked_mean_pool.
 
     Cost: one copy of hidden forward. Deterministic.
+
+    Example:
+        >>> hidden = torch.tensor([[[1.0], [3.0], [9.0]]])
+        >>> masked_max_pool(hidden, torch.tensor([[1, 1, 0]]))
+        tensor([[3.]])
     """
     _check_padded("masked_max_pool", hidden, mask, normalize)
     if hidden.shape[1] == 0:
@@ -166,6 +187,11 @@ def pool(
 
     Raises:
         TypeError, ValueError: as these functions; ValueError for another mode.
+
+    Example:
+        >>> hidden = torch.tensor([[[1.0], [3.0]]])
+        >>> pool(hidden, torch.tensor([[1, 1]]), "mean")
+        tensor([[2.]])
     """
     check_option("pool", "mode", mode, POOLINGS)
     functions = {"mean": masked_mean_pool, "last": last_token_pool, "max": masked_max_pool}

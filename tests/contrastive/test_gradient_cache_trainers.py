@@ -54,7 +54,7 @@ def expected_weights(accumulation: int) -> list[Tensor]:
         with torch.no_grad():
             for parameter in towers.parameters():
                 assert parameter.grad is not None
-                parameter -= RATE * parameter.grad
+                parameter.sub_(RATE * parameter.grad)
     return towers.weights()
 
 

@@ -67,6 +67,13 @@ class GradientCache:
     Cost: two forwards and one backward of the encoder, plus the (n, D) embeddings of each side.
     Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
         Setup" (RepL4NLP).
+
+    Example:
+        >>> encoder = torch.nn.Linear(6, 4)
+        >>> cache = GradientCache(encoder, fused_contrastive_loss, chunk_size=2)
+        >>> cache(torch.randn(8, 6), torch.randn(8, 6)).backward()
+        >>> encoder.weight.grad.shape
+        torch.Size([4, 6])
     """
 
     def __init__(

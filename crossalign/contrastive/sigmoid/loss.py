@@ -64,6 +64,11 @@ def fused_sigmoid_loss(
     Cost: 2 N^2 D operations forward, up to 6 N^2 D backward; extra memory O(N D) plus a bounded
     workspace. Deterministic: same inputs and device, same bits. Differentiating twice raises.
     Source: Zhai et al. 2023 (SigLIP); reference.sigmoid_loss is the specification.
+
+    Example:
+        >>> image, text = torch.randn(2, 8, 4, requires_grad=True)
+        >>> fused_sigmoid_loss(image, text, temperature=0.1, bias=-10.0).shape
+        torch.Size([])
     """
     arguments = SigmoidArguments(
         query=query,
