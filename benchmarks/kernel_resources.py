@@ -92,16 +92,20 @@ def compile_cases() -> list[CompileCase]:
     return [*tile_cases(), *vector_cases(), *pooling_cases()]
 
 
-def divisible_by_16(case: CompileCase) -> dict[tuple[int], list[list[object]]]:
+def divisible_by_16(case: CompileCase) -> dict[tuple[int, ...], list[list[object]]]:
     """What the launcher specialises on at common sizes: aligned pointers, sizes, strides."""
     parameters = {parameter.name: parameter for parameter in case.kernel.params}
-    return {
-        (index,): [["tt.divisibility", 16]]
-        for index, (name, kind) in enumerate(case.signature.items())
-        if kind.startswith(("*", "i32", "i64"))
-        and not parameters[name].do_not_specialize
-        and not parameters[name].do_not_specialize_on_alignment
-    }
+    divisible = [["tt.divisibility", 16]]
+    found: dict[tuple[int, ...], list[list[object]]] = {}
+    for index, (name, kind) in enumerate(case.signature.items()):
+        parameter = parameters[name]
+        if parameter.do_not_specialize or parameter.do_not_specialize_on_alignment:
+            continue
+        parts = {(index, each): one for each, one in enumerate(kind)}
+        for path, each in (parts if isinstance(kind, tuple) else {(index,): kind}).items():
+            if each.startswith(("*", "i32", "i64")):
+                found[path] = divisible
+    return found
 
 
 def measure(index: int, arch: int) -> Row:

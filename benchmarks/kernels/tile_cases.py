@@ -8,12 +8,15 @@ from typing import Any
 import triton.language as tl
 
 from benchmarks.kernels.compile_case import CompileCase, compile_case
+from crossalign.kernels.contrastive_coefficients import GradientVectors
 from crossalign.kernels.contrastive_forward import _contrastive_fwd_kernel
 from crossalign.kernels.contrastive_gradient import _contrastive_bwd_kernel
+from crossalign.kernels.contrastive_join import Partials
 from crossalign.kernels.operands import TRITON_DTYPES
 from crossalign.kernels.positive_logits import _positive_logits_kernel
 from crossalign.kernels.sigmoid_forward import _sigmoid_fwd_kernel
-from crossalign.kernels.sigmoid_gradient import _sigmoid_bwd_kernel
+from crossalign.kernels.sigmoid_gradient import SigmoidVectors, _sigmoid_bwd_kernel
+from crossalign.kernels.tile_rules import TileFlags, TileRules
 from crossalign.kernels.tiles import TILES, Tiles, TileTable
 
 # All options in bfloat16; the plainest and the heaviest in the other dtypes.
@@ -21,11 +24,12 @@ _DTYPE_OPTIONS = {
     "bf16": (
         *("symmetric", "one_way", "online", "temperature", "ids_stats", "owners"),
         *("private", "positives", "kept", "kept_one_way", "kept_owners", "everything"),
-        *("plain", "ids"),
+        *("plain", "ids", "margin", "margin_one_way", "logit_sums", "hardness", "best"),
+        *("all_options",),
     ),
     "fp16": ("symmetric", "everything", "plain"),
-    "fp32": ("symmetric", "tf32", "kept", "everything", "plain"),
-    "fp64": ("symmetric", "everything"),
+    "fp32": ("symmetric", "tf32", "kept", "everything", "plain", "all_options"),
+    "fp64": ("symmetric", "everything", "all_options"),
 }
 _DTYPES_OF_SIZE = {2: ("bf16", "fp16"), 4: ("fp32",), 8: ("fp64",)}
 FORWARD_OPTIONS: dict[str, dict[str, object]] = {
@@ -40,9 +44,19 @@ FORWARD_OPTIONS: dict[str, dict[str, object]] = {
     "kept_one_way": {"KEPT": True, "SYMMETRIC": False},
     "kept_owners": {"KEPT": True, "HAS_IDS": True, "HAS_OWNERS": True, "WITH_STATS": True},
     "tf32": {"PRECISION": "tf32"},
+    "margin": {"HAS_LIMITS": True},
+    "margin_one_way": {"HAS_LIMITS": True, "SYMMETRIC": False, "HAS_OWNERS": True},
+    "logit_sums": {"WITH_LOGIT_SUMS": True},
+    "hardness": {"HARDNESS_ON": "in_batch", "HAS_OWNERS": True, "SYMMETRIC": False},
+    "best": {"HAS_IDS": True, "MULTI_POSITIVE": True, "WITH_BEST": True, "SYMMETRIC": False},
     "everything": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
         "WITH_STATS": True, "IS_BOUNDED": False,
+    },
+    "all_options": {
+        "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
+        "WITH_STATS": True, "IS_BOUNDED": False, "HAS_LIMITS": True, "WITH_LOGIT_SUMS": True,
+        "HARDNESS_ON": "in_batch",
     },
 }  # fmt: skip
 BACKWARD_OPTIONS: dict[str, dict[str, object]] = {
@@ -53,15 +67,24 @@ BACKWARD_OPTIONS: dict[str, dict[str, object]] = {
     "online": {"IS_BOUNDED": False, "NEED_SCALE_GRAD": True},
     "positives": {"HAS_IDS": True, "MULTI_POSITIVE": True},
     "tf32": {"PRECISION": "tf32"},
+    "margin": {"HAS_LIMITS": True},
+    "margin_one_way": {"HAS_LIMITS": True, "SYMMETRIC": False, "HAS_OWNERS": True},
+    "logit_sums": {"WITH_LOGIT_SUMS": True},
+    "hardness": {"HARDNESS_ON": "in_batch", "HAS_OWNERS": True, "SYMMETRIC": False},
     "everything": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
         "IS_BOUNDED": False, "NEED_SCALE_GRAD": True,
     },
+    "all_options": {
+        "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
+        "IS_BOUNDED": False, "NEED_SCALE_GRAD": True, "HAS_LIMITS": True, "WITH_LOGIT_SUMS": True,
+        "HARDNESS_ON": "in_batch",
+    },
 }  # fmt: skip
 SIGMOID_OPTIONS: dict[str, dict[str, object]] = {
-    "plain": {"NEED_SCALAR_GRADS": True},
-    "ids": {"NEED_SCALAR_GRADS": True, "HAS_IDS": True},
-    "tf32": {"NEED_SCALAR_GRADS": True, "PRECISION": "tf32"},
+    "plain": {"NEED_SCALE_GRAD": True},
+    "ids": {"NEED_SCALE_GRAD": True, "HAS_IDS": True},
+    "tf32": {"NEED_SCALE_GRAD": True, "PRECISION": "tf32"},
 }
 
 
@@ -77,11 +100,17 @@ def tile_cases() -> list[CompileCase]:
 
 
 def _forward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
-    return table.forward_masked if options.get("MULTI_POSITIVE") else table.forward
+    is_masked = options.get("MULTI_POSITIVE") or _has_further_rules(options)
+    return table.forward_masked if is_masked else table.forward
+
+
+def _has_further_rules(options: dict[str, object]) -> bool:
+    return any(options.get(name) for name in ("HAS_LIMITS", "WITH_LOGIT_SUMS", "HARDNESS_ON"))
 
 
 def _backward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
     is_masked = options.get("MULTI_POSITIVE") or not options.get("IS_BOUNDED", True)
+    is_masked = is_masked or _has_further_rules(options)
     return table.backward_masked if is_masked else table.backward
 
 
@@ -120,33 +149,69 @@ def _tile_case(
     options: dict[str, object],
 ) -> CompileCase:
     """A launch of `kernel` with these tiles and options, as the launcher would make it."""
-    use_descriptors = arch >= 90
-    blocks = {"query": (tiles.block_n, tiles.block_d), "candidates": (tiles.block_m, tiles.block_d)}
-    blocks["gradient_out"] = blocks["kept"] = (tiles.block_n, tiles.block_m)
+    use_descriptors, options = arch >= 90, dict(options)
+    is_kept = options.pop("KEPT", False)
+    flags = TileFlags(
+        ACC_DTYPE=tl.float64 if dtype == "fp64" else tl.float32, PRECISION="ieee", NORMALIZE=True,
+        USE_DESCRIPTORS=use_descriptors, SYMMETRIC=True, IS_BOUNDED=True,
+        DTYPE=TRITON_DTYPES[dtype],
+    )._replace(**options)  # fmt: skip
     constexprs: dict[str, object] = {
         "BLOCK_N": tiles.block_n, "BLOCK_M": tiles.block_m, "BLOCK_D": tiles.block_d,
-        "ACC_DTYPE": tl.float32, "PRECISION": "ieee", "NORMALIZE": True,
-        "USE_DESCRIPTORS": use_descriptors, "SYMMETRIC": True, "IS_BOUNDED": True,
-        "HAS_IDS": False, "MULTI_POSITIVE": False, "HAS_OWNERS": False, "SHARE_NEGATIVES": True,
-        "WITH_STATS": False, "NEED_SCALE_GRAD": False,
-        "DTYPE": TRITON_DTYPES[dtype],
-    } | options  # fmt: skip
-    if not constexprs["HAS_IDS"]:
-        constexprs |= {"query_ids_ptr": None, "candidate_ids_ptr": None}
-    if not constexprs["HAS_OWNERS"]:
-        constexprs["negative_owner_ptr"] = None
-    if not constexprs["NEED_SCALE_GRAD"]:
-        constexprs["scale_partial_ptr"] = None
-    if dtype == "fp64":
-        constexprs["ACC_DTYPE"] = tl.float64
-    if not constexprs.pop("KEPT", False):
+        "flags": flags,
+    }  # fmt: skip
+    if not is_kept and "kept" in kernel.arg_names:
         constexprs["kept"] = None
-    constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
-    types = dict.fromkeys(kernel.arg_names, "*fp64") if dtype == "fp64" else {}
-    types = {name: kind for name, kind in types.items() if name.endswith("_ptr")}
-    types |= {"hard_negative_weight": "fp32", "row_counts_ptr": "*i32"}
-    types |= dict.fromkeys(("query_ids_ptr", "candidate_ids_ptr", "negative_owner_ptr"), "*i64")
+    if not flags.NEED_SCALE_GRAD and "scale_partial_ptr" in kernel.arg_names:
+        constexprs["scale_partial_ptr"] = None
+    types = _tuples(flags, "*fp64" if dtype == "fp64" else "*fp32")
+    types |= {"strides": ("i32",) * _NUM_STRIDES.get(kernel.__name__, 2)}
+    blocks = {"query": (tiles.block_n, tiles.block_d), "candidates": (tiles.block_m, tiles.block_d)}
+    blocks["gradient_out"] = blocks["kept"] = (tiles.block_n, tiles.block_m)
+    if kernel.__name__ == "_sigmoid_bwd_kernel":
+        types["vectors"] = SigmoidVectors(*[types["bias_ptr"]] * 4)
     for argument, (rows, width) in blocks.items():
         matrix = f"tensordesc<{dtype}[{rows},{width}]>" if use_descriptors else f"*{dtype}"
         types[argument] = matrix
     return compile_case(name, kernel, constexprs, types, tiles.num_warps, tiles.num_stages, (arch,))
+
+
+_NUM_STRIDES = {
+    "_contrastive_fwd_kernel": 3,
+    "_contrastive_bwd_kernel": 3,
+    "_sigmoid_bwd_kernel": 3,
+}
+
+
+def _tuples(flags: TileFlags, number: str) -> dict[str, Any]:
+    """The types of everything but matrices; number: a pointer to the accumulator dtype."""
+
+    def given(is_given: bool, kind: str = number) -> str | None:
+        return kind if is_given else None
+
+    rules = TileRules(
+        scale_ptr=number,
+        query_inverse_norm_ptr=given(flags.NORMALIZE),
+        candidate_inverse_norm_ptr=given(flags.NORMALIZE),
+        query_ids_ptr=given(flags.HAS_IDS, "*i64"),
+        candidate_ids_ptr=given(flags.HAS_IDS, "*i64"),
+        negative_owner_ptr=given(flags.HAS_OWNERS, "*i64"),
+        row_limit_ptr=given(flags.HAS_LIMITS),
+        column_limit_ptr=given(flags.HAS_LIMITS and flags.SYMMETRIC),
+    )
+    partials: Any = Partials(*[number] * len(Partials._fields))
+    return {
+        "rules": rules,
+        "weights": ("fp32", "fp32"),
+        "tie_bounds": (given(flags.WITH_STATS),) * 2,
+        "out": partials._replace(row_counts="*i32"),
+        "vectors": GradientVectors(*[number] * 2),  # type: ignore[arg-type]
+        "scalar_partials": (given(flags.NEED_SCALE_GRAD),) * 2,
+        **dict.fromkeys(_POINTERS, number),
+    }
+
+
+_POINTERS = (
+    *("bias_ptr", "row_partial_ptr", "scale_partial_ptr", "positive_logit_ptr"),
+    "positive_log2_ptr",
+)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton.language as tl
 
 from benchmarks.kernels.compile_case import CompileCase, compile_case
+from crossalign.contrastive.problem import ContrastiveSums
 from crossalign.kernels import (
     contrastive_coefficients,
     contrastive_join,
@@ -24,7 +27,8 @@ def vector_cases() -> list[CompileCase]:
 def _coefficients() -> CompileCase:
     constexprs: dict[str, object] = {
         "SYMMETRIC": True, "IS_BOUNDED": True, "MULTI_POSITIVE": True, "NORMALIZE": True,
-        "HAS_FACTOR": True, "BLOCK": contrastive_coefficients.BLOCK, "ACC_DTYPE": tl.float32,
+        "WITH_LOGIT_SUMS": True, "HAS_FACTOR": True, "BLOCK": contrastive_coefficients.BLOCK,
+        "ACC_DTYPE": tl.float32,
     }  # fmt: skip
     return compile_case(
         "coefficients", contrastive_coefficients._coefficients_kernel, constexprs, {}, num_warps=4
@@ -34,10 +38,18 @@ def _coefficients() -> CompileCase:
 def _join() -> CompileCase:
     constexprs: dict[str, object] = {
         "SYMMETRIC": True, "IS_BOUNDED": False, "MULTI_POSITIVE": True, "WITH_STATS": True,
-        "BLOCK": contrastive_join.BLOCK, "LINES": contrastive_join.LINES,
+        "WITH_LOGIT_SUMS": True, "BLOCK": contrastive_join.BLOCK, "LINES": contrastive_join.LINES,
     }  # fmt: skip
-    counts = dict.fromkeys(("row_counts_ptr", "num_above_ptr", "num_tied_ptr"), "*i32")
-    return compile_case("join", contrastive_join._join_kernel, constexprs, counts, num_warps=4)
+    partials, sums = contrastive_join.Partials._fields, ContrastiveSums._fields
+    types: dict[str, Any] = {
+        "partials": contrastive_join.Partials(*map(_pointer, partials)),  # type: ignore[arg-type]
+        "sums": ContrastiveSums(*map(_pointer, sums)),  # type: ignore[arg-type]
+    }
+    return compile_case("join", contrastive_join._join_kernel, constexprs, types, num_warps=4)
+
+
+def _pointer(name: str) -> str:
+    return "*i32" if name in ("row_counts", "num_above", "num_tied") else "*fp32"
 
 
 def _kept_gradient() -> CompileCase:

@@ -251,16 +251,4 @@ def takes_triton(arguments: LossArguments) -> bool:
 
 
 def _option_without_kernel(arguments: LossArguments) -> str:
-    options = arguments.options
-    further = [name for name in options.directions if name in ("query_to_query", "key_to_key")]
-    asked = {
-        "directions": bool(further),
-        "false_negative_margin": options.false_negative_margin is not None,
-        "hardness": options.hardness != 0,
-        "label_smoothing": options.label_smoothing != 0,
-        "debias": options.is_debiased,
-        "exclude_self": options.exclude_self,
-        "key_ids": arguments.key_ids is not None,
-        "guide_query": arguments.guide_query is not None,
-    }
-    return next((name for name, is_asked in asked.items() if is_asked), "")
+    return "" if arguments.guide_query is None else "guide_query"

@@ -1,7 +1,8 @@
 """What the gradient of a tile of logits is formed from: one number per row or column and kind.
 
-    rows (4, N): coefficient, rest, positive coefficient, fold of the inverse norm
-    candidates (4, M): coefficient, rest, positive coefficient, fold
+    rows (5, N): coefficient, rest, positive coefficient, fold of the inverse norm, and what flows
+        through the sum of logits
+    candidates (5, M): likewise
 
 Of bounded logits the coefficient is the upstream gradient times exp(-rest). One launch
 replaces about fifteen; for small batches launch overhead dominates. Reads and writes O(N + M).
@@ -25,8 +26,8 @@ BLOCK = 128  # numbers of one program
 class GradientVectors(NamedTuple):
     """What the tile kernel reads, one number per line."""
 
-    rows: Tensor  # (4, N)
-    candidates: Tensor  # (4, M)
+    rows: Tensor  # (5, N)
+    candidates: Tensor  # (5, M)
 
 
 @triton.jit
@@ -39,23 +40,32 @@ def _coefficient(coefficient, rest, IS_BOUNDED: tl.constexpr):
     return coefficient, rest * LOG2_E
 
 
+@triton.jit
+def _scaled_copy(out_ptr, ptr, factor, offs, is_given, is_written):
+    """factor times the numbers that are given, 0 for the others."""
+    values = factor * tl.load(ptr + offs, mask=is_given, other=0.0)
+    tl.store(out_ptr + offs, values, mask=is_written)
+
+
 @triton.jit(do_not_specialize=BATCH_SIZES)
 def _coefficients_kernel(
     grad_row_negative_lse_ptr,  # (N,)
     grad_column_negative_lse_ptr,  # (K,)
     grad_row_positive_sum_ptr,  # (N,)
     grad_column_positive_sum_ptr,  # (K,)
+    grad_row_logit_sum_ptr,  # (N,)
+    grad_column_logit_sum_ptr,  # (K,)
     row_negative_lse_ptr,  # (N,)
     column_negative_lse_ptr,  # (K,)
     row_fold_ptr,  # (N,)
     column_fold_ptr,  # (M,)
     factor_ptr,  # ()
-    rows_ptr,  # (4, N) out: coefficient, rest, positive coefficient, fold
-    columns_ptr,  # (4, M) out: coefficient, rest, positive coefficient, fold
+    rows_ptr,  # (5, N) out
+    columns_ptr,  # (5, M) out
     num_queries, num_candidates, num_keys,
     SYMMETRIC: tl.constexpr, IS_BOUNDED: tl.constexpr, MULTI_POSITIVE: tl.constexpr,
-    NORMALIZE: tl.constexpr, HAS_FACTOR: tl.constexpr, BLOCK: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
+    WITH_LOGIT_SUMS: tl.constexpr, NORMALIZE: tl.constexpr, HAS_FACTOR: tl.constexpr,
+    BLOCK: tl.constexpr, ACC_DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The vectors of BLOCK rows, and of the candidates of the same indices."""
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -82,12 +92,19 @@ def _coefficients_kernel(
     tl.store(columns_ptr + offs, coefficient, mask=is_column)
     tl.store(columns_ptr + column_size + offs, rest, mask=is_column)
     if MULTI_POSITIVE:
-        grad = factor * tl.load(grad_row_positive_sum_ptr + offs, mask=is_row, other=0.0)
-        tl.store(rows_ptr + 2 * row_size + offs, grad, mask=is_row)
+        _scaled_copy(
+            rows_ptr + 2 * row_size, grad_row_positive_sum_ptr, factor, offs, is_row, is_row
+        )
         if SYMMETRIC:
-            ptrs = grad_column_positive_sum_ptr + offs
-            grad = factor * tl.load(ptrs, mask=is_key, other=0.0)
-            tl.store(columns_ptr + 2 * column_size + offs, grad, mask=is_column)
+            of_columns_ptr = columns_ptr + 2 * column_size
+            _scaled_copy(
+                of_columns_ptr, grad_column_positive_sum_ptr, factor, offs, is_key, is_column
+            )
+    if WITH_LOGIT_SUMS:
+        _scaled_copy(rows_ptr + 4 * row_size, grad_row_logit_sum_ptr, factor, offs, is_row, is_row)
+        if SYMMETRIC:
+            of_columns_ptr = columns_ptr + 4 * column_size
+            _scaled_copy(of_columns_ptr, grad_column_logit_sum_ptr, factor, offs, is_key, is_column)
     if NORMALIZE:
         fold = tl.load(row_fold_ptr + offs, mask=is_row, other=0.0)
         tl.store(rows_ptr + 3 * row_size + offs, fold, mask=is_row)
@@ -95,7 +112,10 @@ def _coefficients_kernel(
         tl.store(columns_ptr + 3 * column_size + offs, fold, mask=is_column)
 
 
-_READ = ("row_negative_lse", "column_negative_lse", "row_positive_sum", "column_positive_sum")
+_READ = (
+    *("row_negative_lse", "column_negative_lse", "row_positive_sum", "column_positive_sum"),
+    *("row_logit_sum", "column_logit_sum"),
+)
 
 
 def coefficients(
@@ -110,8 +130,8 @@ def coefficients(
     """row_fold: (N,), column_fold: (M,), their part of the inverse norms; factor: () multiplies
     every coefficient."""
     num_queries = grads.positive_logit.shape[0]
-    rows = grads.positive_logit.new_empty(4, num_queries)
-    candidates = grads.positive_logit.new_empty(4, num_candidates)
+    rows = grads.positive_logit.new_empty(5, num_queries)
+    candidates = grads.positive_logit.new_empty(5, num_candidates)
     _coefficients_kernel[(triton.cdiv(max(num_queries, num_candidates), BLOCK),)](
         **{f"grad_{name}_ptr": getattr(grads, name) for name in _READ},
         row_negative_lse_ptr=sums.row_negative_lse,
@@ -127,6 +147,7 @@ def coefficients(
         SYMMETRIC=problem.symmetric,
         IS_BOUNDED=problem.bound is not None,
         MULTI_POSITIVE=problem.multi_positive,
+        WITH_LOGIT_SUMS=problem.with_logit_sums,
         NORMALIZE=row_fold is not None,
         HAS_FACTOR=factor is not None,
         BLOCK=BLOCK,

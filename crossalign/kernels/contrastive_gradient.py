@@ -11,8 +11,6 @@ bytes at a time where a thread could store sixteen.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -21,82 +19,105 @@ from crossalign.kernels.contrastive_coefficients import GradientVectors
 from crossalign.kernels.contrastive_logits import (
     BATCH_SIZES,
     LOG2_E,
-    equal_ids,
-    negative_logits,
+    owned_mask,
+    ruled_logits,
 )
+from crossalign.kernels.counted_logits import counted_logits
+from crossalign.kernels.launch import store_tile
 from crossalign.kernels.operands import SHORT_NAMES, TRITON_DTYPES, TileOperands
-from crossalign.kernels.tiles import Tiles, program_slots
+from crossalign.kernels.tiles import GradientChunk, Tiles, program_slots
 
 LOWEST = tl.constexpr(-3.0e38)
 
 
-class GradientChunk(NamedTuple):
-    """Rows times columns of logits, as large as the workspace."""
-
-    rows: slice
-    columns: slice
-    first_partial: int  # where this chunk's sums for the scale begin
-
-    @property
-    def num_columns(self) -> int:
-        return int(self.columns.stop - self.columns.start)
-
-    def num_tiles(self, tiles: Tiles) -> int:
-        num_rows = self.rows.stop - self.rows.start
-        return int(-(-num_rows // tiles.block_n) * -(-self.num_columns // tiles.block_m))
-
-
-@triton.jit
-def _owned_sum(
-    gradient,  # [BLOCK_N, BLOCK_M]
-    negative_owner_ptr,
-    offs_n,
-    offs_m,
-    num_keys,
-    num_candidates,
-):
-    """The sum of the gradient over the queries' own hard negatives."""
-    is_negative = (offs_m >= num_keys) & (offs_m < num_candidates)
-    owner = tl.load(negative_owner_ptr + (offs_m - num_keys), mask=is_negative, other=-1)
-    return tl.sum(tl.where(offs_n[:, None] == owner[None, :], gradient, 0.0))
-
-
 @triton.jit
 def _rest_gradient(
-    logits,  # [BLOCK_N, BLOCK_M]
+    of_rows,  # [BLOCK_N, BLOCK_M] logits
+    of_columns,  # [BLOCK_N, BLOCK_M] the same, but for what limits leave out
     row_ptrs,  # [BLOCK_N]: coefficient, and rest num_queries further
     column_ptrs,  # [BLOCK_M]: coefficient, and rest num_candidates further
     num_queries,
     num_candidates,
     in_range_n,
     in_range_m,
-    SYMMETRIC: tl.constexpr,
-    IS_BOUNDED: tl.constexpr,
+    flags: tl.constexpr,
 ):
     """a_i e^(z - rest_i) + b_j e^(z - rest_j)  # [BLOCK_N, BLOCK_M]"""
     row_coefficient = tl.load(row_ptrs, mask=in_range_n, other=0.0)[:, None]
     column_coefficient = tl.load(column_ptrs, mask=in_range_m, other=0.0)[None, :]
-    if IS_BOUNDED:
-        # The coefficients hold exp(-rest): one exponential for both directions.
-        coefficient = row_coefficient + column_coefficient if SYMMETRIC else row_coefficient
-        return tl.exp2(logits) * coefficient
+    if flags.IS_BOUNDED:
+        # The coefficients hold exp(-rest): without limits one exponential for both directions.
+        if flags.SYMMETRIC and flags.HAS_LIMITS:
+            gradient = tl.exp2(of_rows) * row_coefficient
+            return gradient + tl.exp2(of_columns) * column_coefficient
+        elif flags.SYMMETRIC:
+            return tl.exp2(of_rows) * (row_coefficient + column_coefficient)
+        else:
+            return tl.exp2(of_rows) * row_coefficient
     else:
         rest = tl.load(row_ptrs + num_queries, mask=in_range_n, other=0.0)[:, None]
-        gradient = row_coefficient * tl.exp2(logits - rest)
-        if SYMMETRIC:
+        gradient = row_coefficient * tl.exp2(of_rows - rest)
+        if flags.SYMMETRIC:
             rest = tl.load(column_ptrs + num_candidates, mask=in_range_m, other=0.0)[None, :]
-            gradient += column_coefficient * tl.exp2(logits - rest)
+            gradient += column_coefficient * tl.exp2(of_columns - rest)
         return gradient
 
 
 @triton.jit
-def _store_tile(out, tile, stride, first_row, first_column, USE_DESCRIPTORS: tl.constexpr):
-    if USE_DESCRIPTORS:
-        out.store([first_row, first_column], tile)
+def _sum_gradient(
+    gradient,  # [BLOCK_N, BLOCK_M]
+    of_rows,  # [BLOCK_N, BLOCK_M] logits
+    of_columns,  # [BLOCK_N, BLOCK_M]
+    is_positive,  # [BLOCK_N, BLOCK_M]
+    row_ptrs,  # [BLOCK_N]: as above; of sums of positives, of logits: two, four lines further
+    column_ptrs,  # [BLOCK_M] likewise
+    num_queries,
+    num_candidates,
+    in_range_n,
+    in_range_m,
+    flags: tl.constexpr,
+):
+    """Adds what flows through the sums of further positives, and through those of all logits."""
+    if flags.MULTI_POSITIVE:
+        coefficient = tl.load(row_ptrs + 2 * num_queries, mask=in_range_n, other=0.0)[:, None]
+        if flags.SYMMETRIC:
+            column_part = tl.load(column_ptrs + 2 * num_candidates, mask=in_range_m, other=0.0)
+            coefficient += column_part[None, :]
+        gradient = tl.where(is_positive, gradient + coefficient, gradient)
+    if flags.WITH_LOGIT_SUMS:
+        coefficient = tl.load(row_ptrs + 4 * num_queries, mask=in_range_n, other=0.0)[:, None]
+        gradient = tl.where(of_rows > float("-inf"), gradient + coefficient, gradient)
+        if flags.SYMMETRIC:
+            column_part = tl.load(column_ptrs + 4 * num_candidates, mask=in_range_m, other=0.0)
+            added = gradient + column_part[None, :]
+            gradient = tl.where(of_columns > float("-inf"), added, gradient)
+    return gradient
+
+
+@triton.jit
+def _scale_sum(
+    gradient,  # [BLOCK_N, BLOCK_M]
+    plain,  # [BLOCK_N, BLOCK_M] scaled similarities
+    logits,  # [BLOCK_N, BLOCK_M]
+    negative_owner_ptr,
+    offs_n, offs_m,
+    first_column, num_candidates, num_keys,
+    hard_negative_weight,
+    BLOCK_M: tl.constexpr,
+    flags: tl.constexpr,
+):  # fmt: skip
+    """() the sum of gradient * scaled similarity."""
+    if flags.HARDNESS_ON != "none":
+        total = tl.sum(gradient * plain)
     else:
-        base = out + first_row.to(tl.int64) * stride + first_column
-        ptrs = base + tl.arange(0, tile.shape[0])[:, None] * stride + tl.arange(0, tile.shape[1])
-        tl.store(ptrs, tile)
+        # Where a logit is -inf its gradient is 0; a finite one keeps their product 0.
+        total = tl.sum(gradient * tl.maximum(logits, LOWEST))
+        if flags.HAS_OWNERS and first_column + BLOCK_M > num_keys:
+            # The weight is no part of the similarity that the scale multiplies.
+            is_owned = owned_mask(negative_owner_ptr, offs_n, offs_m, num_keys, num_candidates)
+            of_owned = tl.sum(tl.where(is_owned, gradient, 0.0))
+            total -= hard_negative_weight * LOG2_E * of_owned
+    return total
 
 
 @triton.jit(
@@ -107,26 +128,16 @@ def _store_tile(out, tile, stride, first_row, first_column, USE_DESCRIPTORS: tl.
 def _contrastive_bwd_kernel(
     query,  # (N, D) descriptor, or pointer
     candidates,  # (M, D) descriptor, or pointer
-    scale_ptr,  # ()
-    query_inverse_norm_ptr,  # (N,)
-    candidate_inverse_norm_ptr,  # (M,)
-    query_ids_ptr,  # (N,)
-    candidate_ids_ptr,  # (num_ids,)
-    negative_owner_ptr,  # (M - K,)
-    row_vectors_ptr,  # (4, N): see contrastive_coefficients
-    column_vectors_ptr,  # (4, M)
+    rules,  # TileRules
+    vectors,  # GradientVectors: (5, N) and (5, M)
     gradient_out,  # (whole tiles of rows, of columns) descriptor, or pointer
     scale_partial_ptr,  # (tiles of all chunks,) out: sums of G * logit off the positives
-    stride_qn, stride_cm, stride_gn,
+    strides,  # of query, candidates, gradient_out
+    weights,  # hard_negative_weight, hardness
     num_queries, num_candidates, num_keys, num_ids, num_features, label_offset,
     first_chunk_row, first_chunk_column, num_tiles_m, num_tiles, first_partial,
-    hard_negative_weight,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    NORMALIZE: tl.constexpr, USE_DESCRIPTORS: tl.constexpr,
-    SYMMETRIC: tl.constexpr, IS_BOUNDED: tl.constexpr, HAS_IDS: tl.constexpr,
-    MULTI_POSITIVE: tl.constexpr, HAS_OWNERS: tl.constexpr, SHARE_NEGATIVES: tl.constexpr,
-    NEED_SCALE_GRAD: tl.constexpr, DTYPE: tl.constexpr,
+    flags: tl.constexpr,  # TileFlags
 ):  # fmt: skip
     """H of the tiles of one chunk, dealt to programs round-robin."""
     row_size = num_queries.to(tl.int64)
@@ -134,55 +145,42 @@ def _contrastive_bwd_kernel(
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
         first_row = first_chunk_row + tile // num_tiles_m * BLOCK_N
         first_column = first_chunk_column + tile % num_tiles_m * BLOCK_M
-        logits = negative_logits(
-            query, candidates, scale_ptr, query_inverse_norm_ptr, candidate_inverse_norm_ptr,
-            negative_owner_ptr, first_row, first_column, stride_qn, stride_cm, num_queries,
-            num_candidates, num_keys, num_features, label_offset, hard_negative_weight, BLOCK_N,
-            BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION, NORMALIZE, USE_DESCRIPTORS, HAS_OWNERS,
-            SHARE_NEGATIVES,
+        plain, logits = ruled_logits(
+            query, candidates, rules, strides, weights, first_row, first_column, num_queries,
+            num_candidates, num_keys, num_ids, num_features, label_offset, BLOCK_N, BLOCK_M,
+            BLOCK_D, flags,
         )  # fmt: skip
         offs_n = first_row + tl.arange(0, BLOCK_N)
         offs_m = first_column + tl.arange(0, BLOCK_M)
         in_range_n = offs_n < num_queries
         in_range_m = offs_m < num_candidates
-        row_ptrs = row_vectors_ptr + offs_n
-        column_ptrs = column_vectors_ptr + offs_m
-        if HAS_IDS:
-            is_equal = equal_ids(
-                query_ids_ptr, candidate_ids_ptr, offs_n, offs_m, num_queries, num_ids
-            )
-            if not MULTI_POSITIVE:
-                logits = tl.where(is_equal, float("-inf"), logits)
-        gradient = _rest_gradient(
-            logits, row_ptrs, column_ptrs, row_size, column_size, in_range_n, in_range_m,
-            SYMMETRIC, IS_BOUNDED,
+        row_ptrs = vectors.rows + offs_n
+        column_ptrs = vectors.candidates + offs_m
+        of_rows, of_columns, is_positive = counted_logits(
+            plain, logits, rules, offs_n, offs_m, num_queries, num_candidates, num_keys, num_ids,
+            flags,
         )  # fmt: skip
-        if MULTI_POSITIVE:
-            coefficient = tl.load(row_ptrs + 2 * row_size, mask=in_range_n, other=0.0)[:, None]
-            if SYMMETRIC:
-                column_part = tl.load(column_ptrs + 2 * column_size, mask=in_range_m, other=0.0)
-                coefficient += column_part[None, :]
-            is_positive = is_equal & (logits > float("-inf"))
-            gradient = tl.where(is_positive, gradient + coefficient, gradient)
-        if NEED_SCALE_GRAD:
-            # Where a logit is -inf its gradient is 0; a finite one keeps their product 0.
-            total = tl.sum(gradient * tl.maximum(logits, LOWEST))
-            if HAS_OWNERS and first_column + BLOCK_M > num_keys:
-                # The weight is no part of the similarity that the scale multiplies.
-                total -= (
-                    hard_negative_weight
-                    * LOG2_E
-                    * _owned_sum(
-                        gradient, negative_owner_ptr, offs_n, offs_m, num_keys, num_candidates
-                    )
-                )
+        gradient = _rest_gradient(
+            of_rows, of_columns, row_ptrs, column_ptrs, row_size, column_size, in_range_n,
+            in_range_m, flags,
+        )  # fmt: skip
+        gradient = _sum_gradient(
+            gradient, of_rows, of_columns, is_positive, row_ptrs, column_ptrs, row_size,
+            column_size, in_range_n, in_range_m, flags,
+        )  # fmt: skip
+        if flags.NEED_SCALE_GRAD:
+            # What is left out by limits or ids has a gradient of 0, and a finite logit.
+            total = _scale_sum(
+                gradient, plain, logits, rules.negative_owner_ptr, offs_n, offs_m, first_column,
+                num_candidates, num_keys, weights[0], BLOCK_M, flags,
+            )  # fmt: skip
             tl.store(scale_partial_ptr + first_partial + tile, total)
-        if NORMALIZE:
+        if flags.NORMALIZE:
             gradient *= tl.load(row_ptrs + 3 * row_size, mask=in_range_n, other=0.0)[:, None]
             gradient *= tl.load(column_ptrs + 3 * column_size, mask=in_range_m, other=0.0)[None, :]
-        _store_tile(
-            gradient_out, gradient.to(DTYPE), stride_gn, first_row - first_chunk_row,
-            first_column - first_chunk_column, USE_DESCRIPTORS,
+        store_tile(
+            gradient_out, gradient.to(flags.DTYPE), strides[2], first_row - first_chunk_row,
+            first_column - first_chunk_column, flags.USE_DESCRIPTORS,
         )  # fmt: skip
 
 
@@ -196,18 +194,18 @@ def gradient_tiles(
 ) -> None:
     """Fills gradient (whole tiles of the chunk's rows and columns) with H."""
     _contrastive_bwd_kernel[(min(chunk.num_tiles(tiles), program_slots(operands.query)),)](
-        **operands.tile_arguments(tiles),
-        **operands.rule_arguments(),
-        row_vectors_ptr=vectors.rows,
-        column_vectors_ptr=vectors.candidates,
+        **operands.tile_arguments(
+            tiles,
+            NEED_SCALE_GRAD=scale_partial is not None,
+            DTYPE=TRITON_DTYPES[SHORT_NAMES[gradient.dtype]],
+        ),
+        vectors=vectors,
         gradient_out=operands.output(gradient, tiles),
         scale_partial_ptr=scale_partial,
-        stride_gn=gradient.stride(0),
+        strides=(*operands.strides, gradient.stride(0)),
         first_chunk_row=chunk.rows.start,
         first_chunk_column=chunk.columns.start,
         num_tiles_m=triton.cdiv(chunk.num_columns, tiles.block_m),
         num_tiles=chunk.num_tiles(tiles),
         first_partial=chunk.first_partial,
-        NEED_SCALE_GRAD=scale_partial is not None,
-        DTYPE=TRITON_DTYPES[SHORT_NAMES[gradient.dtype]],
     )

@@ -2,8 +2,9 @@
 
     row_negative_lse[i] = log sum over splits        column_negative_lse[j] = log sum over groups
 
-and the sums and counts of positives, and the counts for the statistics. One launch replaces
-about ten; for small batches launch overhead dominates. Reads O(splits N + groups K) numbers.
+and the sums and counts of positives and of logits, and the counts for the statistics. One launch
+replaces about ten; for small batches launch overhead dominates. Reads O(splits N + groups K)
+numbers.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ class Partials(NamedTuple):
     column_partial: Tensor  # (groups, K) if symmetric, likewise
     row_positive: Tensor  # (2, splits, N) if multi_positive: sums of logits, counts
     column_positive: Tensor  # (2, groups, K) if that and symmetric
-    row_counts: (
-        Tensor  # (2, splits, N) int32 with statistics: above the positive logit, at least tied
-    )
+    row_logits: Tensor  # (2, splits, N) if with_logit_sums: sums of all logits, counts
+    column_logits: Tensor  # (2, groups, K) if that and symmetric
+    row_best: Tensor  # (splits, N) if asked for: the largest logit of a positive, log2 units
+    row_counts: Tensor  # (2, splits, N) int32 with statistics: above the positive, at least tied
 
 
 @triton.jit
@@ -71,68 +73,75 @@ def _log_sum_lines(
         return tl.log(total) + shift * LN_2
 
 
+@triton.jit
+def _join_pair(
+    ptr, sum_ptr, count_ptr, offs, mask, size, num_lines, BLOCK: tl.constexpr, LINES: tl.constexpr
+):  # fmt: skip
+    """Sums, and the counts that follow num_lines lines of them."""
+    total = _sum_lines(ptr, offs, mask, size, num_lines, BLOCK, LINES)
+    tl.store(sum_ptr + offs, total, mask=mask)
+    ptr += num_lines.to(tl.int64) * size
+    total = _sum_lines(ptr, offs, mask, size, num_lines, BLOCK, LINES)
+    tl.store(count_ptr + offs, total, mask=mask)
+
+
 @triton.jit(do_not_specialize=[*BATCH_SIZES, "num_splits"])
 def _join_kernel(
-    row_partial_ptr,  # (splits, N)
-    column_partial_ptr,  # (groups, K)
-    row_positive_ptr,  # (2, splits, N)
-    column_positive_ptr,  # (2, groups, K)
-    row_counts_ptr,  # (2, splits, N)
-    row_negative_lse_ptr,  # (N,) out
-    column_negative_lse_ptr,  # (K,) out
-    row_positive_sum_ptr,  # (N,) out
-    row_positive_count_ptr,  # (N,) out
-    column_positive_sum_ptr,  # (K,) out
-    column_positive_count_ptr,  # (K,) out
-    num_above_ptr,  # (N,) out
-    num_tied_ptr,  # (N,) out
+    partials,  # Partials
+    sums,  # ContrastiveSums, out
     num_queries, num_keys, num_splits, num_groups,
     SYMMETRIC: tl.constexpr, IS_BOUNDED: tl.constexpr, MULTI_POSITIVE: tl.constexpr,
-    WITH_STATS: tl.constexpr, BLOCK: tl.constexpr, LINES: tl.constexpr,
+    WITH_LOGIT_SUMS: tl.constexpr, WITH_STATS: tl.constexpr,
+    BLOCK: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     """The sums of BLOCK rows, and of the candidates of the same indices."""
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = offs < num_queries
     is_key = offs < num_keys
-    rows = num_splits.to(tl.int64) * num_queries
-    keys = num_groups.to(tl.int64) * num_keys
     rest = _log_sum_lines(
-        row_partial_ptr, offs, is_row, num_queries, num_splits, IS_BOUNDED, BLOCK, LINES
+        partials.row_partial, offs, is_row, num_queries, num_splits, IS_BOUNDED, BLOCK, LINES
     )
-    tl.store(row_negative_lse_ptr + offs, rest, mask=is_row)
+    tl.store(sums.row_negative_lse + offs, rest, mask=is_row)
     if SYMMETRIC:
         rest = _log_sum_lines(
-            column_partial_ptr, offs, is_key, num_keys, num_groups, IS_BOUNDED, BLOCK, LINES
+            partials.column_partial, offs, is_key, num_keys, num_groups, IS_BOUNDED, BLOCK, LINES
         )
-        tl.store(column_negative_lse_ptr + offs, rest, mask=is_key)
+        tl.store(sums.column_negative_lse + offs, rest, mask=is_key)
     if MULTI_POSITIVE:
-        total = _sum_lines(row_positive_ptr, offs, is_row, num_queries, num_splits, BLOCK, LINES)
-        tl.store(row_positive_sum_ptr + offs, total, mask=is_row)
-        ptr = row_positive_ptr + rows
-        total = _sum_lines(ptr, offs, is_row, num_queries, num_splits, BLOCK, LINES)
-        tl.store(row_positive_count_ptr + offs, total, mask=is_row)
+        _join_pair(
+            partials.row_positive, sums.row_positive_sum, sums.row_positive_count, offs, is_row,
+            num_queries, num_splits, BLOCK, LINES,
+        )  # fmt: skip
         if SYMMETRIC:
-            total = _sum_lines(
-                column_positive_ptr, offs, is_key, num_keys, num_groups, BLOCK, LINES
-            )
-            tl.store(column_positive_sum_ptr + offs, total, mask=is_key)
-            ptr = column_positive_ptr + keys
-            total = _sum_lines(ptr, offs, is_key, num_keys, num_groups, BLOCK, LINES)
-            tl.store(column_positive_count_ptr + offs, total, mask=is_key)
+            _join_pair(
+                partials.column_positive, sums.column_positive_sum, sums.column_positive_count,
+                offs, is_key, num_keys, num_groups, BLOCK, LINES,
+            )  # fmt: skip
+    if WITH_LOGIT_SUMS:
+        _join_pair(
+            partials.row_logits, sums.row_logit_sum, sums.row_logit_count, offs, is_row,
+            num_queries, num_splits, BLOCK, LINES,
+        )  # fmt: skip
+        if SYMMETRIC:
+            _join_pair(
+                partials.column_logits, sums.column_logit_sum, sums.column_logit_count, offs,
+                is_key, num_keys, num_groups, BLOCK, LINES,
+            )  # fmt: skip
     if WITH_STATS:
-        above = _sum_lines(row_counts_ptr, offs, is_row, num_queries, num_splits, BLOCK, LINES)
-        ptr = row_counts_ptr + rows
-        at_least = _sum_lines(ptr, offs, is_row, num_queries, num_splits, BLOCK, LINES)
-        tl.store(num_above_ptr + offs, above, mask=is_row)
-        tl.store(num_tied_ptr + offs, at_least - above, mask=is_row)
+        ptr, size = partials.row_counts, num_queries
+        above = _sum_lines(ptr, offs, is_row, size, num_splits, BLOCK, LINES)
+        ptr += num_splits.to(tl.int64) * size
+        at_least = _sum_lines(ptr, offs, is_row, size, num_splits, BLOCK, LINES)
+        tl.store(sums.num_above + offs, above, mask=is_row)
+        tl.store(sums.num_tied + offs, at_least - above, mask=is_row)
 
 
 def join(partials: Partials, sums: ContrastiveSums, is_bounded: bool) -> None:
-    """Fills what sums has of rests, positives and counts."""
+    """Fills what sums has of rests, positives, logits and counts."""
     num_queries, num_keys = sums.row_negative_lse.shape[0], sums.column_negative_lse.shape[0]
     _join_kernel[(triton.cdiv(max(num_queries, num_keys), BLOCK),)](
-        **{f"{name}_ptr": part for name, part in partials._asdict().items()},
-        **{f"{name}_ptr": getattr(sums, name) for name in _JOINED},
+        partials=partials,
+        sums=sums,
         num_queries=num_queries,
         num_keys=num_keys,
         num_splits=partials.row_partial.shape[0],
@@ -140,13 +149,8 @@ def join(partials: Partials, sums: ContrastiveSums, is_bounded: bool) -> None:
         SYMMETRIC=num_keys > 0,
         IS_BOUNDED=is_bounded,
         MULTI_POSITIVE=sums.row_positive_sum.shape[0] > 0,
+        WITH_LOGIT_SUMS=sums.row_logit_sum.shape[0] > 0,
         WITH_STATS=sums.num_above.shape[0] > 0,
         BLOCK=BLOCK,
         LINES=LINES,
     )
-
-
-_JOINED = (
-    *("row_negative_lse", "column_negative_lse", "row_positive_sum", "row_positive_count"),
-    *("column_positive_sum", "column_positive_count", "num_above", "num_tied"),
-)

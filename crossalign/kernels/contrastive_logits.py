@@ -114,66 +114,104 @@ def scaled_tile(
 
 
 @triton.jit
+def owned_mask(negative_owner_ptr, offs_n, offs_m, num_keys, num_candidates):
+    """[BLOCK_N, BLOCK_M] where a column is a hard negative of the row's own."""
+    is_negative = (offs_m >= num_keys) & (offs_m < num_candidates)
+    owner = tl.load(negative_owner_ptr + (offs_m - num_keys), mask=is_negative, other=-1)
+    return offs_n[:, None] == owner[None, :]
+
+
+@triton.jit
 def apply_owners(
     logits,  # [BLOCK_N, BLOCK_M] log2 units
-    negative_owner_ptr,  # (M - K,)
-    offs_n,
+    is_owned,  # [BLOCK_N, BLOCK_M]
     offs_m,
     num_keys,
     num_candidates,
     hard_negative_weight,
-    SHARE_NEGATIVES: tl.constexpr,
+    flags: tl.constexpr,
 ):
-    """Adds the weight of a query's own hard negatives; excludes those it does not own."""
-    is_negative = (offs_m >= num_keys) & (offs_m < num_candidates)
-    owner = tl.load(negative_owner_ptr + (offs_m - num_keys), mask=is_negative, other=-1)
-    is_owned = offs_n[:, None] == owner[None, :]  # [BLOCK_N, BLOCK_M]
-    logits = tl.where(is_owned, logits + hard_negative_weight * LOG2_E, logits)
-    if not SHARE_NEGATIVES:
-        logits = tl.where(is_negative[None, :] & ~is_owned, float("-inf"), logits)
-    return logits
+    """Adds the weight of a query's own hard negatives; excludes those it does not own, or does."""
+    if flags.EXCLUDE_OWNED:
+        return tl.where(is_owned, float("-inf"), logits)
+    else:
+        logits = tl.where(is_owned, logits + hard_negative_weight * LOG2_E, logits)
+        if not flags.SHARE_NEGATIVES:
+            is_negative = (offs_m >= num_keys) & (offs_m < num_candidates)
+            logits = tl.where(is_negative[None, :] & ~is_owned, float("-inf"), logits)
+        return logits
 
 
 @triton.jit
-def negative_logits(
+def add_hardness(
+    logits,  # [BLOCK_N, BLOCK_M] log2 units
+    rules,
+    offs_n, offs_m,
+    num_queries, num_candidates, num_keys, num_ids,
+    hardness,
+    flags: tl.constexpr,
+):  # fmt: skip
+    """Adds hardness * similarity to the negatives it is meant for, further positives apart."""
+    raised = logits * (1.0 + hardness / tl.load(rules.scale_ptr))
+    if flags.HARDNESS_ON != "all":
+        is_owned = (offs_n < 0)[:, None] & (offs_m < 0)[None, :]
+        if flags.HAS_OWNERS:
+            is_owned = owned_mask(
+                rules.negative_owner_ptr, offs_n, offs_m, num_keys, num_candidates
+            )
+        if flags.HARDNESS_ON == "owned":
+            raised = tl.where(is_owned, raised, logits)
+        else:
+            raised = tl.where(is_owned, logits, raised)
+    if flags.MULTI_POSITIVE:
+        is_equal = equal_ids(
+            rules.query_ids_ptr, rules.candidate_ids_ptr, offs_n, offs_m, num_queries, num_ids
+        )
+        raised = tl.where(is_equal, logits, raised)
+    return raised
+
+
+@triton.jit
+def ruled_logits(
     query,  # (N, D) descriptor, or pointer
     candidates,  # (M, D) descriptor, or pointer
-    scale_ptr,  # ()
-    query_inverse_norm_ptr,  # (N,)
-    candidate_inverse_norm_ptr,  # (M,)
-    negative_owner_ptr,  # (M - K,)
+    rules,  # TileRules
+    strides,  # of query and candidates
+    weights,  # hard_negative_weight, hardness
     first_row, first_column,
-    stride_qn, stride_cm,
-    num_queries, num_candidates, num_keys, num_features, label_offset,
-    hard_negative_weight,
+    num_queries, num_candidates, num_keys, num_ids, num_features, label_offset,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    NORMALIZE: tl.constexpr, USE_DESCRIPTORS: tl.constexpr,
-    HAS_OWNERS: tl.constexpr, SHARE_NEGATIVES: tl.constexpr,
+    flags: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_N, BLOCK_M] in log2 units; -inf at positives and outside of the tensors."""
+    """Two tiles [BLOCK_N, BLOCK_M] in log2 units: the scaled similarities; and with weights, -inf
+    at labels, at what owners exclude and outside of the tensors."""
     similarity = similarity_tile(
-        query, candidates, stride_qn, stride_cm, num_queries, num_candidates, first_row,
-        first_column,
-        num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION, USE_DESCRIPTORS,
+        query, candidates, strides[0], strides[1], num_queries, num_candidates, first_row,
+        first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, flags.ACC_DTYPE, flags.PRECISION,
+        flags.USE_DESCRIPTORS,
     )  # fmt: skip
     offs_n = first_row + tl.arange(0, BLOCK_N)
     offs_m = first_column + tl.arange(0, BLOCK_M)
-    logits = scaled_tile(
-        similarity, scale_ptr, query_inverse_norm_ptr, candidate_inverse_norm_ptr, offs_n, offs_m,
-        num_queries, num_candidates, NORMALIZE,
+    plain = scaled_tile(
+        similarity, rules.scale_ptr, rules.query_inverse_norm_ptr,
+        rules.candidate_inverse_norm_ptr, offs_n, offs_m, num_queries, num_candidates,
+        flags.NORMALIZE,
     )  # fmt: skip
-    if HAS_OWNERS and first_column + BLOCK_M > num_keys:
-        logits = apply_owners(
-            logits, negative_owner_ptr, offs_n, offs_m, num_keys, num_candidates,
-            hard_negative_weight, SHARE_NEGATIVES,
+    logits = plain
+    if flags.HARDNESS_ON != "none":
+        logits = add_hardness(
+            logits, rules, offs_n, offs_m, num_queries, num_candidates, num_keys, num_ids,
+            weights[1], flags,
         )  # fmt: skip
+    if flags.HAS_OWNERS and first_column + BLOCK_M > num_keys:
+        is_owned = owned_mask(rules.negative_owner_ptr, offs_n, offs_m, num_keys, num_candidates)
+        logits = apply_owners(logits, is_owned, offs_m, num_keys, num_candidates, weights[0], flags)
     at_edge = (first_row + BLOCK_N > num_queries) | (first_column + BLOCK_M > num_candidates)
     if at_edge | holds_labels(first_row, first_column, label_offset, BLOCK_N, BLOCK_M):
         inside = (offs_n < num_queries)[:, None] & (offs_m < num_candidates)[None, :]
         is_label = label_mask(offs_n, offs_m, label_offset, num_keys)
         logits = tl.where(inside & ~is_label, logits, float("-inf"))
-    return logits
+    return plain, logits
 
 
 @triton.jit

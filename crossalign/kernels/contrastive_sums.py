@@ -42,48 +42,98 @@ def log_add(before, largest, logits, AXIS: tl.constexpr):
 @triton.jit
 def add_exponentials(
     row_sum,  # [BLOCK_N]
-    logits,  # [BLOCK_N, BLOCK_M]
+    of_rows,  # [BLOCK_N, BLOCK_M] logits
+    of_columns,  # [BLOCK_N, BLOCK_M] the same, but for what limits leave out
     column_ptrs,  # [BLOCK_M]
     is_key,  # [BLOCK_M]
     is_begun,  # [BLOCK_M] keys whose line has been begun
-    SYMMETRIC: tl.constexpr,
-    IS_BOUNDED: tl.constexpr,
+    flags: tl.constexpr,
 ):
     """The row sums with this tile's exponentials; adds the candidates' to their line."""
-    if IS_BOUNDED:
-        exponentials = tl.exp2(logits)
+    if flags.IS_BOUNDED:
+        exponentials = tl.exp2(of_columns)
         # Columns first: in the other order Triton 3.6 spills 77 registers on sm_90, not 7.
-        if SYMMETRIC:
+        if flags.SYMMETRIC:
             add_to(column_ptrs, tl.sum(exponentials, 0), is_key, is_begun)
+        if flags.HAS_LIMITS:
+            exponentials = tl.exp2(of_rows)
         row_sum += tl.sum(exponentials, 1)
     else:
-        if SYMMETRIC:
-            largest = tl.max(logits, 0)  # before the load, as in add_to
+        if flags.SYMMETRIC:
+            largest = tl.max(of_columns, 0)  # before the load, as in add_to
             column_sum = tl.load(column_ptrs, mask=is_begun, other=float("-inf"))
-            tl.store(column_ptrs, log_add(column_sum, largest, logits, 0), mask=is_key)
-        row_sum = log_add(row_sum, tl.max(logits, 1), logits, 1)
+            tl.store(column_ptrs, log_add(column_sum, largest, of_columns, 0), mask=is_key)
+        row_sum = log_add(row_sum, tl.max(of_rows, 1), of_rows, 1)
     return row_sum
 
 
 @triton.jit
-def add_positives(
-    positive_sum,  # [BLOCK_N]
-    positive_count,  # [BLOCK_N]
-    logits,  # [BLOCK_N, BLOCK_M]
-    is_positive,  # [BLOCK_N, BLOCK_M]
-    column_sum_ptrs,  # [BLOCK_M]
-    column_count_ptrs,  # [BLOCK_M]
+def carry_logits(
+    row_sum,  # [BLOCK_N]
+    row_count,  # [BLOCK_N]
+    of_rows,  # [BLOCK_N, BLOCK_M] logits
+    is_of_rows,  # [BLOCK_N, BLOCK_M] which of them count
+    of_columns,  # [BLOCK_N, BLOCK_M] likewise in the sums of the columns
+    is_of_columns,  # [BLOCK_N, BLOCK_M]
+    row_ptrs,  # [BLOCK_N]: sums, and counts row_lines further
+    column_ptrs,  # [BLOCK_M]: sums, and counts column_lines further
+    row_lines, column_lines,
+    in_range_n,  # [BLOCK_N]
     is_key,  # [BLOCK_M]
     is_begun,  # [BLOCK_M] keys whose lines have been begun
+    is_first,
     SYMMETRIC: tl.constexpr,
-):
-    """The rows' sums and counts of further positives, in natural units; adds the candidates'."""
-    counts = is_positive.to(logits.dtype)
-    sums = tl.where(is_positive, logits * LN_2, 0.0)
+):  # fmt: skip
+    """The rows' sums and counts of logits, in natural units, stored; adds the candidates' to their
+    lines."""
+    row_sum = tl.where(is_first, 0.0, row_sum)
+    row_count = tl.where(is_first, 0.0, row_count)
+    counts = is_of_rows.to(of_rows.dtype)
+    sums = tl.where(is_of_rows, of_rows * LN_2, 0.0)
     if SYMMETRIC:
-        add_to(column_sum_ptrs, tl.sum(sums, 0), is_key, is_begun)
-        add_to(column_count_ptrs, tl.sum(counts, 0), is_key, is_begun)
-    return positive_sum + tl.sum(sums, 1), positive_count + tl.sum(counts, 1)
+        column_counts = is_of_columns.to(of_columns.dtype)
+        column_sums = tl.where(is_of_columns, of_columns * LN_2, 0.0)
+        add_to(column_ptrs, tl.sum(column_sums, 0), is_key, is_begun)
+        add_to(column_ptrs + column_lines, tl.sum(column_counts, 0), is_key, is_begun)
+    row_sum += tl.sum(sums, 1)
+    row_count += tl.sum(counts, 1)
+    tl.store(row_ptrs, row_sum, mask=in_range_n)
+    tl.store(row_ptrs + row_lines, row_count, mask=in_range_n)
+    return row_sum, row_count
+
+
+@triton.jit
+def carry_counts(
+    num_above,  # [BLOCK_N]
+    num_at_least,  # [BLOCK_N]
+    logits,  # [BLOCK_N, BLOCK_M]
+    is_positive,  # [BLOCK_N, BLOCK_M]
+    bounds,  # (N,) and (N,), see the kernel
+    offs_n,
+    in_range_n,
+    row_ptrs,  # [BLOCK_N]: above, and at least tied row_lines further
+    row_lines,
+    is_first,
+    MULTI_POSITIVE: tl.constexpr,
+):
+    """How many logits of each row are above its positive, and at least tied with it; stored."""
+    compared = tl.where(is_positive, float("-inf"), logits) if MULTI_POSITIVE else logits
+    upper = tl.load(bounds[1] + offs_n, mask=in_range_n, other=0.0)
+    lower = tl.load(bounds[0] + offs_n, mask=in_range_n, other=0.0)
+    num_above = tl.where(is_first, 0, num_above) + count(compared > upper[:, None])
+    num_at_least = tl.where(is_first, 0, num_at_least) + count(compared >= lower[:, None])
+    tl.store(row_ptrs, num_above, mask=in_range_n)
+    tl.store(row_ptrs + row_lines, num_at_least, mask=in_range_n)
+    return num_above, num_at_least
+
+
+@triton.jit
+def carry_best(best, logits, is_positive, row_ptrs, in_range_n, is_first):
+    """[BLOCK_N] the largest logit of a positive, stored; -inf of a row without one."""
+    of_positives = tl.where(is_positive, logits, float("-inf"))
+    best = tl.maximum(tl.where(is_first, float("-inf"), best), tl.max(of_positives, 1))
+    tl.store(row_ptrs, best, mask=in_range_n)
+    return best
 
 
 @triton.jit

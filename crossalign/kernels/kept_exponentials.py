@@ -20,8 +20,8 @@ from torch import Tensor
 
 from crossalign.contrastive.problem import ContrastiveProblem
 from crossalign.kernels.contrastive_coefficients import GradientVectors
-from crossalign.kernels.contrastive_gradient import GradientChunk
 from crossalign.kernels.launch import INTERPRETED
+from crossalign.kernels.tiles import GradientChunk
 
 # A block of the element-wise kernel. Workspaces are whole blocks, and whole tiles of every kernel.
 BLOCK_N, BLOCK_M = (16, 32) if INTERPRETED else (16, 256)
@@ -59,8 +59,8 @@ def keep_exponentials(
 )  # fmt: skip
 def _kept_gradient_kernel(
     kept_ptr,  # (N or more, M or more)
-    row_vectors_ptr,  # (4, N): see contrastive_coefficients
-    column_vectors_ptr,  # (4, M)
+    row_vectors_ptr,  # (5, N): see contrastive_coefficients
+    column_vectors_ptr,  # (5, M)
     gradient_ptr,  # (whole blocks of rows, of columns) out
     stride_kn, stride_gn,
     num_queries, num_candidates, first_chunk_row, first_chunk_column, blocks_m,
@@ -118,7 +118,8 @@ def may_keep(like: Tensor, problem: ContrastiveProblem) -> bool:
         like.dtype in (torch.bfloat16, torch.float32)
         and problem.bound is not None
         and problem.normalize
-        and not problem.multi_positive
+        and not (problem.multi_positive or problem.with_logit_sums or problem.exclude_label)
+        and not (problem.symmetric and problem.row_limit is not None)
         and not problem.scale.requires_grad
     )
 

@@ -27,6 +27,17 @@ def dot_operand(tile):
     return tile
 
 
+@triton.jit
+def store_tile(out, tile, stride, first_row, first_column, USE_DESCRIPTORS: tl.constexpr):
+    """Stores a tile of a workspace of whole tiles: no access needs a mask."""
+    if USE_DESCRIPTORS:
+        out.store([first_row, first_column], tile)
+    else:
+        base = out + first_row.to(tl.int64) * stride + first_column
+        ptrs = base + tl.arange(0, tile.shape[0])[:, None] * stride + tl.arange(0, tile.shape[1])
+        tl.store(ptrs, tile)
+
+
 def accumulator_dtype(dtype: torch.dtype) -> tl.dtype:
     """float64 accumulates in float64, everything else in float32."""
     return tl.float64 if accumulator(dtype) == torch.float64 else tl.float32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from crossalign.contrastive.problem import ContrastiveProblem
 from crossalign.kernels.launch import INTERPRETED, accumulator_dtype
 from crossalign.kernels.row_norms import inverse_norms
+from crossalign.kernels.tile_rules import TileFlags, TileRules
 from crossalign.kernels.tiles import Tiles, architecture
 from crossalign.precision import accumulator
 
@@ -35,6 +36,7 @@ class TileOperands:
     problem: ContrastiveProblem
     query_inverse_norm: Tensor
     candidate_inverse_norm: Tensor
+    num_features: int  # of the inputs; operands may be padded with zeros
 
     @classmethod
     def make(
@@ -45,52 +47,73 @@ class TileOperands:
         norms: tuple[Tensor, Tensor] | None = None,
     ) -> TileOperands:
         """norms: the inverse norms, if a pass before has them."""
+        # Of a symmetric matrix these kernels form both halves: the rows' terms have it all.
+        if problem.same_side:
+            problem = problem._replace(same_side=False, column_limit=None)
+        num_features = query.shape[1]
         query, candidates = _readable(query, candidates)
         if norms is None and problem.normalize:
             norms = inverse_norms(query, candidates)
         if norms is None:
             none = torch.empty(0, dtype=accumulator(query.dtype), device=query.device)
             norms = none, none.clone()
-        return cls(query, candidates, problem, *norms)
+        return cls(query, candidates, problem, *norms, num_features)
 
     def of_rows(self, rows: slice) -> TileOperands:
         """Some of the queries against all candidates."""
         ids, owner = self.problem.query_ids, self.problem.negative_owner
+        limit = self.problem.row_limit
         problem = self.problem._replace(
             query_ids=None if ids is None else ids[rows],
+            row_limit=None if limit is None else limit[rows],
             negative_owner=None if owner is None else owner - rows.start,
             label_offset=self.problem.label_offset + rows.start,
         )
         inverse_norm = self.query_inverse_norm[rows]
-        return TileOperands(
-            self.query[rows], self.candidates, problem, inverse_norm, self.candidate_inverse_norm
+        return replace(
+            self, query=self.query[rows], problem=problem, query_inverse_norm=inverse_norm
         )
 
-    def tile_arguments(self, tiles: Tiles) -> dict[str, Any]:
-        """What similarity_tile and scaled_tile take."""
-        normalize = self.problem.normalize
+    def tile_arguments(self, tiles: Tiles, **flags: object) -> dict[str, Any]:
+        """What the kernels that multiply tiles take, but strides; flags: beyond what the problem
+        tells."""
         return {
             "query": self._operand(self.query, tiles.block_n, tiles.block_d),
             "candidates": self._operand(self.candidates, tiles.block_m, tiles.block_d),
-            "scale_ptr": self.problem.scale,
-            "query_inverse_norm_ptr": self.query_inverse_norm if normalize else None,
-            "candidate_inverse_norm_ptr": self.candidate_inverse_norm if normalize else None,
-            "stride_qn": self.query.stride(0),
-            "stride_cm": self.candidates.stride(0),
-            "num_queries": self.query.shape[0],
-            "num_candidates": self.candidates.shape[0],
-            "num_keys": self.problem.num_keys,
-            "num_features": self.query.shape[1],
-            "label_offset": self.problem.label_offset,
+            "rules": self._rules(),
+            "weights": (self.problem.hard_negative_weight, self.problem.hardness),
+            **self.sizes(),
             "BLOCK_N": tiles.block_n,
             "BLOCK_M": tiles.block_m,
             "BLOCK_D": tiles.block_d,
-            "ACC_DTYPE": accumulator_dtype(self.query.dtype),
-            "PRECISION": dot_precision(self.query),
-            "NORMALIZE": normalize,
-            "USE_DESCRIPTORS": self.use_descriptors,
+            "flags": self._flags()._replace(**flags),
             "num_warps": tiles.num_warps,
             "num_stages": tiles.num_stages,
+        }
+
+    def product_arguments(self, tiles: Tiles) -> dict[str, Any]:
+        """The same for kernels that no rule changes, so that rules compile none of them anew."""
+        arguments = self.tile_arguments(tiles)
+        rules, flags = arguments["rules"], arguments["flags"]
+        return arguments | {
+            "rules": TileRules(*rules[: TileRules._fields.index("query_ids_ptr")]),
+            "flags": TileFlags(*flags[: TileFlags._fields.index("SYMMETRIC")]),
+        }
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        return self.query.stride(0), self.candidates.stride(0)
+
+    def sizes(self) -> dict[str, int]:
+        """Each a parameter of its own, since Triton specializes integers inside of a tuple."""
+        candidate_ids = self.problem.candidate_ids
+        return {
+            "num_queries": self.query.shape[0],
+            "num_candidates": self.candidates.shape[0],
+            "num_keys": self.problem.num_keys,
+            "num_ids": 0 if candidate_ids is None else candidate_ids.shape[0],
+            "num_features": self.query.shape[1],
+            "label_offset": self.problem.label_offset,
         }
 
     @property
@@ -107,23 +130,37 @@ class TileOperands:
             return x
         return TensorDescriptor(x, list(x.shape), list(x.stride()), [block_rows, block_width])
 
-    def rule_arguments(self) -> dict[str, Any]:
-        """What shapes the logits beyond their product: ids, owners, a bound."""
+    def _rules(self) -> TileRules:
         problem = self.problem
-        has_ids = problem.query_ids is not None and problem.candidate_ids is not None
-        return {
-            "query_ids_ptr": _contiguous(problem.query_ids),
-            "candidate_ids_ptr": _contiguous(problem.candidate_ids),
-            "negative_owner_ptr": _contiguous(problem.negative_owner),
-            "num_ids": 0 if problem.candidate_ids is None else problem.candidate_ids.shape[0],
-            "hard_negative_weight": problem.hard_negative_weight,
-            "SYMMETRIC": problem.symmetric,
-            "IS_BOUNDED": problem.bound is not None,
-            "HAS_IDS": has_ids,
-            "MULTI_POSITIVE": problem.multi_positive,
-            "HAS_OWNERS": problem.negative_owner is not None,
-            "SHARE_NEGATIVES": problem.share_negatives,
-        }
+        return TileRules(
+            scale_ptr=problem.scale,
+            query_inverse_norm_ptr=self.query_inverse_norm if problem.normalize else None,
+            candidate_inverse_norm_ptr=self.candidate_inverse_norm if problem.normalize else None,
+            query_ids_ptr=_contiguous(problem.query_ids),
+            candidate_ids_ptr=_contiguous(problem.candidate_ids),
+            negative_owner_ptr=_contiguous(problem.negative_owner),
+            row_limit_ptr=_contiguous(problem.row_limit),
+            column_limit_ptr=_contiguous(problem.column_limit),
+        )
+
+    def _flags(self) -> TileFlags:
+        problem = self.problem
+        return TileFlags(
+            ACC_DTYPE=accumulator_dtype(self.query.dtype),
+            PRECISION=dot_precision(self.query),
+            NORMALIZE=problem.normalize,
+            USE_DESCRIPTORS=self.use_descriptors,
+            SYMMETRIC=problem.symmetric,
+            IS_BOUNDED=problem.bound is not None,
+            HAS_IDS=problem.query_ids is not None and problem.candidate_ids is not None,
+            MULTI_POSITIVE=problem.multi_positive,
+            HAS_OWNERS=problem.negative_owner is not None,
+            SHARE_NEGATIVES=problem.share_negatives,
+            EXCLUDE_OWNED=problem.exclude_owned,
+            HAS_LIMITS=problem.row_limit is not None,
+            HARDNESS_ON=problem.hardness_on if problem.hardness else "none",
+            WITH_LOGIT_SUMS=problem.with_logit_sums,
+        )
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

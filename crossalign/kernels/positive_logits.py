@@ -8,8 +8,6 @@ the last bit. Costs one tile per row block.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -25,46 +23,37 @@ from crossalign.kernels.contrastive_logits import (
     similarity_tile,
 )
 from crossalign.kernels.operands import TileOperands
+from crossalign.kernels.tiles import Tiles
 
 
 @triton.jit(do_not_specialize=BATCH_SIZES)
 def _positive_logits_kernel(
     query,  # (N, D) descriptor, or pointer
     candidates,  # (M, D) descriptor, or pointer
-    scale_ptr,  # ()
-    query_inverse_norm_ptr,  # (N,)
-    candidate_inverse_norm_ptr,  # (M,)
+    rules,  # TileRules
     positive_logit_ptr,  # (N,) out, in natural units
     positive_log2_ptr,  # (N,) out, as the pass over all candidates compares it
-    stride_qn,
-    stride_cm,
-    num_queries,
-    num_candidates,
-    num_keys,
-    num_features,
-    label_offset,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    USE_DESCRIPTORS: tl.constexpr,
-):
+    strides,  # of query and candidates
+    weights,  # unread
+    num_queries, num_candidates, num_keys, num_ids, num_features, label_offset,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    flags: tl.constexpr,  # TileFlags
+):  # fmt: skip
     first_row = tl.program_id(0) * BLOCK_N
     offs_n = first_row + tl.arange(0, BLOCK_N)
-    positive_logit = tl.zeros((BLOCK_N,), ACC_DTYPE)
+    positive_logit = tl.zeros((BLOCK_N,), flags.ACC_DTYPE)
     for first_local_column in range(0, BLOCK_N, BLOCK_M):
         first_column = first_row + label_offset + first_local_column
         similarity = similarity_tile(
-            query, candidates, stride_qn, stride_cm, num_queries, num_candidates, first_row,
-            first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION,
-            USE_DESCRIPTORS,
+            query, candidates, strides[0], strides[1], num_queries, num_candidates, first_row,
+            first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, flags.ACC_DTYPE,
+            flags.PRECISION, flags.USE_DESCRIPTORS,
         )  # fmt: skip
         offs_m = first_column + tl.arange(0, BLOCK_M)
         logits = scaled_tile(
-            similarity, scale_ptr, query_inverse_norm_ptr, candidate_inverse_norm_ptr, offs_n,
-            offs_m, num_queries, num_candidates, NORMALIZE,
+            similarity, rules.scale_ptr, rules.query_inverse_norm_ptr,
+            rules.candidate_inverse_norm_ptr, offs_n, offs_m, num_queries, num_candidates,
+            flags.NORMALIZE,
         )  # fmt: skip
         is_label = label_mask(offs_n, offs_m, label_offset, num_keys)
         positive_logit += tl.sum(tl.where(is_label, logits, 0.0), 1)
@@ -72,17 +61,18 @@ def _positive_logits_kernel(
     tl.store(positive_logit_ptr + offs_n, positive_logit * LN_2, mask=offs_n < num_queries)
 
 
-def positive_logits(
-    operands: TileOperands, tile_arguments: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
+def positive_logits(operands: TileOperands, tiles: Tiles) -> tuple[Tensor, Tensor]:
     """(N,) in natural and in log2 units; 0 where the own key is not among the candidates.
 
-    tile_arguments: of operands, those of the pass over all candidates.
+    tiles: those of the pass over all candidates.
     """
     num_queries, scale = operands.query.shape[0], operands.problem.scale
     positive_logit, positive_log2 = scale.new_empty(num_queries), scale.new_empty(num_queries)
-    _positive_logits_kernel[(triton.cdiv(num_queries, tile_arguments["BLOCK_N"]),)](
-        **tile_arguments, positive_logit_ptr=positive_logit, positive_log2_ptr=positive_log2
+    _positive_logits_kernel[(triton.cdiv(num_queries, tiles.block_n),)](
+        **operands.product_arguments(tiles),
+        positive_logit_ptr=positive_logit,
+        positive_log2_ptr=positive_log2,
+        strides=operands.strides,
     )
     return positive_logit, positive_log2
 

@@ -23,45 +23,37 @@ from crossalign.kernels.operands import TileOperands
 from crossalign.kernels.sigmoid_logits import negate_positives, softplus, unbiased_logits
 from crossalign.kernels.tiles import forward_tiles, plan_programs, program_slots
 
-ID_ARGUMENTS = ("query_ids_ptr", "candidate_ids_ptr", "HAS_IDS")
-
 
 @triton.jit(do_not_specialize=BATCH_SIZES)
 def _sigmoid_fwd_kernel(
     query,  # (N, D) descriptor, or pointer
     candidates,  # (M, D) descriptor, or pointer
-    scale_ptr,  # ()
+    rules,  # TileRules
     bias_ptr,  # ()
-    query_inverse_norm_ptr,  # (N,)
-    candidate_inverse_norm_ptr,  # (M,)
-    query_ids_ptr,  # (N,)
-    candidate_ids_ptr,  # (M,)
     row_partial_ptr,  # (splits, N) out
-    stride_qn, stride_cm,
-    num_queries, num_candidates, num_keys, num_features, label_offset,
+    strides,  # of query and candidates
+    weights,  # unread
+    num_queries, num_candidates, num_keys, num_ids, num_features, label_offset,
     num_groups, blocks_per_group, blocks_per_split,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    NORMALIZE: tl.constexpr, USE_DESCRIPTORS: tl.constexpr, HAS_IDS: tl.constexpr,
+    flags: tl.constexpr,  # TileFlags
 ):  # fmt: skip
     """Adds the tiles of this program's rectangle, row group times key split, to its sums."""
     group = tl.program_id(0) % num_groups
     split = tl.program_id(0) // num_groups
-    row_sum = tl.zeros((BLOCK_N,), ACC_DTYPE)
+    row_sum = tl.zeros((BLOCK_N,), flags.ACC_DTYPE)
     # One flat loop: the next tile's loads overlap this one's exponentials.
     for tile in tl.range(0, blocks_per_group * blocks_per_split, flatten=True):
         first_row = (group * blocks_per_group + tile // blocks_per_split) * BLOCK_N
         first_column = (split * blocks_per_split + tile % blocks_per_split) * BLOCK_M
         logits = unbiased_logits(
-            query, candidates, scale_ptr, query_inverse_norm_ptr, candidate_inverse_norm_ptr,
-            first_row, first_column, stride_qn, stride_cm, num_queries, num_candidates,
-            num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION, NORMALIZE,
-            USE_DESCRIPTORS,
+            query, candidates, rules, strides, first_row, first_column, num_queries,
+            num_candidates, num_features, BLOCK_N, BLOCK_M, BLOCK_D, flags,
         )  # fmt: skip
         logits += tl.load(bias_ptr) * LOG2_E
         logits = negate_positives(
-            logits, query_ids_ptr, candidate_ids_ptr, first_row, first_column, num_queries,
-            num_candidates, label_offset, BLOCK_N, BLOCK_M, HAS_IDS,
+            logits, rules, first_row, first_column, num_queries, num_candidates, label_offset,
+            BLOCK_N, BLOCK_M, flags.HAS_IDS,
         )  # fmt: skip
         offs_n = first_row + tl.arange(0, BLOCK_N)
         if first_column + BLOCK_M > num_candidates:
@@ -86,13 +78,12 @@ def sigmoid_fwd(query: Tensor, key: Tensor, problem: SigmoidProblem) -> SigmoidS
         tiles,
     )
     partial = problem.scale.new_empty(plan.splits, query.shape[0])
-    rules = operands.rule_arguments()
     with device_guard(query):
         _sigmoid_fwd_kernel[(plan.groups * plan.splits,)](
             **operands.tile_arguments(tiles),
-            **{name: rules[name] for name in ID_ARGUMENTS},
             bias_ptr=problem.bias,
             row_partial_ptr=partial,
+            strides=operands.strides,
             num_groups=plan.groups,
             blocks_per_group=plan.blocks_per_group,
             blocks_per_split=plan.blocks_per_split,

@@ -9,124 +9,107 @@ rounding. Reads 2 operand tiles per tile, writes each element of H once.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from crossalign.kernels.contrastive_logits import BATCH_SIZES, LOG2_E, holds_labels, label_mask
+from crossalign.kernels.launch import store_tile
 from crossalign.kernels.operands import SHORT_NAMES, TRITON_DTYPES, TileOperands
-from crossalign.kernels.sigmoid_forward import ID_ARGUMENTS
 from crossalign.kernels.sigmoid_logits import negate_positives, sigmoid, unbiased_logits
-from crossalign.kernels.tiles import Tiles, program_slots
+from crossalign.kernels.tiles import GradientChunk, Tiles, program_slots
 
 
-@triton.jit
-def _store_tile(
-    out, tile, stride, first_row, first_column, in_range_n, in_range_m,
-    USE_DESCRIPTORS: tl.constexpr,
-):  # fmt: skip
-    if USE_DESCRIPTORS:
-        out.store([first_row, first_column], tile)
-    else:
-        base = out + first_row.to(tl.int64) * stride + first_column
-        ptrs = base + tl.arange(0, tile.shape[0])[:, None] * stride + tl.arange(0, tile.shape[1])
-        tl.store(ptrs, tile, mask=in_range_n[:, None] & in_range_m[None, :])
+class SigmoidVectors(NamedTuple):
+    """What the tile kernel reads beside the rules."""
+
+    bias: Tensor  # ()
+    grad_terms: Tensor  # (N,)
+    row_fold: Tensor | None  # (N,)
+    column_fold: Tensor | None  # (M,)
 
 
-@triton.jit(do_not_specialize=[*BATCH_SIZES, "first_chunk_row", "first_chunk_column"])
+@triton.jit(
+    do_not_specialize=[
+        *BATCH_SIZES, "first_chunk_row", "first_chunk_column", "first_partial",
+    ]
+)  # fmt: skip
 def _sigmoid_bwd_kernel(
     query,  # (N, D) descriptor, or pointer
     candidates,  # (M, D) descriptor, or pointer
-    scale_ptr,  # ()
-    bias_ptr,  # ()
-    query_inverse_norm_ptr,  # (N,)
-    candidate_inverse_norm_ptr,  # (M,)
-    query_ids_ptr,  # (N,)
-    candidate_ids_ptr,  # (M,)
-    grad_terms_ptr,  # (N,)
-    row_fold_ptr,  # (N,) or None
-    column_fold_ptr,  # (M,) or None
-    gradient_out,  # (chunk rows, chunk columns) descriptor, or pointer
-    scalar_partial_ptr,  # (2, row tiles, column tiles) out: sums of G * (z - bias), of G
-    stride_qn, stride_cm, stride_gn,
-    num_queries, num_candidates, num_keys, num_features, label_offset,
-    first_chunk_row, first_chunk_column, num_tiles_m, num_tiles,
+    rules,  # TileRules
+    vectors,  # SigmoidVectors
+    gradient_out,  # (whole tiles of rows, of columns) descriptor, or pointer
+    scalar_partials,  # (tiles of all chunks,) twice, out: sums of G * (z - bias), of G
+    strides,  # of query, candidates, gradient_out
+    weights,  # unread
+    num_queries, num_candidates, num_keys, num_ids, num_features, label_offset,
+    first_chunk_row, first_chunk_column, num_tiles_m, num_tiles, first_partial,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    NORMALIZE: tl.constexpr, USE_DESCRIPTORS: tl.constexpr, HAS_IDS: tl.constexpr,
-    NEED_SCALAR_GRADS: tl.constexpr, DTYPE: tl.constexpr,
+    flags: tl.constexpr,  # TileFlags
 ):  # fmt: skip
     """H of the tiles of one chunk, dealt to programs round-robin."""
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
         first_row = first_chunk_row + tile // num_tiles_m * BLOCK_N
         first_column = first_chunk_column + tile % num_tiles_m * BLOCK_M
         logits = unbiased_logits(
-            query, candidates, scale_ptr, query_inverse_norm_ptr, candidate_inverse_norm_ptr,
-            first_row, first_column, stride_qn, stride_cm, num_queries, num_candidates,
-            num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION, NORMALIZE,
-            USE_DESCRIPTORS,
+            query, candidates, rules, strides, first_row, first_column, num_queries,
+            num_candidates, num_features, BLOCK_N, BLOCK_M, BLOCK_D, flags,
         )  # fmt: skip
         offs_n = first_row + tl.arange(0, BLOCK_N)
         offs_m = first_column + tl.arange(0, BLOCK_M)
         in_range_n = offs_n < num_queries
         in_range_m = offs_m < num_candidates
         signed = negate_positives(
-            logits + tl.load(bias_ptr) * LOG2_E, query_ids_ptr, candidate_ids_ptr, first_row,
-            first_column, num_queries, num_candidates, label_offset, BLOCK_N, BLOCK_M, HAS_IDS,
+            logits + tl.load(vectors.bias) * LOG2_E, rules, first_row, first_column, num_queries,
+            num_candidates, label_offset, BLOCK_N, BLOCK_M, flags.HAS_IDS,
         )  # fmt: skip
         gradient = negate_positives(
-            sigmoid(signed), query_ids_ptr, candidate_ids_ptr, first_row, first_column,
-            num_queries, num_candidates, label_offset, BLOCK_N, BLOCK_M, HAS_IDS,
+            sigmoid(signed), rules, first_row, first_column, num_queries, num_candidates,
+            label_offset, BLOCK_N, BLOCK_M, flags.HAS_IDS,
         )  # fmt: skip
-        gradient *= tl.load(grad_terms_ptr + offs_n, mask=in_range_n, other=0.0)[:, None]
+        gradient *= tl.load(vectors.grad_terms + offs_n, mask=in_range_n, other=0.0)[:, None]
         if holds_labels(first_row, first_column, label_offset, BLOCK_N, BLOCK_M):
             is_label = label_mask(offs_n, offs_m, label_offset, num_candidates)
             gradient = tl.where(is_label, 0.0, gradient)
-        if NEED_SCALAR_GRADS:
+        if flags.NEED_SCALE_GRAD:
             counted = tl.where(in_range_m[None, :], gradient, 0.0)
-            tiles_of_row = tl.cdiv(num_candidates, BLOCK_M).to(tl.int64)
-            num_partials = tl.cdiv(num_queries, BLOCK_N) * tiles_of_row
-            index = first_row // BLOCK_N * tiles_of_row + first_column // BLOCK_M
-            tl.store(scalar_partial_ptr + index, tl.sum(counted * logits))
-            tl.store(scalar_partial_ptr + num_partials + index, tl.sum(counted))
-        if row_fold_ptr is not None:
-            gradient *= tl.load(row_fold_ptr + offs_n, mask=in_range_n, other=0.0)[:, None]
-            gradient *= tl.load(column_fold_ptr + offs_m, mask=in_range_m, other=0.0)[None, :]
-        _store_tile(
-            gradient_out, gradient.to(DTYPE), stride_gn, first_row - first_chunk_row,
-            first_column - first_chunk_column, in_range_n, in_range_m, USE_DESCRIPTORS,
+            tl.store(scalar_partials[0] + first_partial + tile, tl.sum(counted * logits))
+            tl.store(scalar_partials[1] + first_partial + tile, tl.sum(counted))
+        if flags.NORMALIZE:
+            gradient *= tl.load(vectors.row_fold + offs_n, mask=in_range_n, other=0.0)[:, None]
+            column_fold = tl.load(vectors.column_fold + offs_m, mask=in_range_m, other=0.0)
+            gradient *= column_fold[None, :]
+        store_tile(
+            gradient_out, gradient.to(flags.DTYPE), strides[2], first_row - first_chunk_row,
+            first_column - first_chunk_column, flags.USE_DESCRIPTORS,
         )  # fmt: skip
 
 
 def sigmoid_gradient_tiles(
     operands: TileOperands,
-    bias: Tensor,
-    grad_terms: Tensor,
-    folds: tuple[Tensor | None, Tensor | None],
+    vectors: SigmoidVectors,
     tiles: Tiles,
-    rows: slice,
-    span: slice,
+    chunk: GradientChunk,
     gradient: Tensor,
-    scalar_partial: Tensor | None,
+    partials: Tensor | None,
 ) -> None:
-    """Fills gradient (chunk rows, chunk columns) with H, and scalar_partial where it is given."""
-    num_tiles_m = triton.cdiv(gradient.shape[1], tiles.block_m)
-    num_tiles = triton.cdiv(gradient.shape[0], tiles.block_n) * num_tiles_m
-    rules = operands.rule_arguments()
-    _sigmoid_bwd_kernel[(min(num_tiles, program_slots(operands.query)),)](
-        **operands.tile_arguments(tiles),
-        **{name: rules[name] for name in ID_ARGUMENTS},
-        bias_ptr=bias,
-        grad_terms_ptr=grad_terms,
-        row_fold_ptr=folds[0],
-        column_fold_ptr=folds[1],
+    """Fills gradient (whole tiles of the chunk's rows and columns) with H; partials: (2, tiles)."""
+    _sigmoid_bwd_kernel[(min(chunk.num_tiles(tiles), program_slots(operands.query)),)](
+        **operands.tile_arguments(
+            tiles,
+            NEED_SCALE_GRAD=partials is not None,
+            DTYPE=TRITON_DTYPES[SHORT_NAMES[gradient.dtype]],
+        ),
+        vectors=vectors,
         gradient_out=operands.output(gradient, tiles),
-        scalar_partial_ptr=scalar_partial,
-        stride_gn=gradient.stride(0),
-        first_chunk_row=rows.start,
-        first_chunk_column=span.start,
-        num_tiles_m=num_tiles_m,
-        num_tiles=num_tiles,
-        NEED_SCALAR_GRADS=scalar_partial is not None,
-        DTYPE=TRITON_DTYPES[SHORT_NAMES[gradient.dtype]],
+        scalar_partials=(None, None) if partials is None else (partials[0], partials[1]),
+        strides=(*operands.strides, gradient.stride(0)),
+        first_chunk_row=chunk.rows.start,
+        first_chunk_column=chunk.columns.start,
+        num_tiles_m=triton.cdiv(chunk.num_columns, tiles.block_m),
+        num_tiles=chunk.num_tiles(tiles),
+        first_partial=chunk.first_partial,
     )

@@ -27,34 +27,30 @@ from crossalign.kernels.contrastive_logits import (
 def unbiased_logits(
     query,  # (N, D) descriptor, or pointer
     candidates,  # (M, D) descriptor, or pointer
-    scale_ptr,  # ()
-    query_inverse_norm_ptr,  # (N,)
-    candidate_inverse_norm_ptr,  # (M,)
+    rules,  # TileRules
+    strides,  # of query and candidates
     first_row, first_column,
-    stride_qn, stride_cm,
     num_queries, num_candidates, num_features,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    ACC_DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    NORMALIZE: tl.constexpr, USE_DESCRIPTORS: tl.constexpr,
+    flags: tl.constexpr,  # TileFlags
 ):  # fmt: skip
     """[BLOCK_N, BLOCK_M] z - bias in log2 units."""
     similarity = similarity_tile(
-        query, candidates, stride_qn, stride_cm, num_queries, num_candidates, first_row,
-        first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, ACC_DTYPE, PRECISION,
-        USE_DESCRIPTORS,
+        query, candidates, strides[0], strides[1], num_queries, num_candidates, first_row,
+        first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, flags.ACC_DTYPE, flags.PRECISION,
+        flags.USE_DESCRIPTORS,
     )  # fmt: skip
     return scaled_tile(
-        similarity, scale_ptr, query_inverse_norm_ptr, candidate_inverse_norm_ptr,
-        first_row + tl.arange(0, BLOCK_N), first_column + tl.arange(0, BLOCK_M), num_queries,
-        num_candidates, NORMALIZE,
+        similarity, rules.scale_ptr, rules.query_inverse_norm_ptr,
+        rules.candidate_inverse_norm_ptr, first_row + tl.arange(0, BLOCK_N),
+        first_column + tl.arange(0, BLOCK_M), num_queries, num_candidates, flags.NORMALIZE,
     )  # fmt: skip
 
 
 @triton.jit
 def negate_positives(
     tile,  # [BLOCK_N, BLOCK_M]
-    query_ids_ptr,  # (N,)
-    candidate_ids_ptr,  # (M,)
+    rules,
     first_row, first_column,
     num_queries, num_candidates, label_offset,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, HAS_IDS: tl.constexpr,
@@ -64,8 +60,9 @@ def negate_positives(
     offs_m = first_column + tl.arange(0, BLOCK_M)
     if HAS_IDS:
         is_positive = equal_ids(
-            query_ids_ptr, candidate_ids_ptr, offs_n, offs_m, num_queries, num_candidates
-        )
+            rules.query_ids_ptr, rules.candidate_ids_ptr, offs_n, offs_m, num_queries,
+            num_candidates,
+        )  # fmt: skip
         tile = tl.where(is_positive, -tile, tile)
     elif holds_labels(first_row, first_column, label_offset, BLOCK_N, BLOCK_M):
         is_label = label_mask(offs_n, offs_m, label_offset, num_candidates)

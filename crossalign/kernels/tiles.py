@@ -31,7 +31,8 @@ INTERPRETER_TILES = Tiles(16, 32, 16, 4, 1)
 
 
 class TileTable(NamedTuple):
-    """The tiles of both passes; `masked` where further positives or maxima need the registers."""
+    """The tiles of both passes; `masked` where further positives, maxima or options of the rules
+    need the registers."""
 
     forward: Tiles
     forward_masked: Tiles
@@ -83,14 +84,19 @@ def forward_tiles(x: Tensor, problem: ContrastiveProblem) -> Tiles:
     if INTERPRETED:
         return INTERPRETER_TILES
     table = TILES[architecture(x), x.element_size()]
-    return table.forward_masked if problem.multi_positive else table.forward
+    is_masked = problem.multi_positive or _has_further_rules(problem)
+    return table.forward_masked if is_masked else table.forward
+
+
+def _has_further_rules(problem: ContrastiveProblem) -> bool:
+    return problem.row_limit is not None or problem.with_logit_sums or problem.hardness != 0
 
 
 def backward_tiles(x: Tensor, problem: ContrastiveProblem) -> Tiles:
     if INTERPRETED:
         return INTERPRETER_TILES
     table = TILES[architecture(x), x.element_size()]
-    is_masked = problem.multi_positive or problem.bound is None
+    is_masked = problem.multi_positive or problem.bound is None or _has_further_rules(problem)
     return table.backward_masked if is_masked else table.backward
 
 
@@ -99,6 +105,22 @@ def program_slots(x: Tensor) -> int:
     if not x.is_cuda:
         return 2
     return int(torch.cuda.get_device_properties(x.device).multi_processor_count)
+
+
+class GradientChunk(NamedTuple):
+    """Rows times columns of logits, as large as the workspace."""
+
+    rows: slice
+    columns: slice
+    first_partial: int  # where this chunk's sums for the scale begin
+
+    @property
+    def num_columns(self) -> int:
+        return int(self.columns.stop - self.columns.start)
+
+    def num_tiles(self, tiles: Tiles) -> int:
+        num_rows = self.rows.stop - self.rows.start
+        return int(-(-num_rows // tiles.block_n) * -(-self.num_columns // tiles.block_m))
 
 
 # Plans whose longest program is within this of the shortest possible count as equally short.

@@ -73,8 +73,9 @@ def test_a_plan_of_nothing_has_no_tiles(row_blocks: int) -> None:
 
 @INTERPRETED
 def test_no_tensor_of_queries_times_columns(backend: str) -> None:
-    from crossalign.kernels.contrastive_backward import CHUNK, contrastive_bwd
+    from crossalign.kernels.contrastive_backward import contrastive_bwd
     from crossalign.kernels.contrastive_forward import contrastive_fwd
+    from crossalign.kernels.gradient_products import CHUNK
 
     query, candidates = torch.randn(100, 4), torch.randn(150, 4)
     problem = make_problem(100, query.dtype)
