@@ -56,7 +56,7 @@ FORWARD_OPTIONS: dict[str, dict[str, object]] = {
     "all_options": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
         "WITH_STATS": True, "IS_BOUNDED": False, "HAS_LIMITS": True, "WITH_LOGIT_SUMS": True,
-        "HARDNESS_ON": "in_batch",
+        "HARDNESS_ON": "owned",
     },
 }  # fmt: skip
 BACKWARD_OPTIONS: dict[str, dict[str, object]] = {
@@ -78,7 +78,7 @@ BACKWARD_OPTIONS: dict[str, dict[str, object]] = {
     "all_options": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
         "IS_BOUNDED": False, "NEED_SCALE_GRAD": True, "HAS_LIMITS": True, "WITH_LOGIT_SUMS": True,
-        "HARDNESS_ON": "in_batch",
+        "HARDNESS_ON": "owned",
     },
 }  # fmt: skip
 SIGMOID_OPTIONS: dict[str, dict[str, object]] = {
@@ -100,18 +100,27 @@ def tile_cases() -> list[CompileCase]:
 
 
 def _forward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
-    is_masked = options.get("MULTI_POSITIVE") or _has_further_rules(options)
+    needs = _register_needs(options)
+    if needs == "ruled":
+        return table.forward_ruled
+    is_masked = needs == "masked" or options.get("MULTI_POSITIVE")
     return table.forward_masked if is_masked else table.forward
 
 
-def _has_further_rules(options: dict[str, object]) -> bool:
-    return any(options.get(name) for name in ("HAS_LIMITS", "WITH_LOGIT_SUMS", "HARDNESS_ON"))
-
-
 def _backward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
-    is_masked = options.get("MULTI_POSITIVE") or not options.get("IS_BOUNDED", True)
-    is_masked = is_masked or _has_further_rules(options)
+    needs = _register_needs(options)
+    if needs == "ruled":
+        return table.backward_ruled
+    is_masked = needs or options.get("MULTI_POSITIVE") or not options.get("IS_BOUNDED", True)
     return table.backward_masked if is_masked else table.backward
+
+
+def _register_needs(options: dict[str, object]) -> str:
+    """As the launchers tell by the problem."""
+    rules = [name for name in ("HAS_LIMITS", "WITH_LOGIT_SUMS", "HARDNESS_ON") if name in options]
+    is_online = not options.get("IS_BOUNDED", True)
+    is_heavy = len(rules) > 1 or options.get("MULTI_POSITIVE") or is_online
+    return "" if not rules else "ruled" if is_heavy else "masked"
 
 
 def _sigmoid_forward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
@@ -149,13 +158,13 @@ def _tile_case(
     options: dict[str, object],
 ) -> CompileCase:
     """A launch of `kernel` with these tiles and options, as the launcher would make it."""
-    use_descriptors, options = arch >= 90, dict(options)
-    is_kept = options.pop("KEPT", False)
+    use_descriptors, chosen = arch >= 90, dict[str, Any](options)
+    is_kept = chosen.pop("KEPT", False)
     flags = TileFlags(
         ACC_DTYPE=tl.float64 if dtype == "fp64" else tl.float32, PRECISION="ieee", NORMALIZE=True,
         USE_DESCRIPTORS=use_descriptors, SYMMETRIC=True, IS_BOUNDED=True,
         DTYPE=TRITON_DTYPES[dtype],
-    )._replace(**options)  # fmt: skip
+    )._replace(**chosen)  # fmt: skip
     constexprs: dict[str, object] = {
         "BLOCK_N": tiles.block_n, "BLOCK_M": tiles.block_m, "BLOCK_D": tiles.block_d,
         "flags": flags,
@@ -199,12 +208,12 @@ def _tuples(flags: TileFlags, number: str) -> dict[str, Any]:
         row_limit_ptr=given(flags.HAS_LIMITS),
         column_limit_ptr=given(flags.HAS_LIMITS and flags.SYMMETRIC),
     )
-    partials: Any = Partials(*[number] * len(Partials._fields))
+    lines: Any = [number] * len(Partials._fields)
     return {
         "rules": rules,
         "weights": ("fp32", "fp32"),
         "tie_bounds": (given(flags.WITH_STATS),) * 2,
-        "out": partials._replace(row_counts="*i32"),
+        "out": Partials(*lines)._replace(row_counts="*i32"),  # type: ignore[arg-type]
         "vectors": GradientVectors(*[number] * 2),  # type: ignore[arg-type]
         "scalar_partials": (given(flags.NEED_SCALE_GRAD),) * 2,
         **dict.fromkeys(_POINTERS, number),

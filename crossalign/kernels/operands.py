@@ -74,7 +74,7 @@ class TileOperands:
             self, query=self.query[rows], problem=problem, query_inverse_norm=inverse_norm
         )
 
-    def tile_arguments(self, tiles: Tiles, **flags: object) -> dict[str, Any]:
+    def tile_arguments(self, tiles: Tiles, **flags: Any) -> dict[str, Any]:
         """What the kernels that multiply tiles take, but strides; flags: beyond what the problem
         tells."""
         return {

@@ -31,17 +31,19 @@ INTERPRETER_TILES = Tiles(16, 32, 16, 4, 1)
 
 
 class TileTable(NamedTuple):
-    """The tiles of both passes; `masked` where further positives, maxima or options of the rules
-    need the registers."""
+    """The tiles of both passes; `masked` where further positives, maxima or one further rule need
+    the registers, `ruled` where several of them do."""
 
     forward: Tiles
     forward_masked: Tiles
+    forward_ruled: Tiles
     backward: Tiles
     backward_masked: Tiles
+    backward_ruled: Tiles
 
 
-_IEEE = Tiles(128, 64, 16, 8, 3)
-_FLOAT64 = Tiles(64, 64, 16, 8, 2)
+_IEEE = (*[Tiles(128, 64, 16, 8, 3)] * 2, Tiles(64, 64, 16, 8, 3))
+_FLOAT64 = (*[Tiles(64, 64, 16, 8, 2)] * 2, Tiles(32, 64, 16, 8, 2))
 # (architecture, bytes per element). The largest that spill no more than a few registers outside of
 # the product loop, with Triton 3.6 and 3.7. Operands come from L2, of which tiles of 128 x 64 ask
 # twice the bytes that tiles of 128 x 256 do. See benchmarks/results/kernel_resources.md.
@@ -49,28 +51,36 @@ TILES = {
     (80, 2): TileTable(
         forward=Tiles(128, 128, 64, 8, 3),
         forward_masked=Tiles(128, 64, 64, 8, 3),
+        forward_ruled=Tiles(64, 64, 64, 8, 3),
         backward=Tiles(128, 128, 64, 8, 3),
         backward_masked=Tiles(128, 64, 64, 8, 3),
+        backward_ruled=Tiles(64, 64, 64, 8, 3),
     ),
     (90, 2): TileTable(
         forward=Tiles(128, 256, 64, 8, 3),
         forward_masked=Tiles(128, 64, 64, 8, 3),
+        forward_ruled=Tiles(64, 64, 64, 8, 3),
         backward=Tiles(128, 256, 64, 8, 3),
         backward_masked=Tiles(128, 128, 64, 8, 4),
+        backward_ruled=Tiles(128, 64, 64, 8, 3),
     ),
     (100, 2): TileTable(
         forward=Tiles(128, 64, 64, 8, 3),
         forward_masked=Tiles(64, 64, 64, 8, 3),
+        forward_ruled=Tiles(64, 32, 64, 8, 3),
         backward=Tiles(128, 64, 64, 8, 3),
         backward_masked=Tiles(128, 64, 64, 8, 3),
+        backward_ruled=Tiles(64, 64, 64, 8, 3),
     ),
-    (80, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
-    (90, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
-    (100, 4): TileTable(_IEEE, _IEEE, _IEEE, _IEEE),
+    (80, 4): TileTable(*_IEEE, *_IEEE),
+    (90, 4): TileTable(*_IEEE, *_IEEE),
+    (100, 4): TileTable(*_IEEE, *_IEEE),
     # Within the 99 KiB that a block may have on a GPU of the consumer line.
-    (80, 8): TileTable(_FLOAT64, _FLOAT64, _FLOAT64, Tiles(64, 32, 16, 8, 2)),
-    (90, 8): TileTable(_FLOAT64, _FLOAT64, _FLOAT64, _FLOAT64),
-    (100, 8): TileTable(_FLOAT64, _FLOAT64, _FLOAT64, _FLOAT64),
+    (80, 8): TileTable(*_FLOAT64, *_FLOAT64)._replace(
+        backward_masked=Tiles(64, 32, 16, 8, 2), backward_ruled=Tiles(32, 32, 16, 8, 2)
+    ),
+    (90, 8): TileTable(*_FLOAT64, *_FLOAT64),
+    (100, 8): TileTable(*_FLOAT64, *_FLOAT64),
 }
 
 
@@ -83,21 +93,31 @@ def architecture(x: Tensor) -> int:
 def forward_tiles(x: Tensor, problem: ContrastiveProblem) -> Tiles:
     if INTERPRETED:
         return INTERPRETER_TILES
-    table = TILES[architecture(x), x.element_size()]
-    is_masked = problem.multi_positive or _has_further_rules(problem)
+    table, needs = TILES[architecture(x), x.element_size()], _register_needs(problem)
+    if needs == "ruled":
+        return table.forward_ruled
+    is_masked = needs == "masked" or problem.multi_positive
     return table.forward_masked if is_masked else table.forward
-
-
-def _has_further_rules(problem: ContrastiveProblem) -> bool:
-    return problem.row_limit is not None or problem.with_logit_sums or problem.hardness != 0
 
 
 def backward_tiles(x: Tensor, problem: ContrastiveProblem) -> Tiles:
     if INTERPRETED:
         return INTERPRETER_TILES
-    table = TILES[architecture(x), x.element_size()]
-    is_masked = problem.multi_positive or problem.bound is None or _has_further_rules(problem)
+    table, needs = TILES[architecture(x), x.element_size()], _register_needs(problem)
+    if needs == "ruled":
+        return table.backward_ruled
+    is_masked = needs == "masked" or problem.multi_positive or problem.bound is None
     return table.backward_masked if is_masked else table.backward
+
+
+def _register_needs(problem: ContrastiveProblem) -> str:
+    """Of limits, sums of logits and hardness: "" without them, "ruled" where they meet one another
+    or maxima or further positives, else "masked"."""
+    rules = (problem.row_limit is not None, problem.with_logit_sums, problem.hardness != 0)
+    if not any(rules):
+        return ""
+    is_heavy = sum(rules) > 1 or problem.multi_positive or problem.bound is None
+    return "ruled" if is_heavy else "masked"
 
 
 def program_slots(x: Tensor) -> int:

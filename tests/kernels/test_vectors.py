@@ -18,8 +18,11 @@ NUM_PAIRS = 200  # beyond one block
 LN_2 = torch.tensor(2.0, dtype=torch.float64).log()
 
 
-def unfilled_sums(symmetric: bool, multi_positive: bool, dtype: torch.dtype) -> ContrastiveSums:
-    problem = make_problem(NUM_PAIRS, dtype, symmetric=symmetric, multi_positive=multi_positive)
+def unfilled_sums(
+    symmetric: bool, multi_positive: bool, dtype: torch.dtype, **options: bool
+) -> ContrastiveSums:
+    options |= {"symmetric": symmetric, "multi_positive": multi_positive}
+    problem = make_problem(NUM_PAIRS, dtype, **options)
     return empty_sums(torch.empty(NUM_PAIRS, 1, dtype=dtype), problem, NUM_PAIRS, True)
 
 
@@ -35,8 +38,11 @@ def test_lines_of_partial_sums_are_joined(num_lines: int, is_bounded: bool, back
     values[:, :, 5] = -torch.inf  # everything excluded
     sums_of = values.exp2() if is_bounded else values
     counts = torch.randint(0, 9, (2, num_lines, NUM_PAIRS), generator=generator).int()
-    partials = Partials(sums_of[0], sums_of[1], values, 2 * values, counts)
-    sums = unfilled_sums(True, True, torch.float64)
+    unread = values.new_empty(0)
+    partials = Partials(
+        sums_of[0], sums_of[1], values, 2 * values, 3 * values, 4 * values, unread, counts
+    )
+    sums = unfilled_sums(True, True, torch.float64, with_logit_sums=True)
     with device_guard(values):
         join(partials, sums, is_bounded)
     expected = torch.logsumexp(values * LN_2, 1)
@@ -47,6 +53,10 @@ def test_lines_of_partial_sums_are_joined(num_lines: int, is_bounded: bool, back
         ("row_positive_count", values[1]),
         ("column_positive_sum", 2 * values[0]),
         ("column_positive_count", 2 * values[1]),
+        ("row_logit_sum", 3 * values[0]),
+        ("row_logit_count", 3 * values[1]),
+        ("column_logit_sum", 4 * values[0]),
+        ("column_logit_count", 4 * values[1]),
     ):
         torch.testing.assert_close(getattr(sums, name), total.sum(0), msg=name)
     above, at_least = counts.sum(1, dtype=torch.int32)

@@ -117,6 +117,7 @@ def contrastive(
     need_scale_grad: bool = False,
     with_ids: bool = False,
     with_owners: bool = False,
+    with_limits: bool = False,
     **options: Any,
 ) -> None:
     """The forward and the backward pass."""
@@ -128,6 +129,8 @@ def contrastive(
         options["candidate_ids"] = torch.arange(num_candidates)
     if with_owners:
         options["negative_owner"] = torch.zeros(num_candidates - num_queries, dtype=torch.int64)
+    if with_limits:
+        options |= dict.fromkeys(("row_limit", "column_limit"), torch.zeros(num_queries))
     problem = make_problem(num_queries, dtype, **options)
     sums = contrastive_fwd(query, candidates, problem, None, with_stats)
     grads = pair_terms_bwd(torch.ones_like(pair_terms_fwd(sums)), sums)
@@ -153,9 +156,14 @@ def packed(num_sentences: int, num_tokens: int, normalize: bool = False) -> None
 
 LOSS_SIZES = [(300, 301), (1024, 2048), (1000, 9001)]
 POOL_SIZES = [(3, 17), (64, 128)]
+BEST: dict[str, Any] = {
+    "with_stats": True, "with_ids": True, "multi_positive": True, "exclude_label": True,
+    "symmetric": False,
+}  # fmt: skip
 EVERYTHING: dict[str, Any] = {
     "with_stats": True, "need_scale_grad": True, "with_ids": True, "with_owners": True,
     "multi_positive": True, "share_negatives": False, "hard_negative_weight": 0.5, "bound": None,
+    "with_limits": True, "with_logit_sums": True, "hardness": 2.0,
 }  # fmt: skip
 Call = tuple[str, Callable[..., None], list[tuple[int, int]], dict[str, Any]]
 CALLS: list[Call] = [
@@ -167,6 +175,7 @@ CALLS: list[Call] = [
     ("ids", contrastive, LOSS_SIZES, {"with_ids": True}),
     ("owners", contrastive, LOSS_SIZES, {"with_owners": True, "hard_negative_weight": 0.5}),
     ("everything", contrastive, LOSS_SIZES, EVERYTHING),
+    ("positives of ids", contrastive, LOSS_SIZES, BEST),
     ("100 features", contrastive, LOSS_SIZES, {"width": 100}),
     ("float16", contrastive, LOSS_SIZES, {"dtype": torch.float16}),
     ("float32", contrastive, LOSS_SIZES, {"dtype": torch.float32}),
