@@ -63,8 +63,7 @@ def _contrastive_fwd_kernel(
     row_sum = tl.full((BLOCK_N,), no_sum, flags.ACC_DTYPE)
     positive_sum = tl.zeros((BLOCK_N,), flags.ACC_DTYPE)
     positive_count = tl.zeros((BLOCK_N,), flags.ACC_DTYPE)
-    logit_sum = tl.zeros((BLOCK_N,), flags.ACC_DTYPE)
-    logit_count = tl.zeros((BLOCK_N,), flags.ACC_DTYPE)
+    logit_sum, logit_count = positive_sum, positive_count
     best = tl.full((BLOCK_N,), float("-inf"), flags.ACC_DTYPE)
     num_above = tl.zeros((BLOCK_N,), tl.int32)
     num_at_least = tl.zeros((BLOCK_N,), tl.int32)
