@@ -12,11 +12,10 @@ from crossalign.kernels.contrastive_coefficients import GradientVectors
 from crossalign.kernels.contrastive_forward import _contrastive_fwd_kernel
 from crossalign.kernels.contrastive_gradient import _contrastive_bwd_kernel
 from crossalign.kernels.contrastive_join import Partials
-from crossalign.kernels.operands import TRITON_DTYPES
+from crossalign.kernels.operands import TRITON_DTYPES, TileFlags, TileRules
 from crossalign.kernels.positive_logits import _positive_logits_kernel
 from crossalign.kernels.sigmoid_forward import _sigmoid_fwd_kernel
 from crossalign.kernels.sigmoid_gradient import SigmoidVectors, _sigmoid_bwd_kernel
-from crossalign.kernels.tile_rules import TileFlags, TileRules
 from crossalign.kernels.tiles import TILES, Tiles, TileTable
 
 # All options in bfloat16; the plainest and the heaviest in the other dtypes.

@@ -30,8 +30,8 @@ from crossalign.kernels.contrastive_sums import (
     carry_best,
     carry_counts,
     carry_logits,
+    counted_logits,
 )
-from crossalign.kernels.counted_logits import counted_logits
 from crossalign.kernels.kept_exponentials import keep_exponentials
 from crossalign.kernels.launch import device_guard
 from crossalign.kernels.operands import SHORT_NAMES, TRITON_DTYPES, TileOperands

@@ -22,7 +22,7 @@ from crossalign.kernels.contrastive_logits import (
     owned_mask,
     ruled_logits,
 )
-from crossalign.kernels.counted_logits import counted_logits
+from crossalign.kernels.contrastive_sums import counted_logits
 from crossalign.kernels.launch import store_tile
 from crossalign.kernels.operands import SHORT_NAMES, TRITON_DTYPES, TileOperands
 from crossalign.kernels.tiles import GradientChunk, Tiles, program_slots

@@ -26,7 +26,6 @@ from torch import Tensor
 from crossalign.contrastive.problem import GradientNeeds
 from crossalign.kernels.kept_exponentials import empty_kept
 from crossalign.kernels.launch import INTERPRETED
-from crossalign.kernels.matrix_products import accumulate
 from crossalign.kernels.operands import TileOperands
 from crossalign.kernels.row_gradients import row_gradients
 from crossalign.kernels.tiles import GradientChunk, Tiles
@@ -164,6 +163,18 @@ class _ProductSums(NamedTuple):
             tile = gradient[:num_rows, part.start - columns.start : part.stop - columns.start]
             total = self.candidates[part.start - self.wanted.start : part.stop - self.wanted.start]
             accumulate(total, tile.T, query[rows], rows.start == 0)
+
+
+def accumulate(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> None:
+    """total += left @ right, float32 sums of 16-bit operands; the first product overwrites."""
+    # With another shape PyTorch would resize a view, and the sum would go nowhere.
+    assert total.shape == (left.shape[0], right.shape[1]), (total.shape, left.shape, right.shape)
+    if left.dtype == total.dtype:
+        torch.addmm(total, left, right, beta=0 if is_first else 1, out=total)
+    elif left.is_cuda:
+        torch.addmm(total, left, right, torch.float32, beta=0 if is_first else 1, out=total)
+    else:  # the interpreter: PyTorch has no mixed product on the CPU
+        torch.addmm(total, left.float(), right.float(), beta=0 if is_first else 1, out=total)
 
 
 def _pieces(size: int) -> list[slice]:

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, GradientNeeds
 from crossalign.kernels.contrastive_forward import forward_sums
+from crossalign.kernels.gradient_products import accumulate
 from crossalign.kernels.kept_exponentials import ROW_GRANULE, empty_kept
 from crossalign.kernels.launch import INTERPRETED, device_guard
-from crossalign.kernels.matrix_products import accumulate
 from crossalign.kernels.operands import TileOperands
 from crossalign.kernels.row_gradients import row_gradients
 from crossalign.kernels.row_norms import row_launch_shape

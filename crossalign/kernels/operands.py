@@ -1,9 +1,14 @@
-"""Queries and candidates as the tile kernels read them, and the arguments these kernels share."""
+"""Queries and candidates as the tile kernels read them, and the arguments these kernels share.
+
+What shapes a tile beyond its product is in two named tuples, so that a kernel has few parameters:
+pointers to read from, and choices that are compiled in. Sizes that follow the batch stay parameters
+of their own, since Triton specializes an integer inside of a tuple.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -13,7 +18,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from crossalign.contrastive.problem import ContrastiveProblem
 from crossalign.kernels.launch import INTERPRETED, accumulator_dtype
 from crossalign.kernels.row_norms import inverse_norms
-from crossalign.kernels.tile_rules import TileFlags, TileRules
 from crossalign.kernels.tiles import Tiles, architecture
 from crossalign.precision import accumulator
 
@@ -25,6 +29,42 @@ SHORT_NAMES = {
     torch.float64: "fp64",
 }
 USE_DESCRIPTORS_INTERPRETED = True  # tests switch it to run both ways of loading
+
+
+class TileRules(NamedTuple):
+    """One number per row or per column each; None where the call has none."""
+
+    scale_ptr: Any  # ()
+    query_inverse_norm_ptr: Any = None  # (N,)
+    candidate_inverse_norm_ptr: Any = None  # (M,)
+    query_ids_ptr: Any = None  # (N,)
+    candidate_ids_ptr: Any = None  # (num_ids,)
+    negative_owner_ptr: Any = None  # (M - K,)
+    row_limit_ptr: Any = None  # (N,) natural units
+    column_limit_ptr: Any = None  # (K,)
+
+
+class TileFlags(NamedTuple):
+    """Compiled in."""
+
+    ACC_DTYPE: Any
+    PRECISION: str
+    NORMALIZE: bool
+    USE_DESCRIPTORS: bool
+    SYMMETRIC: bool = False
+    IS_BOUNDED: bool = False
+    HAS_IDS: bool = False
+    MULTI_POSITIVE: bool = False
+    HAS_OWNERS: bool = False
+    SHARE_NEGATIVES: bool = True
+    EXCLUDE_OWNED: bool = False
+    HAS_LIMITS: bool = False
+    HARDNESS_ON: str = "none"  # "none", "all", "in_batch", "owned"
+    WITH_LOGIT_SUMS: bool = False
+    WITH_BEST: bool = False  # of the forward pass: the best positive of each row
+    WITH_STATS: bool = False
+    NEED_SCALE_GRAD: bool = False  # of the backward pass
+    DTYPE: Any = None  # of what is stored: kept exponentials, the gradient matrix
 
 
 @dataclass(frozen=True)

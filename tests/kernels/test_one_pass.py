@@ -121,9 +121,9 @@ def test_rounding_to_bfloat16_leaves_the_promised_digits(
 ) -> None:
     """Kept exponentials and scaled queries rounded as on a GPU, products in float32: against
     float64 the gradients were off by 8e-5 and 1.1e-4 at 2,048 pairs."""
-    from crossalign.kernels import matrix_products, one_pass
+    from crossalign.kernels import gradient_products, one_pass
 
-    accumulate = matrix_products.accumulate
+    accumulate = gradient_products.accumulate
 
     def rounded(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> None:
         accumulate(total, left.bfloat16().float(), right.bfloat16().float(), is_first)

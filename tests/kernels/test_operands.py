@@ -76,9 +76,9 @@ def test_the_positive_is_added_in_float32(backend: str, monkeypatch: pytest.Monk
     """With a gradient matrix of bfloat16, as a GPU has, in float32 products: the largest entry of
     every row was rounded with the others, an error of 1.7e-3 where all others together make 1e-4.
     """
-    from crossalign.kernels import gradient_products, matrix_products
+    from crossalign.kernels import gradient_products
 
-    accumulate = matrix_products.accumulate
+    accumulate = gradient_products.accumulate
 
     def rounded(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> None:
         accumulate(total, left.bfloat16().float(), right, is_first)
