@@ -6,56 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from crossalign.alignment.model import AlignmentModel
 from crossalign.models.hidden_states import hidden_states_at
 from crossalign.models.layer_states import hidden_states_of
 from crossalign.models.output_head import check_output_head
-from tests.support.tiny_models import HIDDEN, VOCAB_SIZE, tiny_batch, tiny_model
-
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": HIDDEN,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-BLOCKS = 4
-
-
-def gemma3n() -> Any:
-    config = transformers.Gemma3nTextConfig(
-        **SIZES,
-        num_hidden_layers=BLOCKS,
-        head_dim=8,
-        vocab_size_per_layer_input=VOCAB_SIZE,
-        hidden_size_per_layer_input=8,
-        laurel_rank=4,
-        num_kv_shared_layers=0,
-        altup_num_inputs=3,
-        altup_active_idx=1,
-        layer_types=["full_attention"] * BLOCKS,
-        activation_sparsity_pattern=[0.0] * BLOCKS,
-    )
-    torch.manual_seed(0)
-    return transformers.Gemma3nForCausalLM(config).eval()
-
-
-def mllama(cross: list[int]) -> Any:
-    config = transformers.models.mllama.configuration_mllama.MllamaTextConfig(
-        **{**SIZES, "pad_token_id": 0},
-        num_hidden_layers=BLOCKS,
-        cross_attention_layers=cross,
-        rope_scaling=None,  # type: ignore[call-arg]
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-    )
-    torch.manual_seed(0)
-    return transformers.MllamaForCausalLM(config).eval()
+from tests.support.tiny_models import HIDDEN, tiny_batch, tiny_model
+from tests.support.unusual_models import BLOCKS, gemma3n, mllama
 
 
 def block_outputs(model: Any, blocks: Any, batch: dict[str, Tensor]) -> list[Tensor | None]:
