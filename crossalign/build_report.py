@@ -16,7 +16,7 @@ from crossalign.version import __version__
 def extension_available() -> bool:
     """Whether the compiled extension of gather_negatives is built and loads.
 
-    Example:
+    Examples:
         >>> extension_available() in (True, False)
         True
     """
@@ -36,7 +36,7 @@ def build_info() -> dict[str, Any]:
         backends: what `backend=` may be here, "auto" apart.
         notes: a sentence on each backend and on the extension.
 
-    Example:
+    Examples:
         >>> sorted(build_info())[-2:]
         ['triton', 'version']
     """

@@ -60,7 +60,8 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
     Wrap it, not the language model inside, in DistributedDataParallel or FSDP; with
     DistributedDataParallel and no lm, the blocks past `layer` get no gradient, so freeze them or
     set find_unused_parameters=True. A rank may have no pairs (B = 0) while another has some. Give
-    lm on all ranks or on none; a rank without a text can pass no rows, or labels all -100.
+    lm on all ranks or on none; a rank without a text can pass no rows, or labels all -100. Arguments
+    that are not listed are those of the loss, whose query is the source and whose key the target.
 
     Args:
         model: a Hugging Face causal LM, also with PEFT adapters (but none on its output embedding).
@@ -75,8 +76,6 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
         lm_weight: factor of the next-token loss.
         symmetric: contrast in both directions.
         hard_negative_weight: added to the logit of a pair's own hard negative.
-        directions, false_negative_margin, hardness, label_smoothing, debias: of the loss, whose
-            query is the source and whose key is the target.
         group: torch.distributed process group over whose ranks the batch is spread: negatives come
             from every rank, and the next-token mean is over all tokens. None: this process alone.
 
@@ -87,7 +86,7 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
 
     Source: Li et al. 2024, https://aclanthology.org/2024.naacl-long.445/.
 
-    Example:
+    Examples:
         >>> side = {"input_ids": torch.tensor([[4, 5], [6, 7]]), "attention_mask": torch.ones(2, 2)}
         >>> AlignmentModel(model, layer=1)(side, side).loss.backward()
     """

@@ -169,7 +169,7 @@ def fused_contrastive_loss(
     2020 (debias); Solatorio 2024 (guides); Zhang et al. 2025 (false_negative_margin,
     Qwen3-Embedding); Lan et al. 2025 (hardness). reference.contrastive_loss is the specification.
 
-    Example:
+    Examples:
         >>> query, key = torch.randn(2, 8, 4, requires_grad=True)
         >>> loss, stats = fused_contrastive_loss(query, key, symmetric=True, return_stats=True)
         >>> loss.backward()

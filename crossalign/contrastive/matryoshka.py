@@ -32,7 +32,7 @@ class MatryoshkaLoss(nn.Module):
 
     Source: Kusupati et al. 2022 (Matryoshka Representation Learning).
 
-    Example:
+    Examples:
         >>> loss = MatryoshkaLoss(fused_contrastive_loss, [8, 4, 2])
         >>> loss(torch.randn(6, 8), torch.randn(6, 8)).shape
         torch.Size([])

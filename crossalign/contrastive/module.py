@@ -94,7 +94,7 @@ class ContrastiveLoss(OwnsGroup, LearnsTemperature):
         ValueError: as fused_contrastive_loss; max_logit_scale not above 0, or a learned temperature
             starts below 1 / max_logit_scale.
 
-    Example:
+    Examples:
         >>> loss = ContrastiveLoss(0.07, learn_temperature=True)
         >>> loss(torch.randn(8, 4), torch.randn(8, 4)).backward()
         >>> loss.logit_scale.grad is None

@@ -54,7 +54,7 @@ class NegativeQueue(OwnsGroup, nn.Module):
     Cost: memory for size x D elements on every rank; a push copies them once.
     Source: He et al. 2020 (MoCo), Wang et al. 2020 (cross-batch memory).
 
-    Example:
+    Examples:
         >>> queue = NegativeQueue(16)
         >>> queue.push(torch.randn(6, 4))
         >>> queue.negatives.shape

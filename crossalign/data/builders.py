@@ -73,7 +73,7 @@ def build_items(
         ValueError: unknown mode or language, a wrong number of languages, no data, ids that differ
             between languages, a missing or empty text.
 
-    Example:
+    Examples:
         >>> items = build_items("translation", [("Hello.", "Hallo.")], ("en", "de"), repeats=2)
         >>> len(items), sorted(items[0])
         (2, ['clm_prompt_len', 'clm_text', 'sent0', 'sent1'])

@@ -85,7 +85,7 @@ def gather_negatives(
     Cost: forward, an exchange of sizes that the host waits for, then the gather; backward, one
     reduce-scatter. Nothing is sent twice but the padding of uneven shards. Deterministic.
 
-    Example:
+    Examples:
         >>> gather_negatives(torch.eye(2))  # without a group, this process is all there is
         tensor([[1., 0.],
                 [0., 1.]])

@@ -75,7 +75,7 @@ def encode(
         TypeError: sentences is one string, or holds something else than strings.
         ValueError: batch_size below 1, layer out of range, an unknown choice.
 
-    Example:
+    Examples:
         >>> encode(model, tokenizer, ["w1 w2", "w3"], layer=1).shape  # of a model of width 32
         torch.Size([2, 32])
     """

@@ -50,7 +50,7 @@ def hidden_states_at(model: nn.Module, layer: int, **inputs: Any) -> Tensor:
 
     Cost: `layer` blocks; keeps no other layer's states but what autograd needs.
 
-    Example:
+    Examples:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50))
         >>> hidden_states_at(model, 1, input_ids=torch.tensor([[4, 5, 6]])).shape

@@ -53,7 +53,7 @@ def masked_mean_pool(
     copies no hidden state. Deterministic. Differentiating twice raises.
     Source: reference.masked_mean_pool is the specification.
 
-    Example:
+    Examples:
         >>> hidden = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]])
         >>> masked_mean_pool(hidden, torch.tensor([[1, 1, 0]]))
         tensor([[2., 3.]])
@@ -75,7 +75,8 @@ def mean_pool_varlen(
     Args:
         hidden: (total, C) float16, bfloat16, float32 or float64; any strides.
         cu_seqlens: (B + 1,) int32 or int64: 0, then where each sentence ends; the last is total.
-        normalize, backend: as for masked_mean_pool.
+        normalize: as for masked_mean_pool.
+        backend: as for masked_mean_pool.
 
     Returns:
         (B, C), dtype of hidden. A sentence without tokens gives zeros.
@@ -90,7 +91,7 @@ def mean_pool_varlen(
     Cost: as masked_mean_pool. Deterministic. Differentiating twice raises.
     Source: reference.mean_pool_varlen is the specification.
 
-    Example:
+    Examples:
         >>> hidden = torch.tensor([[1.0], [3.0], [5.0]])
         >>> mean_pool_varlen(hidden, torch.tensor([0, 2, 3], dtype=torch.int32))
         tensor([[2.],
@@ -129,7 +130,7 @@ def last_token_pool(hidden: Tensor, mask: Tensor, *, normalize: bool = False) ->
 
     Cost: reads the mask and B*C; the gradient is as large as hidden. Deterministic.
 
-    Example:
+    Examples:
         >>> hidden = torch.tensor([[[1.0], [3.0], [9.0]]])
         >>> last_token_pool(hidden, torch.tensor([[1, 1, 0]]))
         tensor([[3.]])
@@ -163,7 +164,7 @@ def masked_max_pool(hidden: Tensor, mask: Tensor, *, normalize: bool = False) ->
 
     Cost: one copy of hidden forward. Deterministic.
 
-    Example:
+    Examples:
         >>> hidden = torch.tensor([[[1.0], [3.0], [9.0]]])
         >>> masked_max_pool(hidden, torch.tensor([[1, 1, 0]]))
         tensor([[3.]])
@@ -182,13 +183,15 @@ def pool(
     """masked_mean_pool, last_token_pool or masked_max_pool, by name.
 
     Args:
-        hidden, mask, normalize: as for these functions.
+        hidden: as for these functions.
+        mask: as for these functions.
         mode: "mean", "last" or "max".
+        normalize: as for these functions.
 
     Raises:
         TypeError, ValueError: as these functions; ValueError for another mode.
 
-    Example:
+    Examples:
         >>> hidden = torch.tensor([[[1.0], [3.0]]])
         >>> pool(hidden, torch.tensor([[1, 1]]), "mean")
         tensor([[2.]])

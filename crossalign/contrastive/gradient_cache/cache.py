@@ -68,7 +68,7 @@ class GradientCache:
     Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
         Setup" (RepL4NLP).
 
-    Example:
+    Examples:
         >>> encoder = torch.nn.Linear(6, 4)
         >>> cache = GradientCache(encoder, fused_contrastive_loss, chunk_size=2)
         >>> cache(torch.randn(8, 6), torch.randn(8, 6)).backward()

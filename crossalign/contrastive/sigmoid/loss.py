@@ -65,7 +65,7 @@ def fused_sigmoid_loss(
     workspace. Deterministic: same inputs and device, same bits. Differentiating twice raises.
     Source: Zhai et al. 2023 (SigLIP); reference.sigmoid_loss is the specification.
 
-    Example:
+    Examples:
         >>> image, text = torch.randn(2, 8, 4, requires_grad=True)
         >>> fused_sigmoid_loss(image, text, temperature=0.1, bias=-10.0).shape
         torch.Size([])
