@@ -1,5 +1,8 @@
 """A retriever with mined hard negatives, and a queue of documents of earlier batches.
 
+The loss is that of Qwen3-Embedding: other queries and other documents compete too, and what is
+closer than the answer by 0.1 is taken for another answer and left out.
+
 python examples/hard_negatives.py [--steps 100]
 """
 
@@ -29,7 +32,14 @@ for step in range(steps):
         negatives = torch.cat([negatives, queue.negatives])
         negative_ids = torch.cat([negative_ids, queue.negative_ids])
     loss, stats = fused_contrastive_loss(  # a document that is some query's answer is masked by id
-        query, key, negatives, ids=ids, negative_ids=negative_ids, return_stats=True
+        query,
+        key,
+        negatives,
+        ids=ids,
+        negative_ids=negative_ids,
+        directions=("query_to_key", "query_to_query", "key_to_key"),
+        false_negative_margin=0.1,
+        return_stats=True,
     )
     optimizer.zero_grad()
     loss.backward()

@@ -60,8 +60,8 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
     Wrap it, not the language model inside, in DistributedDataParallel or FSDP; with
     DistributedDataParallel and no lm, the blocks past `layer` get no gradient, so freeze them or
     set find_unused_parameters=True. A rank may have no pairs (B = 0) while another has some. Give
-    lm on all ranks or on none; a rank without a text can pass no rows, or labels all -100. Arguments
-    that are not listed are those of the loss, whose query is the source and whose key the target.
+    lm on all ranks or on none; a rank without a text can pass no rows, or labels all -100.
+    Other arguments are those of the loss; its query is the source and its key the target.
 
     Args:
         model: a Hugging Face causal LM, also with PEFT adapters (but none on its output embedding).
