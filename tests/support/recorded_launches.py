@@ -46,7 +46,7 @@ class Launch:
     compiled: int  # a number of its own for everything that Triton compiled
 
 
-class RecordingDriver(DriverBase):  # type: ignore[misc]
+class RecordingDriver(DriverBase):
     """A driver for one architecture that loads and launches nothing."""
 
     def __init__(self, arch: int) -> None:
