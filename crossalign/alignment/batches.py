@@ -1,6 +1,6 @@
 """The batches of a run: an endless shuffled stream per kind of text, cut into padded tensors.
 
-Which items stand in a step depends on the seed and the step alone, so a run continues anywhere,
+Which items are in a step depends only on the seed and the step, so a run continues anywhere,
 and ranks that know step and rank share a batch without a word to each other.
 """
 

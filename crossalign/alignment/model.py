@@ -77,7 +77,7 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
         symmetric: contrast in both directions.
         hard_negative_weight: added to the logit of a pair's own hard negative.
         group: torch.distributed process group over whose ranks the batch is spread: negatives come
-            from every rank, and the next-token mean is over all tokens. None: this process alone.
+            from every rank, and the next-token mean is over all tokens. None: only this process.
 
     Raises:
         TypeError: layer is not an integer, or an option of the loss has the wrong type.

@@ -37,7 +37,7 @@ def set_up_model(model: Any, config: TrainingConfig, adapters: Path | None = Non
         _checkpoint_activations(model)
     if config.compile:
         for block in find_blocks(model)[1]:
-            # The forward alone: hooks on a block stay outside, and one may end the pass there.
+            # Only the forward: hooks on a block stay outside, and one may end the pass there.
             block.forward = torch.compile(block.forward, dynamic=True)
     return model  # type: ignore[no-any-return]
 

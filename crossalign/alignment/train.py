@@ -65,7 +65,7 @@ def align(
         lm_items: texts of build_items or read_items; None: the pairs as translation tasks.
         on_step: called after each step with its record: step (from 1), loss, contrastive_loss,
             lm_loss, accuracy (share of pairs whose target is nearest among all targets),
-            learning_rate, and of this step alone pairs, tokens (without padding) and seconds;
+            learning_rate, and of only this step pairs, tokens (without padding) and seconds;
             with such settings also temperature (learned), loss_scale (fp16) and
             pretraining_share (of config.pretraining_tokens, used up to here).
         progress: show a bar where standard error is a terminal.

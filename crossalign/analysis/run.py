@@ -134,7 +134,7 @@ def _measured(
 
 
 def _resolved_layers(settings: AnalysisSettings) -> tuple[list[int], int | None]:
-    """The layers asked for and the one to show, 0 to L; from the models' configurations alone."""
+    """The layers asked for and the one to show, 0 to L; only from the models' configurations."""
     depth = _depth(settings.model)
     if settings.compare is not None and _depth(settings.compare) != depth:
         raise LayerError(

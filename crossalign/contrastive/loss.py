@@ -141,7 +141,7 @@ def fused_contrastive_loss(
         guide_margin_type: "absolute", or "relative": times the size of the pair's similarity.
         reduction: "mean": sum w l / sum w; "sum": sum w l; "none": (N,) w l.
         group: torch.distributed process group over whose ranks the batch is spread; None: this
-            process alone.
+            process only.
         gather: with a group, how the keys meet: "auto", "all_gather" or "ring".
         backend: "auto": Triton on CUDA, PyTorch elsewhere, for float64, and for options that the
             kernels do not have; "triton"; "torch".

@@ -120,5 +120,5 @@ class LossArguments(NamedTuple):
 
     @property
     def has_own_key(self) -> bool:
-        """Whether key[i] is the positive of query[i]; else positives are told by ids alone."""
+        """Whether key[i] is the positive of query[i]; else only ids tell the positives."""
         return self.key_ids is None and not self.options.exclude_self

@@ -44,7 +44,7 @@ class TermRules(NamedTuple):
     label_smoothing: float = 0.0
     debias: Tensor | None = None  # () or (N,): the prior of a false negative
     scale: Tensor | None = None  # () 1 / temperature, for debias
-    has_own_key: bool = True  # False: positives are told by ids alone, and a row may have none
+    has_own_key: bool = True  # False: only ids tell positives, and a row may have none
     positive_bias: Tensor | None = None  # (N,) what weights add to the positives' sum of logits
 
     @property

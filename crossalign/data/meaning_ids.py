@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class MeaningIds(NamedTuple):
-    """Equal numbers mean the same; numbers of one batch compare with each other alone."""
+    """Equal numbers mean the same; numbers compare only within one batch."""
 
     pairs: list[int]
     negatives: list[int]  # of the hard negative of each pair; -1 for ""
@@ -37,7 +37,7 @@ def meaning_ids(pairs: Sequence[Pair]) -> MeaningIds:
     joins all three. A hard negative that is a sentence of some pair has the number of that pair
     (sameness does not carry over through it), any other one that of its own text.
 
-    The numbers depend on the texts and their order alone: ranks that read the same batch agree.
+    The numbers depend only on the texts and their order: ranks that read the same batch agree.
     """
     parent = list(range(len(pairs)))
 

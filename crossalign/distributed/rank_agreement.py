@@ -26,7 +26,7 @@ RECORD_BYTES = 1024  # room for the facts of one call; a fixed size needs one co
 def graph_break(function: Callable[..., Any]) -> Callable[..., Any]:
     """function, which torch.compile then calls without looking into it: its graph breaks there.
 
-    How many rows other ranks have is known at run time alone. Without torch.compile at work its
+    How many rows other ranks have is known only at run time. Without torch.compile at work its
     module, a second to import, is left alone.
     """
     if "torch._dynamo" not in sys.modules:
@@ -76,7 +76,7 @@ def exchange_records(
 ) -> list[dict[str, Any]]:
     """Every rank's record, in rank order; equal ones may be one object.
 
-    One small collective; with NCCL alone the host waits for it.
+    One small collective; only with NCCL does the host wait for it.
     """
     # Compressed: a call with many options has more to tell than its room in plain text.
     text = zlib.compress(json.dumps(record).encode())

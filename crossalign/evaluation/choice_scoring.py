@@ -48,7 +48,7 @@ class ChoiceScorer:
         batch_size: texts run at once, the longest first.
         progress: show bars.
         group: processes that hold the same model; each does its share of every call, and all get
-            all results. None: this process alone.
+            all results. None: only this process.
 
     Raises:
         ImportError: lm-eval is not installed.

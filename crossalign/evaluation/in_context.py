@@ -134,7 +134,7 @@ def evaluate_in_context(
         batch_size: texts run at once; in float32 no score depends on it.
         progress: show bars.
         group: processes that hold the same model: every item is scored once, by one of them, and
-            all get the whole result. None: this process alone.
+            all get the whole result. None: only this process.
 
     Returns:
         Records and per-item log, plain values that JSON can hold.
@@ -148,7 +148,7 @@ def evaluate_in_context(
         data = read_task_data(settings, data)
     scorer = ChoiceScorer(model, tokenizer, batch_size=batch_size, progress=progress, group=group)
     records, log = [], []
-    # All of them before the first score: what does not fit is known from the texts alone.
+    # All of them before the first score: what does not fit is known from only the texts.
     for asked in [*_all_asked(data, scorer, settings)]:
         if progress:
             print(f"{asked.part.task} {asked.part.language}, {asked.shots} shots", file=sys.stderr)

@@ -124,7 +124,7 @@ def evaluate_translation(
     Raises:
         ImportError: lm-eval or sacrebleu is not installed.
         DataError: a file is missing, cut off or malformed, or two are not parallel.
-        TooLongError: a sentence alone leaves no room.
+        TooLongError: a sentence by itself leaves no room.
     """
     scorer = ChoiceScorer(model, tokenizer, batch_size=batch_size, progress=progress)
     records, log = [], []
@@ -173,7 +173,7 @@ class _Parallel:
             _check_parallel(self.files[2:], self.demos)
 
     def choose(self, row: int, shots: int, seed: int | None) -> list[tuple[str, str]]:
-        """Demonstrations fixed by the seed and the line alone, never the line itself."""
+        """Demonstrations fixed only by the seed and the line, never the line itself."""
         others = [each for each in range(len(self.demos[0])) if self.own_demos or each != row]
         if shots > len(others):
             raise ValueError(f"{shots} demonstrations wanted, {self.files[0]} has {len(others)}")

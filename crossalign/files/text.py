@@ -25,7 +25,7 @@ class DataError(ValueError):
 def read_lines(path: Path) -> list[str]:
     r"""The lines of a UTF-8 file, unpacked if its name ends in .gz.
 
-    Lines end at "\n" alone, so that U+2028 and its kin stay inside a sentence; one "\r" before the
+    Lines end only at "\n", so that U+2028 and its kin stay inside a sentence; one "\r" before the
     "\n" and a byte order mark at the start are dropped.
 
     Raises:

@@ -101,7 +101,7 @@ def choose_demos(
     seed: int,
     related: Callable[[Item, Item], bool],
 ) -> list[Item]:
-    """Demonstrations of one item, fixed by the seed and the item's id alone.
+    """Demonstrations of one item, fixed only by the seed and the item's id.
 
     The first k of them are the same for every greater number of shots, and since rows are drawn,
     the languages of a parallel set show the same items unless a language lacks a row.

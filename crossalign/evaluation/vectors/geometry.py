@@ -27,7 +27,7 @@ from crossalign.evaluation.vectors.tiles import (
 
 Device = torch.device | str | None
 MAX_UNIFORMITY_ROWS = 20_000
-_NO_SPREAD = 1e-12  # squared distance below which unit vectors differ by their rounding alone
+_NO_SPREAD = 1e-12  # squared distance below which unit vectors differ only by rounding
 
 
 class Spread(NamedTuple):

@@ -46,7 +46,7 @@ def margin_scores(
     margin(x, y) = cos(x, y) / (mean of cos(x, z) over the k targets z nearest to x / 2
                                 + mean of cos(z, y) over the k sources z nearest to y / 2)
 
-    Every candidate is scored, not the nearest k alone. A tie is not a hit. A margin whose
+    Every candidate is scored, not only the nearest k. A tie is not a hit. A margin whose
     denominator is not positive is undefined: it is NaN, which is no hit, and so is the mean.
 
     Args:
