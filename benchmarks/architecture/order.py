@@ -19,7 +19,16 @@ ORDER_INSIDE = {
         *("sentence_transformers", "open_clip", "lightly", "pytorch_metric_learning"),
     ),
     "contrastive": (
-        *("choices", "options", "option_checks", "arguments", "problem", "terms", "torch_logits"),
+        *(
+            "choices",
+            "options",
+            "option_checks",
+            "arguments",
+            "problem",
+            "terms",
+            "equal_ids",
+            "torch_logits",
+        ),
         *("blocks", "torch_passes", "sides", "ops", "combine", "row_loss", "one_pass"),
         *("small_batch", "across_ranks", "sigmoid", "one_process", "loss", "module"),
         *("matryoshka", "negative_queue", "gradient_cache"),

@@ -155,8 +155,10 @@ def _sums_with_gradients(
     )
     for chunk in chunks:
         rows, logits_RM = chunk.rows, chunk.logits_RM
-        take_labels(sums, slack, chunk, problem)
-        kept_RM = kept_logits(chunk)[0] if rules.label_smoothing else None
+        take_labels(sums, slack, chunk, problem, chunks.candidates_MD)
+        kept_RM = None
+        if rules.label_smoothing and not chunk.keeps_all:
+            kept_RM = kept_logits(chunk)[0]
         total, sums.row_negative_lse[rows] = _exponentials(logits_RM, problem.bound)
         block = BlockSums(*(x[rows] for x in row_block(sums)))
         row_rules = rules
@@ -166,9 +168,12 @@ def _sums_with_gradients(
         coefficient = coefficients[rows]
         # A row without a rest has 0 everywhere, and no total to divide by.
         by_total = (coefficient * by.rest / total).masked_fill(total == 0, 0)
-        logits_RM.mul_(by_total[:, None])
-        if kept_RM is not None and by.logit_sum is not None:
-            by_logit = coefficient * by.logit_sum
+        by_logit = None if by.logit_sum is None else coefficient * by.logit_sum
+        if by_logit is not None and kept_RM is None:
+            torch.addcmul(by_logit[:, None], logits_RM, by_total[:, None], out=logits_RM)
+        else:
+            logits_RM.mul_(by_total[:, None])
+        if by_logit is not None and kept_RM is not None:
             logits_RM.addcmul_(kept_RM.to(logits_RM.dtype), by_logit[:, None])
         if chunk.positives_RM is not None:
             by_positive = coefficient * by.positive_sum

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossalign.contrastive.equal_ids import equal_pairs
 from crossalign.contrastive.problem import ContrastiveProblem, GradientNeeds, label_range
 from crossalign.precision import NORM_FLOOR, accumulator, norm_divisor
 
@@ -23,6 +24,7 @@ from crossalign.precision import NORM_FLOOR, accumulator, norm_divisor
 CPU_CHUNK_LOGITS = 2**22
 GPU_CHUNK_LOGITS = 2**26
 MIN_ROWS = 64
+SAME_SIDE_CHUNKS = 32
 
 
 def inverse_norms(x: Tensor) -> Tensor:
@@ -56,6 +58,7 @@ class Chunk(NamedTuple):
     column_left_out_RK: Tensor | None
     column_part: slice  # of logits_RM: those that also serve the terms of their columns
     keys: slice  # of the columns' terms: theirs
+    keeps_all: bool  # nothing but labels is left out, and nothing is added to logits
 
 
 class LogitChunks:
@@ -75,6 +78,9 @@ class LogitChunks:
             self.candidates_MD = self.candidates_MD * self.candidate_inverse_norm[:, None]
         budget = CPU_CHUNK_LOGITS if query.device.type == "cpu" else GPU_CHUNK_LOGITS
         num_rows = min(query.shape[0], max(MIN_ROWS, budget // max(1, candidates.shape[0])))
+        if problem.same_side:  # of the blocks on the diagonal both halves are formed: small ones
+            num_rows = min(num_rows, max(MIN_ROWS, query.shape[0] // SAME_SIDE_CHUNKS))
+        self.equal_pairs = equal_pairs(problem)
         # Column by column: so the BLAS of a CPU forms the few rows of logits a tenth faster.
         self.workspace_RM = query.new_empty(candidates.shape[0], num_rows, dtype=self.dtype).T
 
@@ -82,6 +88,14 @@ class LogitChunks:
     def is_two_sided(self) -> bool:
         """Whether logits serve the terms of their columns too."""
         return self.problem.symmetric or self.problem.same_side
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether logits are scaled products, of which only labels are left out."""
+        problem = self.problem
+        changing = (problem.query_ids, problem.negative_owner, problem.row_limit)
+        is_changed = any(each is not None for each in (*changing, problem.query_guide))
+        return not is_changed and not problem.hardness
 
     def scaled_queries(self, rows: slice) -> Tensor:
         """(R, D) queries times 1 / temperature, normalised if asked."""
@@ -128,13 +142,15 @@ class LogitChunks:
             positives_RM.logical_and_(logits_RM != -torch.inf)
         elif is_equal is not None:
             logits_RM.masked_fill_(is_equal, -torch.inf)
+        elif self.equal_pairs is not None:
+            logits_RM[self.equal_pairs.within(rows, columns)] = -torch.inf
         labels.fill_(-torch.inf)
         if not self.is_two_sided and row_out is not None:
             logits_RM.masked_fill_(row_out, -torch.inf)
             row_out = None
         return Chunk(
-            rows, columns, query_RD, logits_RM, labels, positive_logit, positives_RM,
-            row_out, column_out, column_part, keys,
+            rows, columns, query_RD, logits_RM, labels, positive_logit, positives_RM, row_out,
+            column_out, column_part, keys, self.keeps_all,
         )  # fmt: skip
 
     def _owned(self, rows: slice) -> Tensor | None:
@@ -168,9 +184,9 @@ class LogitChunks:
         return row_out, column_out
 
     def _equal_ids(self, rows: slice, columns: slice, logits_RM: Tensor) -> Tensor | None:
-        """(R, M) equal ids, the labels apart; candidates without an id are equal to nobody."""
+        """(R, M) equal ids, if not listed, but labels; a candidate without an id has no equal."""
         query_ids, candidate_ids = self.problem.query_ids, self.problem.candidate_ids
-        if query_ids is None or candidate_ids is None:
+        if query_ids is None or candidate_ids is None or self.equal_pairs is not None:
             return None
         is_equal = query_ids[rows, None] == candidate_ids[None, columns]
         missing = logits_RM.shape[1] - is_equal.shape[1]

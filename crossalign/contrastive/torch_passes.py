@@ -37,7 +37,8 @@ def contrastive_fwd(
         sums.positive_logit.copy_(known_positive_logit)
     slack = tie_slack(query, candidates, problem, sums.positive_logit) if with_stats else None
     for chunk in chunks:
-        take_labels(sums, slack, chunk, problem, is_known=known_positive_logit is not None)
+        is_known = known_positive_logit is not None
+        take_labels(sums, slack, chunk, problem, chunks.candidates_MD, is_known=is_known)
         _add_rest(sums, chunk, problem)
     if problem.bound is not None:
         sums.row_negative_lse.log_()
@@ -70,6 +71,7 @@ def take_labels(
     slack: Tensor | None,
     chunk: Chunk,
     problem: ContrastiveProblem,
+    candidates_MD: Tensor,
     *,
     is_known: bool = False,
 ) -> None:
@@ -82,7 +84,9 @@ def take_labels(
         sums.positive_logit[chunk.rows] = best
     if chunk.positives_RM is not None:
         _add_positives(sums, chunk, problem)
-    if problem.with_logit_sums:
+    if problem.with_logit_sums and chunk.keeps_all:
+        _add_all_logits(sums, chunk, problem, candidates_MD)
+    elif problem.with_logit_sums:
         _add_logits(sums, chunk, problem)
     if slack is not None:
         _count_above(sums, chunk, slack[chunk.rows])
@@ -133,6 +137,30 @@ def _add_logits(sums: ContrastiveSums, chunk: Chunk, problem: ContrastiveProblem
     if problem.symmetric or problem.same_side:
         total[chunk.keys] += torch.where(for_columns, logits_RM[:, is_column], 0).sum(0)
         count[chunk.keys] += for_columns.sum(0)
+
+
+def _add_all_logits(
+    sums: ContrastiveSums, chunk: Chunk, problem: ContrastiveProblem, candidates_MD: Tensor
+) -> None:
+    """The same where only labels are left out: a row's logits add up to <query, sum of keys>."""
+    rows, columns, query_RD = chunk[:3]
+    first_row, first_column, num_labels = label_range(problem, rows.start, rows.stop)
+    of_labels = slice(first_row, first_row + num_labels)
+    sums.row_logit_sum[rows] += query_RD @ candidates_MD[columns].sum(0)
+    sums.row_logit_sum[of_labels] -= chunk.positive_logit
+    sums.row_logit_count[rows] += columns.stop - columns.start
+    sums.row_logit_count[of_labels] -= 1
+    if not (problem.symmetric or problem.same_side):
+        return
+    total, count = sums.column_logit_sum, sums.column_logit_count
+    if problem.same_side:
+        total, count = sums.row_logit_sum, sums.row_logit_count
+    total[chunk.keys] += candidates_MD[chunk.keys] @ query_RD.sum(0)
+    count[chunk.keys] += rows.stop - rows.start
+    if problem.symmetric:  # of one side the keys stand behind the labels
+        of_labels = slice(first_column, first_column + num_labels)
+        total[of_labels] -= chunk.positive_logit
+        count[of_labels] -= 1
 
 
 def kept_logits(chunk: Chunk) -> tuple[Tensor, Tensor]:
@@ -189,7 +217,8 @@ def _logits_to_grad(
 ) -> None:
     """Replaces a chunk of logits by d loss / d logits, in place."""
     rows, logits_RM = chunk.rows, chunk.logits_RM
-    kept = kept_logits(chunk) if problem.with_logit_sums else None
+    has_sums = problem.with_logit_sums
+    kept = kept_logits(chunk) if has_sums and not chunk.keeps_all else None
     row_lse, row_coefficient = sums.row_negative_lse[rows], grads.row_negative_lse[rows]
     column_lse, column_coefficient = sums.column_negative_lse, grads.column_negative_lse
     column_logit_grad = grads.column_logit_sum
@@ -220,6 +249,10 @@ def _logits_to_grad(
         if chunk.column_left_out_RK is not None:
             columns_RK.masked_fill_(chunk.column_left_out_RK, 0)
         logits_RM[:, chunk.column_part].add_(columns_RK)
+    if has_sums and kept is None:
+        logits_RM.add_(grads.row_logit_sum[rows, None])
+        if problem.symmetric or problem.same_side:
+            logits_RM[:, chunk.column_part].add_(column_logit_grad[chunk.keys])
     if kept is not None:
         logits_RM.addcmul_(kept[0].to(logits_RM.dtype), grads.row_logit_sum[rows, None])
         if problem.symmetric or problem.same_side:
