@@ -181,3 +181,39 @@ def check_in_range(function: str, name: str, index: Tensor, size: int, what: str
             f"{function}: {name} must index {what} (0 to {size - 1}), got values from {low} to "
             f"{high}"
         )
+
+
+def check_embeddings(
+    function: str, query: Tensor, key: Tensor, *, are_pairs: bool, allow_empty: bool
+) -> None:
+    """Two matrices of one width, dtype and device; are_pairs: and of as many rows."""
+    check_tensor(function, "query", query)
+    check_tensor(function, "key", key)
+    check_dims(function, "query", query, "(N, D)")
+    check_dims(function, "key", key, "(N, D)")
+    check_floating(function, "query", query)
+    check_has_data(function, "query", query)
+    if are_pairs:
+        check_size(function, "key", key, 0, query.shape[0], "the rows of query")
+    check_size(function, "key", key, 1, query.shape[1], "the features of query")
+    check_same_dtype(function, "key", key, "query", query)
+    check_same_device(function, "key", key, "query", query)
+    for dim, part in enumerate(("row", "feature")):
+        if query.shape[dim] == 0 and not (part == "row" and allow_empty):
+            raise ValueError(
+                f"{function}: query must have at least one {part}, got {tuple(query.shape)}"
+            )
+
+
+def check_pair_weights(
+    function: str, weights: Tensor, query: Tensor, *, divides_by_sum: bool
+) -> None:
+    """(N,) one per pair; divides_by_sum: they may not all be 0, as a mean of one process divides by
+    their sum. Of a group, another rank may have the weight."""
+    check_tensor(function, "weights", weights)
+    check_dims(function, "weights", weights, "(N,)")
+    check_size(function, "weights", weights, 0, query.shape[0], "one per pair")
+    check_same_device(function, "weights", weights, "query", query)
+    check_weights(function, "weights", weights)
+    if divides_by_sum and values_may_be_read(weights) and not bool((weights != 0).any()):
+        raise ValueError(f'{function}: weights must not all be 0 with reduction="mean"')

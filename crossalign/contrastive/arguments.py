@@ -10,16 +10,17 @@ from torch import Tensor
 
 from crossalign.argument_checks import (
     check_dims,
+    check_embeddings,
     check_floating,
     check_has_data,
     check_in_range,
     check_integer,
+    check_pair_weights,
     check_same_device,
     check_same_dtype,
     check_scalar,
     check_size,
     check_tensor,
-    check_weights,
     values_may_be_read,
 )
 from crossalign.backends import choose_backend
@@ -43,7 +44,9 @@ def _check(arguments: LossArguments) -> None:
     options, query, key, ids = arguments.options, arguments.query, arguments.key, arguments.ids
     check_options(_NAME, options)
     is_alone = options.group is None
-    _check_embeddings(arguments, allow_empty=not is_alone)
+    are_pairs = arguments.key_ids is None
+    check_embeddings(_NAME, query, key, are_pairs=are_pairs, allow_empty=not is_alone)
+    _check_negatives(query, arguments.negatives)
     check_scalar(_NAME, "temperature", arguments.temperature, above_zero=True)
     if isinstance(arguments.temperature, Tensor):
         check_has_data(_NAME, "temperature", arguments.temperature)
@@ -117,23 +120,7 @@ def _flatten_negatives(arguments: LossArguments) -> LossArguments:
     return arguments._replace(**flat, negative_owner=owner)
 
 
-def _check_embeddings(arguments: LossArguments, allow_empty: bool) -> None:
-    query, key, negatives = arguments.query, arguments.key, arguments.negatives
-    check_tensor(_NAME, "query", query)
-    check_tensor(_NAME, "key", key)
-    check_dims(_NAME, "query", query, "(N, D)")
-    check_dims(_NAME, "key", key, "(N, D)")
-    check_floating(_NAME, "query", query)
-    check_has_data(_NAME, "query", query)
-    if arguments.key_ids is None:
-        check_size(_NAME, "key", key, 0, query.shape[0], "the rows of query")
-    check_size(_NAME, "key", key, 1, query.shape[1], "the features of query")
-    check_same_dtype(_NAME, "key", key, "query", query)
-    check_same_device(_NAME, "key", key, "query", query)
-    if query.shape[0] == 0 and not allow_empty:
-        raise ValueError(f"{_NAME}: query must have at least one row, got {tuple(query.shape)}")
-    if query.shape[1] == 0:
-        raise ValueError(f"{_NAME}: query must have at least one feature, got {tuple(query.shape)}")
+def _check_negatives(query: Tensor, negatives: Tensor | None) -> None:
     if negatives is None:
         return
     given: object = negatives
@@ -225,17 +212,9 @@ def _check_per_pair(arguments: LossArguments) -> None:
         check_same_device(_NAME, "debias", debias, "query", query)
         if values_may_be_read(debias) and not bool(((debias >= 0) & (debias < 1)).all()):
             raise ValueError(f"{_NAME}: debias must be at least 0 and below 1 everywhere")
-    if weights is None:
-        return
-    check_tensor(_NAME, "weights", weights)
-    check_dims(_NAME, "weights", weights, "(N,)")
-    check_size(_NAME, "weights", weights, 0, query.shape[0], "one per pair")
-    check_same_device(_NAME, "weights", weights, "query", query)
-    check_weights(_NAME, "weights", weights)
-    # Of a group, another rank may have the weight; alone, the mean would be 0 / 0.
-    is_label_mean = arguments.options.group is None and arguments.options.reduction == "mean"
-    if is_label_mean and values_may_be_read(weights) and not bool((weights != 0).any()):
-        raise ValueError(f'{_NAME}: weights must not all be 0 with reduction="mean"')
+    if weights is not None:
+        is_own_mean = arguments.options.group is None and arguments.options.reduction == "mean"
+        check_pair_weights(_NAME, weights, query, divides_by_sum=is_own_mean)
 
 
 def takes_triton(arguments: LossArguments) -> bool:

@@ -9,18 +9,16 @@ from torch import Tensor
 
 from crossalign.argument_checks import (
     check_dims,
-    check_floating,
+    check_embeddings,
     check_has_data,
     check_integer,
     check_option,
+    check_pair_weights,
     check_same_device,
-    check_same_dtype,
     check_scalar,
     check_size,
     check_tensor,
     check_truth_value,
-    check_weights,
-    values_may_be_read,
 )
 from crossalign.backends import Backend
 from crossalign.contrastive.choices import Gather, Reduction
@@ -43,7 +41,8 @@ def check_arguments(arguments: SigmoidArguments) -> None:
             "gather out"
         )
     check_truth_value(NAME, "normalize", arguments.normalize)
-    _check_embeddings(query, arguments.key, allow_empty=arguments.group is not None)
+    is_sharded = arguments.group is not None
+    check_embeddings(NAME, query, arguments.key, are_pairs=True, allow_empty=is_sharded)
     for name in ("temperature", "bias"):
         value = getattr(arguments, name)
         check_scalar(NAME, name, value, above_zero=name == "temperature")
@@ -56,36 +55,8 @@ def check_arguments(arguments: SigmoidArguments) -> None:
         check_size(NAME, "ids", arguments.ids, 0, query.shape[0], "one per pair")
         check_same_device(NAME, "ids", arguments.ids, "query", query)
     if arguments.weights is not None:
-        _check_pair_weights(arguments, arguments.weights)
-
-
-def _check_embeddings(query: Tensor, key: Tensor, allow_empty: bool) -> None:
-    check_tensor(NAME, "query", query)
-    check_tensor(NAME, "key", key)
-    check_dims(NAME, "query", query, "(N, D)")
-    check_dims(NAME, "key", key, "(N, D)")
-    check_floating(NAME, "query", query)
-    check_has_data(NAME, "query", query)
-    check_size(NAME, "key", key, 0, query.shape[0], "the rows of query")
-    check_size(NAME, "key", key, 1, query.shape[1], "the features of query")
-    check_same_dtype(NAME, "key", key, "query", query)
-    check_same_device(NAME, "key", key, "query", query)
-    if query.shape[0] == 0 and not allow_empty:
-        raise ValueError(f"{NAME}: query must have at least one row, got {tuple(query.shape)}")
-    if query.shape[1] == 0:
-        raise ValueError(f"{NAME}: query must have at least one feature, got {tuple(query.shape)}")
-
-
-def _check_pair_weights(arguments: SigmoidArguments, weights: Tensor) -> None:
-    check_tensor(NAME, "weights", weights)
-    check_dims(NAME, "weights", weights, "(N,)")
-    check_size(NAME, "weights", weights, 0, arguments.query.shape[0], "one per pair")
-    check_same_device(NAME, "weights", weights, "query", arguments.query)
-    check_weights(NAME, "weights", weights)
-    # Of a group, another rank may have the weight; alone, the mean would be 0 / 0.
-    is_own_mean = arguments.group is None and arguments.reduction == "mean"
-    if is_own_mean and values_may_be_read(weights) and not bool((weights != 0).any()):
-        raise ValueError(f'{NAME}: weights must not all be 0 with reduction="mean"')
+        is_own_mean = not is_sharded and arguments.reduction == "mean"
+        check_pair_weights(NAME, arguments.weights, query, divides_by_sum=is_own_mean)
 
 
 def build_problem(arguments: SigmoidArguments) -> SigmoidProblem:
