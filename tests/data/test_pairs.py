@@ -10,7 +10,7 @@ import pytest
 from crossalign.data.pairs import Pair, read_pairs
 from crossalign.files.output import write_whole
 from crossalign.files.text import DataError
-from tests.support.pair_files import FAULTS, write
+from tests.support.pair_files import DAMAGES, FAULTS, damaged_gzip, write
 
 
 @pytest.mark.parametrize("name", ["pairs.tsv", "pairs.tsv.gz", "pairs.txt"])
@@ -77,17 +77,9 @@ def test_missing_file_and_directory_are_errors(tmp_path: Path) -> None:
         read_pairs([tmp_path])
 
 
-@pytest.mark.parametrize("damage", ["cut off", "not gzip", "flipped"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_gzip_is_an_error(tmp_path: Path, damage: str) -> None:
-    path = write(tmp_path / "p.tsv.gz", "a\tb\n" * 1000)
-    whole = path.read_bytes()
-    middle = len(whole) // 2
-    damaged = {
-        "cut off": whole[:middle],
-        "not gzip": b"a\tb\n",
-        "flipped": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
-    }
-    path.write_bytes(damaged[damage])
+    path = damaged_gzip(tmp_path / "p.tsv.gz", damage)
     with pytest.raises(DataError, match=r"p\.tsv\.gz: not a whole gzip file"):
         read_pairs([path])
 

@@ -27,7 +27,7 @@ from crossalign.files import indexed_lines
 from crossalign.files.indexed_lines import IndexedLines, stream_lines
 from crossalign.files.output import write_json_lines
 from crossalign.files.text import DataError, read_lines
-from tests.support.pair_files import FAULTS, write
+from tests.support.pair_files import DAMAGES, FAULTS, damaged_gzip, write
 
 
 class Seen:
@@ -172,17 +172,9 @@ def test_faults_are_those_of_pairs_read_whole(tmp_path: Path, case: str) -> None
     assert list((tmp_path / "cache").iterdir()) == []  # nothing is left
 
 
-@pytest.mark.parametrize("damage", ["cut off", "not gzip", "flipped"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_gzip_is_an_error(tmp_path: Path, damage: str) -> None:
-    path = write(tmp_path / "p.tsv.gz", "a\tb\n" * 1000)
-    whole = path.read_bytes()
-    middle = len(whole) // 2
-    damaged = {
-        "cut off": whole[:middle],
-        "not gzip": b"a\tb\n",
-        "flipped": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
-    }
-    path.write_bytes(damaged[damage])
+    path = damaged_gzip(tmp_path / "p.tsv.gz", damage)
     with pytest.raises(DataError, match=r"p\.tsv\.gz: not a whole gzip file"):
         open_pairs([path], (), tmp_path / "cache")
 

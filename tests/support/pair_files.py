@@ -12,6 +12,23 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
+DAMAGES = ("cut off", "not gzip", "flipped")  # of a gzip file
+
+
+def damaged_gzip(path: Path, damage: str) -> Path:
+    """A file of pairs that cannot be unpacked."""
+    whole = write(path, "a\tb\n" * 1000).read_bytes()
+    middle = len(whole) // 2
+    path.write_bytes(
+        {
+            "cut off": whole[:middle],
+            "not gzip": b"a\tb\n",
+            "flipped": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
+        }[damage]
+    )
+    return path
+
+
 FAULTS: dict[str, tuple[str, str | bytes, str]] = {
     "no TAB": ("p.tsv", "a\tb\nonly one column\n", r"p\.tsv:2: no TAB"),
     "blank line": ("p.tsv", "a\tb\n\nc\td\n", r"p\.tsv:2: no TAB"),
