@@ -38,9 +38,11 @@ LOSS_CHECK_ROWS = 131_072  # above it even the chunked loss takes longer than th
 def work(case: Case) -> dict[str, Work]:
     """The least that a loss which keeps no N x M matrix must do. Products: one forward, and the
     gradients of queries and keys; symmetric, the logits once more, since no column's sum is known
-    before the last row. Bytes: embeddings in, gradients out."""
+    before the last row; of a side's own logits half of each, for they are symmetric.
+    Bytes: embeddings in, gradients out."""
     product = 2.0 * case.n * (case.n + case.h) * case.d
     backward = (3 if case.symmetric else 2) - (case.option == "locked key")
+    backward += {"two directions": 1, "four directions": 5}.get(case.option, 0)
     embeddings = (2 * case.n + case.h) * case.d * getattr(torch, case.dtype).itemsize
     least = {
         "forward": Work(product, embeddings),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from crossalign.contrastive.choices import Direction
 
 TEMPERATURE = 0.05
 POSITIVE_COSINE = 0.5  # of a query and its key, as early in training; other pairs are near 0
@@ -16,6 +18,20 @@ POSITIVE_COSINE = 0.5  # of a query and its key, as early in training; other pai
 OURS, PLAIN, COMPILED = "crossalign", "eager", "torch.compile"
 PEERS = ("memeff", "inf-cl", "cut-cross-entropy", "cut-cross-entropy exact", "liger-kernel")
 SIGMOID = "siglip-kernel"
+
+
+# Options of the loss that are plain values, by the name of their case.
+FURTHER: dict[str, dict[str, Any]] = {
+    "margin": {"false_negative_margin": 0.1},
+    "smoothing": {"label_smoothing": 0.1},
+    "debiasing": {
+        "debias": 1e-5
+    },  # of so few close negatives most of what is higher hits the floor
+    "two directions": {"directions": ("query_to_key", "key_to_query")},
+    "four directions": {"directions": get_args(Direction)},
+}
+
+DIRECTIONS = ("two directions", "four directions")
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,8 @@ def make_options(case: Case, device: torch.device, generator: torch.Generator) -
         options["normalize"] = False
     elif case.option == "stats":
         options["return_stats"] = True
+    elif case.option in FURTHER:
+        options |= FURTHER[case.option]
     elif case.option not in ("plain", "negatives", "locked key"):
         raise ValueError(f"unknown option {case.option!r}")
     return options
@@ -150,11 +168,22 @@ def _cpu_sweep() -> Iterator[Case]:
             yield Case("locked", 8192, 256, (OURS,), "float32", symmetric, option, passes=("both",))
 
 
+def _cpu_options() -> Iterator[Case]:
+    """What the options of the loss cost, in one direction unless they name more."""
+    for option in ("plain", "ids", "margin", "smoothing", "debiasing", *DIRECTIONS):
+        yield Case("further", 8192, 256, (OURS,), "float32", False, option, passes=("both",))
+
+
 def _smoke() -> Iterator[Case]:
     """Every implementation that a CPU runs without compiling, and every option, in seconds."""
     for symmetric in (False, True):
         yield Case("size", 128, 32, (OURS, PLAIN, *PEERS, SIGMOID), "float32", symmetric)
     yield from _options(128, 32, "float32")
+    for case in _cpu_options():
+        yield replace(case, n=128, d=32)
 
 
-PRESETS = {"h200": _h200, "cpu": _cpu, "cpu-sweep": _cpu_sweep, "smoke": _smoke}
+PRESETS = {
+    **{"h200": _h200, "cpu": _cpu, "cpu-sweep": _cpu_sweep, "cpu-options": _cpu_options},
+    "smoke": _smoke,
+}
