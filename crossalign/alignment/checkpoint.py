@@ -32,7 +32,12 @@ from crossalign.files.manifest import (
     check_manifest,
     write_manifest,
 )
-from crossalign.files.output import directory_aside, put_in_place, remove_directory
+from crossalign.files.output import (
+    directory_aside,
+    let_others_read,
+    put_in_place,
+    remove_directory,
+)
 from crossalign.files.text import DataError
 
 FOLDER = "checkpoints"
@@ -185,6 +190,7 @@ class Checkpoints:
             torch.save(state, file)
         with contextlib.suppress(FileNotFoundError):
             shutil.copyfile(self.directory / SETTINGS_FILE, aside / SETTINGS_FILE)
+        let_others_read(aside)
         aside.chmod(self.directory.stat().st_mode)  # mkdtemp's are private
         write_manifest(aside)
 

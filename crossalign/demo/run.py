@@ -24,7 +24,7 @@ from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.demo.measurement import Measurement, accuracy_table, measure
 from crossalign.demo.report import write_report
 from crossalign.evaluation.vectors.retrieval import write_retrieval_csv
-from crossalign.files.output import atomic_directory, check_output_directory
+from crossalign.files.output import atomic_directory, check_output_directory, let_others_read
 from crossalign.models.loading import choose_device
 from crossalign.version import __version__
 
@@ -157,6 +157,7 @@ def _write(story: _Story, settings: DemoSettings, directory: Path) -> None:
     before, after = story.before, story.after
     story.model.save_pretrained(directory / "model")
     story.tokenizer.save_pretrained(directory / "model")
+    let_others_read(directory / "model")
     write_retrieval_csv(directory / "retrieval.csv", {"before": before.rows, "after": after.rows})
     write_report(
         directory,

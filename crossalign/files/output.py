@@ -116,6 +116,13 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
         raise
 
 
+def let_others_read(directory: Path) -> None:
+    """Files in it get the usual permissions; safetensors makes its own private."""
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~_umask())
+
+
 @contextlib.contextmanager
 def atomic_directory(
     directory: Path, *, overwrite: bool = False, entries: Collection[str] = ()

@@ -13,6 +13,7 @@ from crossalign.files.output import (
     check_output_directory,
     check_output_file,
     directory_aside,
+    let_others_read,
     put_in_place,
     write_whole,
 )
@@ -78,6 +79,19 @@ def test_modes_are_those_of_any_new_file(tmp_path: Path) -> None:
         os.umask(mask)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
+
+
+def test_files_that_others_made_private_are_readable(tmp_path: Path) -> None:
+    """model.safetensors was readable for its owner alone."""
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.touch(mode=0o600)
+    before = os.umask(0o027)
+    try:
+        let_others_read(tmp_path)
+    finally:
+        os.umask(before)
+    assert weights.stat().st_mode & 0o777 == 0o640
 
 
 def test_a_link_keeps_its_place(tmp_path: Path) -> None:
