@@ -98,7 +98,7 @@ class _Batch(NamedTuple):
 
     @property
     def record_bytes(self) -> float:
-        """What the ranks tell one another before they begin."""
+        """What the ranks tell one another before they begin, each way."""
         return RECORD_BYTES * (self.ranks - 1)
 
 
@@ -108,7 +108,7 @@ def _all_gather(batch: _Batch, symmetric: bool, machine: Machine) -> RankCost:
     numbers = batch.pairs / batch.ranks * _WIDE * others if symmetric else 0.0
     # Of the keys of others: one partial log-sum-exp. Of its own, to others: two coefficients.
     gradient = batch.shard_elements * _WIDE  # as parts of a sum, which is rounded once
-    wire = batch.record_bytes + (batch.shard_bytes + gradient) * others + 3 * numbers
+    wire = 2 * batch.record_bytes + (batch.shard_bytes + gradient) * others + 3 * numbers
     transfers = (5 if symmetric else 3) * math.ceil(math.log2(batch.ranks))
     memory = gathered_bytes(batch.candidates, batch.features, batch.itemsize, _WIDE)
     operations = 4 * batch.product
@@ -125,7 +125,7 @@ def _ring(batch: _Batch, symmetric: bool, machine: Machine) -> RankCost:
     # Inverse norms travel with the candidates, and two coefficients with the keys.
     backward_shard = batch.shard_bytes + batch.shard_elements / batch.features * _WIDE + 2 * parts
     gradient = batch.shard_elements * _WIDE
-    wire = batch.record_bytes + others * (forward_shard + backward_shard)
+    wire = 2 * batch.record_bytes + others * (forward_shard + backward_shard)
     wire += rounds * (parts + gradient)
     # Two shards of candidates; of one shard of gradients the product's sum and what becomes of it,
     # and the sums that come and go; of the queries' gradient the sum and a part.

@@ -21,8 +21,10 @@ from crossalign.argument_checks import check_dims, check_floating, check_option,
 from crossalign.distributed.rank_agreement import (
     agree,
     all_gather_single,
+    calls_of,
     check_group,
     graph_break,
+    missing_rank_named,
     transport_device,
 )
 from crossalign.distributed.symmetric_gather import (
@@ -47,6 +49,7 @@ class ShardLayout(NamedTuple):
     rank: int
     rows: tuple[int, ...]
     workspace: SymmetricWorkspace | None  # None: PyTorch's collectives
+    call: int = 0  # of the group, see rank_agreement.calls_of
 
 
 def gather_negatives(
@@ -151,7 +154,7 @@ def shard_layout(
     rows, devices: of every rank, in rank order. row_bytes: of the widest row that will travel.
     """
     rank = dist.get_rank(group)
-    layout = ShardLayout(group, rank, tuple(rows), None)
+    layout = ShardLayout(group, rank, tuple(rows), None, calls_of(group))
     is_cuda = torch.device(devices[rank]).type == "cuda"
     if backend == "collective" or (backend == "auto" and not is_cuda) or sum(rows) == 0:
         return layout
@@ -178,7 +181,8 @@ def gather_rows(
         shard = concatenated([shard, shard.new_zeros((most_rows - x.shape[0], columns))])
     received = shard.new_empty((len(layout.rows) * most_rows, columns))
     # As bytes: no backend has to know the dtype, and nothing is changed on the way.
-    all_gather_single(received.view(torch.uint8), shard.view(torch.uint8), layout.group)
+    with missing_rank_named(f"gather of call {layout.call}"):
+        all_gather_single(received.view(torch.uint8), shard.view(torch.uint8), layout.group)
     if min(layout.rows) < most_rows:
         shards = received.view(-1, most_rows, columns)
         received = concatenated([shards[r, :count] for r, count in enumerate(layout.rows)])
@@ -208,14 +212,24 @@ def exchange_rows(x: Tensor, layout: ShardLayout) -> Tensor:
         return x.new_empty((num_ranks, 0, columns))
     sent = x.to(transport_device(layout.group, x.device)).contiguous()
     received = sent.new_empty((num_ranks * mine, columns))
-    dist.all_to_all_single(
-        received.view(torch.uint8),
-        sent.view(torch.uint8),
-        [mine] * num_ranks,
-        list(layout.rows),
-        group=layout.group,
-    )
+    with missing_rank_named(f"reduction of call {layout.call}"):
+        dist.all_to_all_single(
+            received.view(torch.uint8),
+            sent.view(torch.uint8),
+            [mine] * num_ranks,
+            list(layout.rows),
+            group=layout.group,
+        )
     return received.to(x.device).view(num_ranks, mine, columns)
+
+
+def agree_on_backward(function: str, layout: ShardLayout) -> None:
+    """Raises on every rank where one of them is elsewhere than in the backward pass of this call.
+
+    The extension's barriers tell that by themselves, and see that a peer's process has ended.
+    """
+    if layout.workspace is None:
+        agree(function, {}, layout.group, backward_of=layout.call)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -232,6 +246,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        agree_on_backward(_NAME, ctx.layout)
         if not ctx.saved_tensors:
             return reduce_rows(grad, ctx.layout, ctx.input_dtype), None, None, None
         grad_unit = reduce_rows(grad, ctx.layout, accumulator(grad.dtype))

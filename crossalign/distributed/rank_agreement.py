@@ -6,12 +6,14 @@ every rank first sends one small record; all read all of them and come to the sa
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import json
 import sys
+import weakref
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +61,27 @@ def transport_device(group: dist.ProcessGroup, device: torch.device) -> torch.de
     return torch.device("cpu" if "cpu" in backends else next(iter(backends)))
 
 
+# How many calls of this library a group has begun: the same number on every rank, unless one of
+# them left a call out.
+_calls: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()
+
+
+def calls_of(group: dist.ProcessGroup) -> int:
+    return _calls.get(group, 0)
+
+
+@contextlib.contextmanager
+def missing_rank_named(what: str) -> Iterator[None]:
+    """The error of a collective as one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{what}: a rank of the group died, or did not come within the group's timeout; look "
+            f"for its own error ({one_line(str(error))})"
+        ) from error
+
+
 def one_line(text: str) -> str:
     """A message as it fits into a record."""
     return " ".join(text.split()).encode("ascii", "replace").decode()[:400]
@@ -99,6 +122,9 @@ def exchange_records(
     ]
 
 
+_HINTS = {"exchange": "; every rank must make every call, and run backward of each that needs it"}
+
+
 def agree(
     function: str,
     facts: Mapping[str, object],
@@ -106,6 +132,7 @@ def agree(
     *,
     may_differ: Sequence[str] = (),
     problem: Exception | None = None,
+    backward_of: int | None = None,
 ) -> list[dict[str, Any]]:
     """Every rank's facts, in rank order, after checking that they agree.
 
@@ -116,6 +143,8 @@ def agree(
         may_differ: the facts that may differ between ranks.
         problem: what is wrong with this rank's arguments. It is raised here, and the other ranks
             hear of it, instead of waiting for a collective that this rank never joins.
+        backward_of: the call (calls_of) whose backward pass begins; None: a new call. A rank that
+            left a backward out is thereby met in a record, not in a tensor of another size.
 
     Raises:
         ValueError: facts differ, or another rank has a problem; the same text on all those ranks.
@@ -127,7 +156,12 @@ def agree(
             f"{function}: it must not be called with a group while a CUDA graph is captured, since "
             "ranks agree through the host and barriers count calls; call it outside of the capture"
         )
-    sent: dict[str, object] = {"function": function, **facts}
+    if backward_of is None:
+        _calls[group] = calls_of(group) + 1
+    begun = (
+        f"call {_calls[group]}" if backward_of is None else f"the backward of call {backward_of}"
+    )
+    sent: dict[str, object] = {"function": function, "exchange": begun, **facts}
     if problem is not None:
         text = one_line(f"{type(problem).__name__}: {problem}")
         sent = {"function": function, "problem": text}
@@ -136,7 +170,7 @@ def agree(
     except RuntimeError as error:
         raise problem or RuntimeError(
             f"{function}: a rank of the group died, or did not call {function} within the group's "
-            f"timeout: {error}"
+            f"timeout, for {begun}: {one_line(str(error))}"
         ) from error
     if problem is not None:
         raise problem
@@ -155,6 +189,6 @@ def agree(
             )
             raise ValueError(
                 f"{records[0]['function']}: {name} must be the same on every rank of the group, "
-                f"got {listing}"
+                f"got {listing}" + _HINTS.get(name, "")
             )
     return records

@@ -51,7 +51,7 @@ from crossalign.contrastive.terms import (
     warn_without_negatives,
     warn_without_positives,
 )
-from crossalign.distributed.gather import ShardLayout, gather_rows
+from crossalign.distributed.gather import ShardLayout, agree_on_backward, gather_rows
 from crossalign.distributed.rank_agreement import check_group, graph_break
 
 _NAME = "fused_contrastive_loss"
@@ -177,6 +177,7 @@ class _SumsAcrossRanks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        agree_on_backward(_NAME, ctx.passes[0].batch.keys)
         query, key, scale, *saved = ctx.saved_tensors
         names = ("query", "key", "negatives", "scale")
         needed = dict(zip(names, (*ctx.needs_input_grad[:3], ctx.need_scale), strict=True))

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossalign.distributed.gather import ShardLayout
-from crossalign.distributed.rank_agreement import transport_device
+from crossalign.distributed.rank_agreement import missing_rank_named, transport_device
 
 
 class Travelling(NamedTuple):
@@ -79,11 +79,14 @@ class Passing:
                         way, as_bytes, group=group, tag=tag, group_peer=peer % size
                     )
                     operations.append(operation)
-        self.works = dist.batch_isend_irecv(operations) if operations else []
+        self.what = f"ring of call {layout.call}"
+        with missing_rank_named(self.what):
+            self.works = dist.batch_isend_irecv(operations) if operations else []
 
     def wait(self) -> list[Tensor]:
-        for work in self.works:
-            work.wait()
+        with missing_rank_named(self.what):
+            for work in self.works:
+                work.wait()
         return [
             tensor.to(device) for tensor, device in zip(self.arriving, self.devices, strict=True)
         ]

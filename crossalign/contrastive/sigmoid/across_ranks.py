@@ -32,7 +32,7 @@ from crossalign.contrastive.sigmoid.problem import (
     SigmoidSums,
 )
 from crossalign.contrastive.terms import reduce_terms
-from crossalign.distributed.gather import gather_rows, reduce_rows
+from crossalign.distributed.gather import agree_on_backward, gather_rows, reduce_rows
 from crossalign.distributed.rank_agreement import check_group, graph_break
 from crossalign.precision import accumulator
 
@@ -90,6 +90,7 @@ class _TermsAcrossRanks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_terms: Tensor) -> tuple[Tensor | None, ...]:
+        agree_on_backward(NAME, ctx.batch.layout)
         query, keys, scale, bias, *sums = ctx.saved_tensors
         problem, batch = ctx.problem._replace(scale=scale, bias=bias), ctx.batch
         need_query, _, need_scale, need_bias = ctx.needs_input_grad[:4]
