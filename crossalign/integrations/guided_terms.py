@@ -14,6 +14,7 @@ from torch import Tensor
 from crossalign.contrastive.choices import Direction
 from crossalign.contrastive.loss import fused_contrastive_loss
 from crossalign.integrations.row_terms import mean_over_ranks, union
+from crossalign.precision import concatenated
 
 
 class GuidedBatch(NamedTuple):
@@ -51,14 +52,14 @@ def guided_loss(
 
     def against(negatives: list[Tensor], guides: list[Tensor], ranks: Any) -> Tensor:
         """Against these alone: pairs of one id are no candidates of one another."""
-        rows = torch.cat(negatives)
+        rows = concatenated(negatives)
         found: Tensor = fused_contrastive_loss(
             query,
             key,
             rows,
             ids=query.new_zeros(query.shape[0], dtype=torch.int64),
             negative_ids=query.new_ones(rows.shape[0], dtype=torch.int64),
-            guide_negatives=torch.cat(guides),
+            guide_negatives=concatenated(guides),
             group=ranks,
             **options,
         )
@@ -73,8 +74,8 @@ def guided_loss(
     terms = fused_contrastive_loss(
         query,
         key,
-        torch.cat(further) if is_whole else None,
-        guide_negatives=torch.cat(guide_further) if is_whole else None,
+        concatenated(further) if is_whole else None,
+        guide_negatives=concatenated(guide_further) if is_whole else None,
         directions=tuple(directions),
         group=group,
         **options,

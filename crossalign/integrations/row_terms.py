@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossalign.contrastive.loss import fused_contrastive_loss
+from crossalign.precision import concatenated
 
 
 def union(one: Tensor, other: Tensor) -> Tensor:
@@ -35,9 +36,9 @@ def log_sum_of_others(
     floor = floor.to(query.dtype)
     zeros, ones = query.new_zeros(rows, query.shape[1]), query.new_ones(rows, 1)
     terms = fused_contrastive_loss(
-        torch.cat([query, ones], dim=1),
-        torch.cat([zeros, floor * ones], dim=1),
-        torch.cat([candidates, candidates.new_zeros(candidates.shape[0], 1)], dim=1),
+        concatenated([query, ones], dim=1),
+        concatenated([zeros, floor * ones], dim=1),
+        concatenated([candidates, candidates.new_zeros(candidates.shape[0], 1)], dim=1),
         ids=ids,
         negative_ids=candidate_ids,
         normalize=False,

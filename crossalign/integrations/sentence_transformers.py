@@ -123,7 +123,7 @@ with warnings.catch_warnings():
         def calculate_loss(
             self, reps: list[list[Tensor]], *args: Any, with_backward: bool = False, **kwargs: Any
         ) -> Tensor:
-            columns = [torch.cat(of_column) for of_column in reps]
+            columns = [concatenated(of_column) for of_column in reps]
             loss = _ranking_loss(self, columns, directions=_BOTH, partition="per_direction")
             return _backward_if(with_backward, loss)
 
@@ -172,7 +172,7 @@ class CachedGISTEmbedLoss(_host.CachedGISTEmbedLoss):
     ) -> Tensor:
         if len(reps) != len(reps_guided):
             raise ValueError("reps and reps_guided must have the same length")
-        columns = [[torch.cat(of_column) for of_column in each] for each in (reps, reps_guided)]
+        columns = [[concatenated(of_column) for of_column in each] for each in (reps, reps_guided)]
         return _backward_if(with_backward, _guided_loss(self, *columns))
 
 

@@ -52,9 +52,8 @@ def disagree(rank: int) -> dict[str, tuple[str, str]]:
 
 
 def test_arguments_that_differ_raise_on_every_rank() -> None:
-    start = time.monotonic()
-    ours, theirs = run_ranks(disagree, 2)
-    assert time.monotonic() - start < 20
+    # A wait for the group's timeout would outlast the run, which then fails.
+    ours, theirs = run_ranks(disagree, 2, timeout_s=180, group_timeout_s=600)
     for name, (_, _, message) in DISAGREEMENTS.items():
         kind, text = ours[name]
         assert kind == "ValueError"
@@ -117,11 +116,9 @@ def skip_the_backward(rank: int, backend: GatherBackend, folder: Path) -> None:
     ],
 )
 def test_missing_rank_raises_within_the_timeout(worker: Any, backend: str, message: str) -> None:
-    start = time.monotonic()
     errors = run_ranks(
         worker, 2, backend, extension_folder(), group_timeout_s=4, expect_errors=True
     )
-    assert time.monotonic() - start < 20
     assert isinstance(errors[0], RankError)
     assert re.search(message, errors[0].message), errors[0].message
 
@@ -137,35 +134,34 @@ def die_before_the_backward(rank: int, folder: Path) -> None:
 
 def test_a_peer_that_died_is_named_at_once() -> None:
     """The others used to wait 300 s, whatever the group's timeout was."""
-    start = time.monotonic()
+    # A wait for the group's timeout would outlast the run, which then fails.
+    folder = extension_folder()
     error, _ = run_ranks(
-        die_before_the_backward, 2, extension_folder(), group_timeout_s=250, expect_errors=True
+        die_before_the_backward, 2, folder, timeout_s=120, group_timeout_s=250, expect_errors=True
     )
-    assert time.monotonic() - start < 60
     assert re.search(
         r"rank 1 of the group died: its process \d+ has ended; look for its own error",
         error.message,
     )
 
 
-def interrupt_a_wait(rank: int, folder: Path) -> None:
-    """Ctrl-C in a rank that waits for another one."""
+def interrupt_a_wait(rank: int, folder: Path, mark: Path) -> None:
+    """Ctrl-C in a rank that waits for another one, which comes only when that has ended."""
     use_extension(folder)
     x = X.clone().requires_grad_()
     gathered = gather_negatives(x, backend="extension")
     if rank == 0:
-        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
             gathered.sum().backward()
-        assert time.monotonic() - start < 30
+        mark.touch()
     else:
-        time.sleep(3)
+        while not mark.exists():
+            time.sleep(0.05)
 
 
-def test_ctrl_c_ends_a_wait() -> None:
-    run_ranks(interrupt_a_wait, 2, extension_folder(), group_timeout_s=250)
+def test_ctrl_c_ends_a_wait(tmp_path: Path) -> None:
+    run_ranks(interrupt_a_wait, 2, extension_folder(), tmp_path / "ended", group_timeout_s=250)
 
 
 def open_and_forget(rank: int, folder: Path) -> list[int]:

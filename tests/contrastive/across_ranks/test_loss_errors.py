@@ -118,9 +118,8 @@ def misuse(rank: int) -> dict[str, tuple[str, str]]:
 
 
 def test_arguments_that_differ_raise_on_every_rank() -> None:
-    start = time.monotonic()
-    ours, theirs = run_ranks(misuse, 2)
-    assert time.monotonic() - start < 20
+    # A wait for the group's timeout would outlast the run, which then fails.
+    ours, theirs = run_ranks(misuse, 2, timeout_s=180, group_timeout_s=600)
     for name, (_, _, message) in DISAGREEMENTS.items():
         assert ours[name] == theirs[name]
         assert ours[name][0] == "ValueError"
@@ -166,9 +165,7 @@ def die(rank: int, gather: str, when: str) -> None:
     ],
 )
 def test_missing_rank_raises_within_the_timeout(gather: str, when: str, message: str) -> None:
-    start = time.monotonic()
     errors = run_ranks(die, 2, gather, when, group_timeout_s=2, expect_errors=True)
-    assert time.monotonic() - start < 20
     assert isinstance(errors[0], RankError)
     assert re.search(message, errors[0].message), errors[0].message
 
