@@ -2,7 +2,7 @@
 
     from crossalign.integrations.sentence_transformers import MultipleNegativesRankingLoss
 
-Values and gradients are theirs; the scores are never held. With gather_across_devices the batches
+Values and gradients are theirs; the scores are not kept. With gather_across_devices the batches
 of the ranks may differ in size.
 """
 
