@@ -22,7 +22,7 @@ from crossalign.contrastive.ops import refuse_twice
 from crossalign.contrastive.options import LossArguments, LossOptions
 from crossalign.contrastive.sides import joined
 from crossalign.operators.transforms import ops_are_watched, transforms_are_active
-from crossalign.precision import NORM_FLOOR, accumulator, without_autocast
+from crossalign.precision import NORM_FLOOR, accumulator, norm_divisor, without_autocast
 
 _PLAIN = LossOptions()
 _EXTRAS = LossArguments._fields[LossArguments._fields.index("ids") : -1]
@@ -85,7 +85,7 @@ class _Side(NamedTuple):
             return cls(rows if scale == 1 else rows * scale, None, None, scale)
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         is_at_floor = norms <= NORM_FLOOR
-        factor = norms.clamp_min_(NORM_FLOOR).reciprocal_().mul_(scale)
+        factor = norm_divisor(norms).reciprocal_().mul_(scale)
         return cls(rows * factor, factor, is_at_floor, scale)
 
     def gradient(self, of_rows: Tensor, dot: Tensor) -> Tensor:
