@@ -146,7 +146,8 @@ def _softmax_(
     # With p the probability of the own logit: 1 - p, without subtracting nearly equal numbers.
     by_rest = torch.sigmoid(excess).mul_(share)
     rest.mul_(by_rest.view_as(total) / total)
-    return F.softplus(excess).sum().mul_(share), by_rest.neg()
+    # Above its threshold softplus(x) is x: at the default, 20, float64 would lose digits.
+    return F.softplus(excess, threshold=50).sum().mul_(share), by_rest.neg()
 
 
 def _gradients(batch: _Batch, needs: list[bool], num_keys: int) -> tuple[Tensor | None, ...]:

@@ -99,6 +99,16 @@ def test_a_certain_row_keeps_its_digits(taken: list[bool]) -> None:
     assert bool((grad[0, 1:] > 0).all())
 
 
+def test_a_lost_row_keeps_its_digits(taken: list[bool]) -> None:
+    """Each row's own key is at a right angle, the other's is the row: l = log(1 + e^23)."""
+    query = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    key = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    loss = fused_contrastive_loss(query, key, temperature=1 / 23.0)
+    exact = 23 + torch.log1p(torch.exp(torch.tensor(-23.0, dtype=torch.float64)))
+    torch.testing.assert_close(loss, exact, rtol=1e-13, atol=0)
+    assert taken == [True]
+
+
 def test_zero_rows_have_the_gradient_of_a_constant_norm(taken: list[bool]) -> None:
     query, key = torch.randn(4, 3), torch.randn(4, 3)
     query[1] = 0
