@@ -21,6 +21,7 @@ from crossalign.contrastive.blocks import LARGEST_BOUND
 from crossalign.contrastive.ops import refuse_twice
 from crossalign.contrastive.options import LossArguments, LossOptions
 from crossalign.contrastive.sides import joined
+from crossalign.contrastive.terms import SOFTPLUS_THRESHOLD
 from crossalign.operators.transforms import ops_are_watched, transforms_are_active
 from crossalign.precision import NORM_FLOOR, accumulator, norm_divisor, without_autocast
 
@@ -146,8 +147,7 @@ def _softmax_(
     # With p the probability of the own logit: 1 - p, without subtracting nearly equal numbers.
     by_rest = torch.sigmoid(excess).mul_(share)
     rest.mul_(by_rest.view_as(total) / total)
-    # Above its threshold softplus(x) is x: at the default, 20, float64 would lose digits.
-    return F.softplus(excess, threshold=50).sum().mul_(share), by_rest.neg()
+    return F.softplus(excess, threshold=SOFTPLUS_THRESHOLD).sum().mul_(share), by_rest.neg()
 
 
 def _gradients(batch: _Batch, needs: list[bool], num_keys: int) -> tuple[Tensor | None, ...]:

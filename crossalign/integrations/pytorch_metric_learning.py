@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossalign.contrastive.loss import fused_contrastive_loss
+from crossalign.contrastive.terms import SOFTPLUS_THRESHOLD
 from crossalign.integrations.host import checked_constructor, import_host
 from crossalign.integrations.listed_pairs import ListedPairs, same_label_pairs
 from crossalign.integrations.row_terms import log_sum_of_others
@@ -73,7 +74,7 @@ class NTXentLoss(_host.NTXentLoss):
             of_negatives = ListedPairs(*negatives)
             scaled = of_negatives.products(query, other) / self.temperature
             log_sum = of_negatives.log_sum_by_row(scaled, query.shape[0])
-            losses = F.softplus(log_sum[pairs.rows] - logits)
+            losses = F.softplus(log_sum[pairs.rows] - logits, threshold=SOFTPLUS_THRESHOLD)
         else:
             is_self = ref_labels is labels
             pairs = same_label_pairs(labels, ref_labels, without_self=is_self)
@@ -94,7 +95,7 @@ class NTXentLoss(_host.NTXentLoss):
                     query, other, pairs.row_labels, pairs.column_labels, self.temperature
                 )
                 logits = pairs.products(query, other).to(log_sum.dtype) / self.temperature
-                losses = F.softplus(log_sum[pairs.rows] - logits)
+                losses = F.softplus(log_sum[pairs.rows] - logits, threshold=SOFTPLUS_THRESHOLD)
         return _loss(losses.to(embeddings.dtype), (pairs.rows, pairs.columns), "pos_pair")
 
 
