@@ -38,7 +38,8 @@ def equal_pairs(problem: ContrastiveProblem) -> EqualPairs | None:
         return None
     if query_ids.device.type != "cpu":
         return None
-    ordered, order = candidate_ids.sort(stable=True)
+    query_ids = query_ids.contiguous()
+    ordered, order = candidate_ids.contiguous().sort(stable=True)
     first = torch.searchsorted(ordered, query_ids)
     counts = torch.searchsorted(ordered, query_ids, right=True) - first
     first_of = torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -85,6 +85,7 @@ def test_help_has_headings(run: Run) -> None:
         "options:",
         "model, data and output:",
         "the loss:",
+        "which candidates of the loss count, and how much:",
         "batches and lengths:",
         "updates:",
         "how the model runs:",

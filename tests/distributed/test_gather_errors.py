@@ -151,6 +151,8 @@ def interrupt_a_wait(rank: int, folder: Path, mark: Path) -> None:
     x = X.clone().requires_grad_()
     gathered = gather_negatives(x, backend="extension")
     if rank == 0:
+        # A shell starts what runs in the background with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with pytest.raises(KeyboardInterrupt):
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
             gathered.sum().backward()
