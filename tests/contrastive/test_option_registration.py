@@ -15,7 +15,13 @@ from crossalign.contrastive.options import LossArguments, LossOptions
 from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveSums
 from crossalign.contrastive.row_loss import row_loss
 from crossalign.contrastive.terms import term_rules
-from tests.support.contrastive.option_cases import ALONE, Options, completed, make_inputs
+from tests.support.contrastive.option_cases import (
+    ALONE,
+    Options,
+    completed,
+    make_inputs,
+    name_of,
+)
 from tests.support.pooling_cases import Run
 
 RUN = Run("torch", "cpu", torch.float64)
@@ -34,10 +40,6 @@ CHECKED: dict[str, Options] = {
     "exclude_self": {"exclude_self": True, "ids": "positive", "label_smoothing": 0.15},
     "key_ids": {"key_ids": True, "ids": "positive", "negatives": "few"},
 }
-
-
-def name_of(options: Options) -> str:
-    return "-".join(f"{name}={value}" for name, value in options.items())
 
 
 @pytest.mark.parametrize("options", SMOOTH, ids=name_of)

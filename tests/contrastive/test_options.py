@@ -8,32 +8,16 @@ import torch
 from tests.support.contrastive.option_cases import (
     ALONE,
     Options,
+    assert_equals_reference,
     completed,
-    flat,
-    make_inputs,
+    name_of,
     pairs_of_options,
     random_options,
 )
-from tests.support.contrastive_cases import Outcome, assert_outcome, fused
 from tests.support.pooling_cases import Run
 
 WIDE = Run("torch", "cpu", torch.float64)
 SINGLE = Run("torch", "cpu", torch.float32)
-
-
-def name_of(options: Options) -> str:
-    return "-".join(f"{name}={value}" for name, value in options.items())
-
-
-def assert_equals_reference(options: Options, run: Run) -> None:
-    inputs = make_inputs(options, run)
-    size = (21,) if options.get("reduction") == "none" else ()
-    upstream = torch.rand(size, dtype=torch.float64) * 2 + 0.1
-    got = fused(inputs, run.backend, upstream)
-    negatives = got.grads.get("negatives")
-    if negatives is not None and negatives.dim() == 3:
-        got = Outcome(got.loss, got.stats, got.grads | {"negatives": negatives.flatten(0, 1)})
-    assert_outcome(got, flat(inputs), upstream)
 
 
 @pytest.mark.parametrize("run", [WIDE, SINGLE], ids=["float64", "float32"])

@@ -10,12 +10,13 @@ import torch
 from tests.support.contrastive.option_cases import (
     ALONE,
     Options,
+    assert_equals_reference,
     completed,
-    flat,
     make_inputs,
+    name_of,
     pairs_of_options,
 )
-from tests.support.contrastive_cases import Outcome, assert_outcome, fused
+from tests.support.contrastive_cases import fused
 from tests.support.pooling_cases import BACKENDS, Run
 
 pytestmark = BACKENDS[1].marks
@@ -38,23 +39,8 @@ REPEATED: dict[str, Options] = {
 }
 
 
-def name_of(options: Options) -> str:
-    return "-".join(f"{name}={value}" for name, value in options.items())
-
-
 def with_kernel(options: Options) -> bool:
     return "guides" not in options and any(name in options for name in FURTHER)
-
-
-def assert_equals_reference(options: Options) -> None:
-    inputs = make_inputs(options, RUN)
-    size = (21,) if options.get("reduction") == "none" else ()
-    upstream = torch.rand(size, dtype=torch.float64) * 2 + 0.1
-    got = fused(inputs, RUN.backend, upstream)
-    negatives = got.grads.get("negatives")
-    if negatives is not None and negatives.dim() == 3:
-        got = Outcome(got.loss, got.stats, got.grads | {"negatives": negatives.flatten(0, 1)})
-    assert_outcome(got, flat(inputs), upstream)
 
 
 SINGLE = [completed({name: value}) for name, value in ALONE]
@@ -62,7 +48,7 @@ SINGLE = [completed({name: value}) for name, value in ALONE]
 
 @pytest.mark.parametrize("options", [each for each in SINGLE if with_kernel(each)], ids=name_of)
 def test_every_option_alone(options: Options) -> None:
-    assert_equals_reference(options)
+    assert_equals_reference(options, RUN)
 
 
 PAIRS = random.Random(5).sample([pair for pair in pairs_of_options() if with_kernel(pair)], 40)
@@ -70,7 +56,7 @@ PAIRS = random.Random(5).sample([pair for pair in pairs_of_options() if with_ker
 
 @pytest.mark.parametrize("options", PAIRS, ids=name_of)
 def test_two_options(options: Options) -> None:
-    assert_equals_reference(options)
+    assert_equals_reference(options, RUN)
 
 
 @pytest.mark.parametrize("name", ["everything", "labels", "ids"])

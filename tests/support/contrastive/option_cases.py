@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.support.contrastive_cases import Inputs
+from tests.support.contrastive_cases import Inputs, Outcome, assert_outcome, fused
 from tests.support.pooling_cases import Run
 
 Options = dict[str, Any]
@@ -174,3 +174,19 @@ def flat(inputs: Inputs) -> Inputs:
             options[name] = options[name].flatten(0, 1)
     options["negative_owner"] = torch.arange(num_pairs).repeat_interleave(per_query)
     return Inputs(leaves, options)
+
+
+def name_of(options: Options) -> str:
+    return "-".join(f"{name}={value}" for name, value in options.items())
+
+
+def assert_equals_reference(options: Options, run: Run) -> None:
+    """Loss, statistics and every gradient, under an upstream gradient that is not 1."""
+    inputs = make_inputs(options, run)
+    size = (21,) if options.get("reduction") == "none" else ()
+    upstream = torch.rand(size, dtype=torch.float64) * 2 + 0.1
+    got = fused(inputs, run.backend, upstream)
+    negatives = got.grads.get("negatives")
+    if negatives is not None and negatives.dim() == 3:
+        got = Outcome(got.loss, got.stats, got.grads | {"negatives": negatives.flatten(0, 1)})
+    assert_outcome(got, flat(inputs), upstream)
