@@ -21,6 +21,7 @@ model is anything that `crossalign align --model` takes.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import time
@@ -33,9 +34,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from benchmarks.provenance import ROOT, provenance, result_path
+from benchmarks.provenance import provenance, result_path
 from benchmarks.real_model import measures
-from benchmarks.real_model.data import RealModelData, load_data
+from benchmarks.real_model.arguments import check_same_sizes, named_values, parse_arguments
+from benchmarks.real_model.data import fitting, load_data
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.train import align
 from crossalign.files.output import write_json_lines
@@ -44,62 +46,29 @@ from crossalign.models.hidden_states import num_layers
 from crossalign.models.loading import load_model
 
 Row = dict[str, Any]
-CHOICES = (
-    ("layer", (4, 8)),
-    ("center", ("batch", "side", "none")),
-    ("pool_tokens", ("content", "all")),
-    ("learning_rate", (2e-5, 5e-5)),
-    ("temperature", (0.05, 0.1)),
-)
 MAX_LOSS_OF_BITS = 1.05  # a setting that costs more in bits per byte is not chosen
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(argv)
+    args = parse_arguments(argv, str(__doc__).splitlines()[0])
     if args.collect:
         print(f"written to {write_results(args)}")
         return
     experiment = Experiment(args)
     compared = ("nothing", "best", "paper")
+    experiment.best()
     for arm in compared:
-        experiment.measured(arm, 0)
-    for seed in range(1, args.seeds):
-        for arm in ("best", "paper"):
-            experiment.measured(arm, seed)
-    for arm in ("contrast", "instructions"):
         experiment.measured(arm, 0)
     for arm in compared if args.task_items else ():
         experiment.tasks(arm)
+    for seed in range(1, args.seeds):
+        for arm in ("best", "paper"):
+            experiment.measured(arm, seed)
+    for arm in ("contrast", "instructions") if args.parts else ():
+        experiment.measured(arm, 0)
     for arm in compared if args.prompts else ():
         experiment.generation(arm)
     print(f"written to {write_results(args)}")
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    data = Path(os.environ.get("CROSSALIGN_DATA", ROOT.parent / "shared" / "data"))
-    parser.add_argument("--model", required=True, help="directory, .gguf file or hub name")
-    parser.add_argument("--data", type=Path, default=data)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "real_model")
-    parser.add_argument("--output", type=Path, help="result file (None: named by the run)")
-    parser.add_argument("--collect", action="store_true", help="write what is done so far")
-    parser.add_argument("--seeds", type=int, default=3, help="of paper and best")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--search-steps", type=int, default=25, help="of a setting that is tried")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--texts", type=int, default=8, help="instructions per step")
-    parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--paper-learning-rate", type=float, default=1e-5)
-    parser.add_argument("--choosing-lines", type=int, default=100)
-    parser.add_argument("--test-lines", type=int, default=300)
-    parser.add_argument("--scored-lines", type=int, default=100, help="for bits per byte")
-    parser.add_argument("--task-items", type=int, default=200, help="of a task and language")
-    parser.add_argument("--prompts", type=int, default=20, help="questions of a language")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    return parser.parse_args(argv)
 
 
 class Experiment:
@@ -113,7 +82,8 @@ class Experiment:
         self.trained = [n for n, p in self.model.named_parameters() if p.requires_grad]
         weights = dict(self.model.named_parameters())
         self.original = {name: weights[name].detach().clone() for name in self.trained}
-        self.data: RealModelData = load_data(args.data, args.choosing_lines, args.test_lines)
+        data = load_data(args.data, args.choosing_lines, args.test_lines)
+        self.data = data._replace(items=fitting(data.items, self.tokenizer, args.max_length))
         self.layers = list(range(num_layers(self.model) + 1))
         check_same_sizes(args)
 
@@ -142,12 +112,15 @@ class Experiment:
         found = replace(self.config("contrast", 0), steps=steps, symmetric=True)
         found = replace(found, pool_tokens="content", center="batch", learning_rate=2e-5)
         tried: dict[str, Row] = {}
-        for name, values in CHOICES:
-            changes: list[dict[str, Any]] = [{name: value} for value in values]
+        for name, values in named_values(self.args.choices, "=").items():
+            kind = type(getattr(found, name))
+            changes: list[dict[str, Any]] = [{name: kind(value)} for value in values]
             settings = {str(each[name]): replace(found, **each) for each in changes}
-            for value, config in settings.items():
+            for value, config in settings.items() if len(values) > 1 else ():
                 tried[value] = self._choosing_row(config)
-            found = settings[max(settings, key=lambda value: self._merit(tried[value]))]
+            found = settings[
+                max(settings, key=lambda value: self._merit(tried[value]) if value in tried else 0)
+            ]
         row = self._choosing_row(found)
         if self._merit(row) < row["accuracy"]:
             found = replace(found, lm_weight=1.5)
@@ -161,7 +134,7 @@ class Experiment:
 
     def _choosing_row(self, config: TrainingConfig | None) -> Row:
         """Accuracy at the aligned layer and bits per byte, of the lines for choosing."""
-        settings = "" if config is None else _key(config)
+        settings = "" if config is None else self._key(config)
 
         def work() -> list[Row]:
             self._train(config, None)
@@ -178,6 +151,11 @@ class Experiment:
 
         return self._once(f"choosing {settings or 'nothing'}", work)[0]
 
+    def _key(self, config: TrainingConfig) -> str:
+        """What the settings tried differ in, as a part of a file's name."""
+        names = named_values(self.args.choices, "=")
+        return " ".join(str(getattr(config, name)) for name in names)
+
     def measured(self, arm: str, seed: int) -> list[Row]:
         """Retrieval at every layer and bits per byte, of the test lines."""
 
@@ -187,20 +165,28 @@ class Experiment:
                 *(self.model, self.tokenizer, self.data.test, self.layers, self.args.scored_lines)
             )
             bits = [{"language": code, "bits_per_byte": b} for code, b in vectors.bits.items()]
-            return [*measures.retrieval(vectors), *bits]
+            # Where the sentences are at the layer of the best setting, for the picture.
+            plane = measures.plane(vectors, self.best().layers[0]) if seed == 0 else []
+            return [*measures.retrieval(vectors), *bits, *plane]
 
         return self._once(f"test {arm} {seed}", work)
 
     def tasks(self, arm: str) -> list[Row]:
-        def work() -> list[Row]:
+        """Each task is a part, so that what stops the run costs one task."""
+
+        def work(task: str, languages: list[str]) -> list[Row]:
             self._load(arm, 0)
             with torch.autocast("cpu", torch.bfloat16, enabled=self.args.precision == "bf16"):
-                records, items = measures.tasks(
-                    *(self.model, self.tokenizer, self.args.data / "eval", self.args.task_items)
+                return measures.task_rows(
+                    *(self.model, self.tokenizer, self.args.data / "eval"),
+                    *(task, languages, self.args.task_items),
                 )
-            return [*records, *items]
 
-        return self._once(f"tasks {arm} 0", work)
+        rows = []
+        for task, languages in named_values(self.args.tasks, ":").items():
+            name = f"tasks {task} {'+'.join(languages)} {self.args.task_items} {arm} 0"
+            rows += self._once(name, functools.partial(work, task, languages))
+        return rows
 
     def generation(self, arm: str) -> list[Row]:
         prompts = {}
@@ -257,18 +243,6 @@ class Experiment:
         return [json.loads(line) for line in read_lines(path)][1:]
 
 
-def check_same_sizes(args: argparse.Namespace) -> None:
-    """Parts of one folder are of one experiment; only what is measured more may change."""
-    free = ("data", "runs", "output", "model", "collect", "seeds", "task_items", "prompts")
-    sizes = {name: value for name, value in vars(args).items() if name not in (*free, "threads")}
-    path = args.runs / "sizes.json"
-    args.runs.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.write_text(json.dumps(sizes), encoding="utf-8")
-    elif json.loads(path.read_text(encoding="utf-8")) != sizes:
-        raise SystemExit(f"{path}: another experiment is in this folder; name another --runs")
-
-
 def write_results(args: argparse.Namespace) -> Path:
     """One file of everything that is done."""
     run = {"record": "run", "subject": "align_real_model", **provenance(torch.device("cpu"))}
@@ -284,11 +258,6 @@ def write_results(args: argparse.Namespace) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json_lines(output, rows)
     return output
-
-
-def _key(config: TrainingConfig) -> str:
-    """What the settings tried differ in, as a part of a file's name."""
-    return " ".join(str(getattr(config, name)) for name, _ in CHOICES)
 
 
 if __name__ == "__main__":

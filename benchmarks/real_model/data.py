@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from crossalign.data.builders import TrainingItem, build_items
 from crossalign.data.instruction_files import Records, keep_common_ids, read_records
@@ -71,6 +71,12 @@ def load_data(data: Path, num_choosing: int, num_test: int) -> RealModelData:
         for code, (_, _, flores) in LANGUAGES.items()
     }
     return RealModelData(pairs, items, choosing, test)
+
+
+def fitting(items: list[TrainingItem], tokenizer: Any, max_length: int) -> list[TrainingItem]:
+    """The items of which nothing is cut, EOS included: a cut text may have lost its answer."""
+    lengths = [len(ids) for ids in tokenizer([item["clm_text"] for item in items])["input_ids"]]
+    return [item for item, length in zip(items, lengths, strict=True) if length < max_length]
 
 
 def _ntrex(data: Path, name: str) -> list[str]:

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from crossalign.evaluation.in_context import InContextSettings, evaluate_in_context
+from crossalign.evaluation.vectors.projection import project_to_plane
 from crossalign.evaluation.vectors.retrieval import retrieval_scores
 from crossalign.models.encode import pad_right, tokenize
 from crossalign.models.hidden_states import eval_mode
@@ -126,25 +128,34 @@ def mean_accuracy(rows: Sequence[Row], layer: int, tokens: str, center: str) -> 
     return sum(values) / len(values)
 
 
-def tasks(model: Any, tokenizer: Any, data: Path, limit: int) -> tuple[list[Row], list[Row]]:
-    """Records and items of zero-shot tasks, item by item so that two models can be paired."""
-    asked = {
-        "xwinograd": ("en", "fr", "ru", "zh"),
-        "xcopa": ("id", "sw", "zh"),
-        "pawsx": ("en", "de", "zh"),
-        "xnli": ("en", "de", "sw", "zh"),
-    }
-    records, items = [], []
-    for task, languages in asked.items():
-        settings = InContextSettings(
-            tasks=(task,), languages=languages, limit=limit, too_long="skip"
-        )
-        found = evaluate_in_context(model, tokenizer, data, settings)
-        names = ("task", "language", "accuracy", "correct", "items", "interval", "chance")
-        records += [{name: record[name] for name in names} for record in found.records]
-        kept = ("task", "language", "id", "correct")
-        items += [{name: item[name] for name in kept} for item in found.items]
-    return records, items
+def plane(vectors: Vectors, layer: int) -> list[Row]:
+    """Where each sentence is in the plane that keeps most of the variance of all languages'
+    directions, as the sentences are and with each language centered."""
+    rows = []
+    by_language = vectors.pooled[layer, "content"]
+    for center in ("none", "side"):
+        moved = [v - v.mean(dim=0) if center == "side" else v for v in by_language.values()]
+        found = project_to_plane(torch.cat([normalize(each, dim=1) for each in moved]))
+        parts = torch.split(found.points, [len(each) for each in moved])
+        for language, points in zip(by_language, parts, strict=True):
+            place = {"layer": layer, "plane": center, "language": language}
+            rows.append({**place, "points": points.tolist(), "shares": found.variance_shares})
+    return rows
+
+
+def task_rows(
+    model: Any, tokenizer: Any, data: Path, task: str, languages: list[str], limit: int
+) -> list[Row]:
+    """Records of one task without demonstrations, and its items, so that two models can be
+    paired item by item."""
+    settings = InContextSettings(tasks=(task,), languages=languages, limit=limit, too_long="skip")
+    found = evaluate_in_context(model, tokenizer, data, settings)
+    names = ("task", "language", "accuracy", "correct", "items", "interval", "chance")
+    kept = ("task", "language", "id", "correct")
+    return [
+        *({name: record[name] for name in names} for record in found.records),
+        *({name: item[name] for name in kept} for item in found.items),
+    ]
 
 
 class LanguageGuesser:

@@ -1,0 +1,59 @@
+"""The experiment on a real model, at its smallest: every part is done once, and a second call goes
+on where the first one was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from benchmarks.align_real_model import main
+from benchmarks.real_model.arguments import named_values
+from crossalign.demo.corpus import make_corpus
+from crossalign.demo.language_model import new_model, train_tokenizer
+
+
+def test_flags_name_values() -> None:
+    assert named_values(["layer=4,8", "center=side"], "=") == {
+        "layer": ["4", "8"],
+        "center": ["side"],
+    }
+
+
+def test_experiment_is_done_part_by_part(
+    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = make_corpus(num_texts=300, num_pairs=0, num_held_out=0, seed=0).texts
+    tokenizer = train_tokenizer(texts, 300)
+    tokenizer.model_max_length = 1000
+    model = new_model(tokenizer, hidden_size=16, num_blocks=2, seed=0)
+    for each in (model, tokenizer):
+        each.save_pretrained(tmp_path / "model")
+    output = tmp_path / "result.jsonl"
+    flags = (
+        f"--model {tmp_path / 'model'} --data {data_root} --runs {tmp_path / 'runs'} "
+        f"--output {output} --seeds 1 --steps 2 --search-steps 1 --batch-size 4 --texts 2 "
+        "--max-length 400 --choosing-lines 3 --test-lines 4 --scored-lines 2 --no-parts "
+        "--choices layer=1 center=side learning_rate=1e-3,2e-3 --prompts 0 "
+        "--tasks xwinograd:zh --task-items 2"
+    ).split()
+    main(flags)
+    assert "test best 0" in capsys.readouterr().out
+    first = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    parts = {row["part"] for row in first[1:]}
+    assert {"test nothing 0", "test paper 0", "choosing 1 side 0.001"} <= parts
+    planes = [
+        row for row in first[1:] if row.get("plane") == "side" and row["part"] == "test best 0"
+    ]
+    assert len(planes) == 10 and all(len(row["points"]) == 4 for row in planes)
+    correct = [row for row in first[1:] if row["part"].startswith("tasks") and "id" in row]
+    assert len(correct) == 6  # two items of three arms
+    main(flags)
+    assert "test" not in capsys.readouterr().out.replace(str(output), "")
+    again = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    assert again[1:] == first[1:]
+    with pytest.raises(SystemExit, match="another experiment is in this folder"):
+        main([*flags, "--steps", "3"])
