@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.reproduction.data import CAPTION_LANGUAGES, PIVOT, Corpus
-from crossalign.demo.language_model import perplexity
+from crossalign.demo.measurement import perplexity
 from crossalign.evaluation.choice_scoring import Candidate, ChoiceScorer
 from crossalign.evaluation.vectors.geometry import (
     alignment,

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossalign.cli.parser import Parser
-from crossalign.settings import add_flags, check_settings, from_arguments, required, setting
+from crossalign.settings import (
+    SettingError,
+    add_flags,
+    check_settings,
+    from_arguments,
+    required,
+    setting,
+)
 
-SUMMARY = "Aligns a tiny model on built-in text and shows what changed."
+SUMMARY = "Aligns a tiny model, or one of yours, for some minutes and shows what changed."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +25,34 @@ class DemoOptions:
 
     output: Path = required("new directory for the results", metavar="DIR")
     overwrite: bool = setting(False, "replace what an earlier demo wrote to --output", switch=True)
+    model: str | None = setting(
+        None,
+        "your causal language model: a directory, a .gguf file or a name; None = a tiny one from "
+        "scratch",
+        metavar="NAME_OR_DIR",
+    )
+    pairs: tuple[str, ...] = setting(
+        (),
+        "for --model, files with their languages: en-de:FILE or en-de:FILE,FILE ...; without: "
+        "built-in text in English, German, Spanish and Russian",
+        metavar="CODE-CODE:FILE",
+    )
+    layer: int | None = setting(
+        None, "block of --model that is aligned; None = a quarter of them", metavar="K"
+    )
+    steps: int | None = setting(
+        None, "updates of --model; None = 60, some minutes for 300 million weights", lowest=1
+    )
     device: str = setting("cpu", "cpu, cuda, ...", metavar="DEVICE")
     seed: int = setting(0, "seed of text, model and training", lowest=0)
     smoke: bool = setting(False, "a few steps, to see that it runs", switch=True)
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.model is None:
+            for name in ("pairs", "layer", "steps"):
+                if getattr(self, name) not in (None, ()):
+                    raise SettingError(f"{name} needs a model of yours; add --model", name)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -48,4 +77,8 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
         seed=options.seed,
         smoke=options.smoke,
         overwrite=options.overwrite,
+        model=options.model,
+        pairs=options.pairs,
+        layer=options.layer,
+        steps=options.steps,
     )

@@ -5,7 +5,6 @@ It learns each language from other sentences, so nothing tells it that any two m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -94,24 +93,6 @@ def pretrain(
         optimizer.zero_grad()
         steps.set_postfix(loss=f"{loss.item():.3f}")
     model.train(False)
-
-
-@torch.no_grad()
-def perplexity(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    texts: Sequence[str],
-    *,
-    batch_size: int = 128,
-) -> float:
-    """exp of the mean next-token loss per token, end-of-sequence tokens included."""
-    total = tokens = 0.0
-    for start in range(0, len(texts), batch_size):
-        batch = _labelled_batch(tokenizer, texts[start : start + batch_size], model.device)
-        predicted = int((batch["labels"][:, 1:] != IGNORED).sum())
-        total += model(**batch).loss.item() * predicted
-        tokens += predicted
-    return math.exp(total / tokens)
 
 
 def _labelled_batch(

@@ -20,7 +20,6 @@ from crossalign.evaluation.vectors.projection import Projection, project_to_plan
 NUM_DRAWN = 250  # sentences per picture
 NUM_LINKED = 6  # whose translations a line joins
 NUM_EXAMPLES = 5
-EXAMPLE_LANGUAGES = ("en", "ru")
 
 
 class Example(NamedTuple):
@@ -41,11 +40,12 @@ def write_report(
     *,
     layer: int,
     num_pairs: int,
+    opening: str,
     facts: Mapping[str, str],
 ) -> None:
     """Writes report.html and projection.csv, the points of its pictures.
 
-    facts: name -> value, shown at the end.
+    opening: what the model was before. facts: name -> value, shown at the end.
     """
     projections = {
         "Before alignment": _project(before.vectors),
@@ -61,8 +61,10 @@ def write_report(
         for title, projection in projections.items()
     ]
     names = [LANGUAGE_NAMES[language] for language in held_out]
+    example_languages = next(iter(held_out)), list(held_out)[-1]
     page = _template().render(
         has_aligned=after.accuracy(layer) > 0.5,
+        opening=opening,
         names=names,
         num_languages=len(names),
         num_pairs=num_pairs,
@@ -75,9 +77,9 @@ def write_report(
         num_drawn=min(NUM_DRAWN, len(next(iter(held_out.values())))),
         num_linked=NUM_LINKED,
         accuracy_rows=_accuracy_rows(before, after),
-        example_code=EXAMPLE_LANGUAGES[1],
-        example_language=LANGUAGE_NAMES[EXAMPLE_LANGUAGES[1]],
-        examples=_examples(before.vectors, after.vectors, held_out),
+        example_code=example_languages[1],
+        example_language=LANGUAGE_NAMES[example_languages[1]],
+        examples=_examples(before.vectors, after.vectors, held_out, example_languages),
         perplexity_rows=[
             (title, list(measured.perplexities.values()))
             for title, measured in (("before", before), ("after", after))
@@ -145,9 +147,12 @@ def _accuracy_rows(
 
 
 def _examples(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], held_out: Mapping[str, Sequence[str]]
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    held_out: Mapping[str, Sequence[str]],
+    languages: tuple[str, str],
 ) -> list[Example]:
-    source, target = EXAMPLE_LANGUAGES
+    source, target = languages
     nearest = [
         (vectors[source][:NUM_EXAMPLES] @ vectors[target].T).argmax(dim=1).tolist()
         for vectors in (before, after)

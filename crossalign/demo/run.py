@@ -1,8 +1,7 @@
-"""The whole method in minutes, out of nothing: corpus, model, alignment, measurements, report."""
+"""The whole method in minutes: corpus, model, alignment, measurements, report."""
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -11,24 +10,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.train import align
 from crossalign.data.builders import TrainingItem, build_items
+from crossalign.data.languages import LANGUAGE_NAMES
 from crossalign.data.pairs import Pair
 from crossalign.demo.corpus import make_corpus
 from crossalign.demo.grammar.lexicon import LANGUAGES
 from crossalign.demo.grammar.parallel_grammar import num_sentences
 from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.demo.measurement import Measurement, accuracy_table, measure
-from crossalign.demo.report import write_report
-from crossalign.evaluation.vectors.retrieval import write_retrieval_csv
-from crossalign.files.output import atomic_directory, check_output_directory, let_others_read
+from crossalign.demo.own_model import tell_of_model
+from crossalign.demo.story import ENTRIES, Story, write_story
+from crossalign.files.output import atomic_directory, check_output_directory
 from crossalign.models.loading import choose_device
 from crossalign.version import __version__
-
-ENTRIES = ("report.html", "retrieval.csv", "projection.csv", "demo.json", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +82,13 @@ def run_demo(
     seed: int = 0,
     smoke: bool = False,
     overwrite: bool = False,
+    model: str | None = None,
+    pairs: Sequence[str] = (),
+    layer: int | None = None,
+    steps: int | None = None,
 ) -> DemoResult:
-    """Makes a parallel corpus, trains a tiny model on it, aligns its languages, shows the change.
+    """Aligns the languages of a model and shows the change: of a tiny one that it trains from
+    scratch on a made-up corpus, or of the one that is named.
 
     Prints a table of retrieval accuracies. The same seed on the same machine gives the same
     numbers.
@@ -94,12 +97,16 @@ def run_demo(
         output: directory for the results, absent or empty. A failed run leaves it as it was.
         device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
         seed: of corpus, weights and training.
-        smoke: a few steps on a smaller model, to see that everything runs.
+        smoke: a few steps (on a smaller model), to see that everything runs.
+        model: name of a model to align instead: a directory, a .gguf file or a name on the hub.
+        pairs: of that model: files as own_text takes them; () for the made-up corpus.
+        layer, steps: of that model's alignment; None: of own_model.
         overwrite: output may be that of an earlier demo too, which is replaced.
 
     Raises:
         FileExistsError: output holds something else.
-        ValueError: the device is not there, or the seed is negative.
+        ValueError: the device is not there, the seed is negative, pairs, layer or steps without a
+            model, or pairs that cannot be used.
     """
     started = time.perf_counter()
     settings = SMOKE if smoke else FULL
@@ -110,24 +117,23 @@ def run_demo(
     )
     target_device = choose_device(device)
     check_output_directory(output, overwrite=overwrite, entries=ENTRIES)
-    story = _tell(settings, target_device)
-    print(accuracy_table(story.before, story.after, settings.alignment.layers[0]))
+    if model is not None:
+        story = tell_of_model(
+            *(model, pairs, layer, 2 if smoke else steps), seed=seed, device=target_device
+        )
+    elif pairs or layer is not None or steps is not None:
+        raise ValueError("run_demo: pairs, layer and steps need a model; give one")
+    else:
+        story = _tell(settings, target_device)
+    print(accuracy_table(story.before, story.after, story.layer))
     with atomic_directory(output, overwrite=overwrite, entries=ENTRIES) as directory:
-        _write(story, settings, directory)
+        write_story(story, directory)
     seconds = time.perf_counter() - started
     print(f"\n{output / 'report.html'} has the picture; {seconds:.0f} seconds in all.")
     return DemoResult(output, story.before, story.after, seconds)
 
 
-class _Story(NamedTuple):
-    model: LlamaForCausalLM  # aligned
-    tokenizer: PreTrainedTokenizerFast
-    held_out: dict[str, list[str]]
-    before: Measurement
-    after: Measurement
-
-
-def _tell(settings: DemoSettings, device: torch.device) -> _Story:
+def _tell(settings: DemoSettings, device: torch.device) -> Story:
     seed, layer = settings.alignment.seed, settings.alignment.layers[0]
     corpus = make_corpus(
         num_texts=settings.texts_per_language * len(LANGUAGES),
@@ -149,26 +155,17 @@ def _tell(settings: DemoSettings, device: torch.device) -> _Story:
     after = measure(
         model, tokenizer, corpus.held_out, aligned_layer=layer, description="measure after"
     )
-    return _Story(model, tokenizer, corpus.held_out, before, after)
-
-
-def _write(story: _Story, settings: DemoSettings, directory: Path) -> None:
-    """Leaves ENTRIES in the directory."""
-    before, after = story.before, story.after
-    story.model.save_pretrained(directory / "model")
-    story.tokenizer.save_pretrained(directory / "model")
-    let_others_read(directory / "model")
-    write_retrieval_csv(directory / "retrieval.csv", {"before": before.rows, "after": after.rows})
-    write_report(
-        directory,
-        before,
-        after,
-        story.held_out,
-        layer=settings.alignment.layers[0],
+    names = [LANGUAGE_NAMES[language] for language in corpus.held_out]
+    return Story(
+        *(model, tokenizer, corpus.held_out, before, after),
+        layer=layer,
         num_pairs=settings.num_pairs,
-        facts=_facts(settings, story.model),
+        opening=f"A small language model learned {', '.join(names[:-1])} and {names[-1]} from "
+        "texts that have no sentence in common: nothing told it that any two sentences mean the "
+        "same.",
+        facts=_facts(settings, model),
+        settings=asdict(settings),
     )
-    (directory / "demo.json").write_text(_as_json(settings, before, after), encoding="utf-8")
 
 
 def _language_model_items(
@@ -203,17 +200,3 @@ def _facts(settings: DemoSettings, model: LlamaForCausalLM) -> dict[str, str]:
         "Seed": str(alignment.seed),
         "Software": f"crossalign {__version__}, PyTorch {torch.__version__}, device {model.device}",
     }
-
-
-def _as_json(settings: DemoSettings, before: Measurement, after: Measurement) -> str:
-    results = {
-        name: {
-            "mean_accuracy_per_layer": [
-                measured.accuracy(layer) for layer in range(settings.num_blocks + 1)
-            ],
-            "same_language_neighbours_per_layer": measured.neighbours,
-            "perplexities": measured.perplexities,
-        }
-        for name, measured in (("before", before), ("after", after))
-    }
-    return json.dumps({"settings": asdict(settings), **results}, indent=1) + "\n"

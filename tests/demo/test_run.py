@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from crossalign.demo import run
 from crossalign.demo.corpus import make_corpus
 from crossalign.demo.grammar.lexicon import LANGUAGES
-from crossalign.demo.language_model import new_model, perplexity, pretrain, train_tokenizer
-from crossalign.demo.measurement import Measurement
+from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
+from crossalign.demo.measurement import Measurement, perplexity
 from crossalign.demo.report import write_report
 from crossalign.evaluation.vectors.retrieval import retrieval_rows
 from crossalign.files.output import atomic_directory, check_output_directory
@@ -208,9 +208,11 @@ def test_report_escapes_what_it_shows(tmp_path: Path) -> None:
     rows = list(retrieval_rows(vectors, 0)) + list(retrieval_rows(vectors, 1))
     measured = Measurement(rows, [1.0, 1.0], dict.fromkeys(LANGUAGES, 2.0), vectors)
     facts = {"Model": "<script>"}
-    write_report(tmp_path, measured, measured, held_out, layer=1, num_pairs=3, facts=facts)
+    write_report(
+        tmp_path, measured, measured, held_out, layer=1, num_pairs=3, opening="<i>", facts=facts
+    )
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<b>en" not in page and "<script>" not in page
+    assert "<b>en" not in page and "<script>" not in page and "<p><i>" not in page
     assert "&lt;b&gt;en&amp;0&lt;/b&gt;" in page and "&lt;script&gt;" in page
 
 
