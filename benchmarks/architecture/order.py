@@ -53,8 +53,8 @@ ORDER_INSIDE = {
     "alignment": (
         *("config", "run_config", "padding", "batch_checks", "packing", "batches"),
         *("finite", "freezing", "model", "model_setup", "live_line", "progress", "schedule"),
-        *("trackers", "engines", "step", "train", "checkpoint", "periodic_evaluation"),
-        *("records", "closing_table", "stop_request", "run_directory"),
+        *("trackers", "engines", "step", "train", "records", "content", "checkpoint"),
+        *("periodic_evaluation", "closing_table", "stop_request", "run_directory"),
     ),
     "alignment.engines": (
         *("combinations", "launch", "sharded_state", "one_process", "accelerate"),

@@ -5,7 +5,8 @@ directory, so one that has its name is complete, whenever the run was killed. Be
 from one, every file is compared with the manifest. The model files in the run's own directory are
 links to (or copies of) those of one checkpoint.
 
-    DIR/checkpoints/step-500: config.json, model.safetensors, tokenizer.json, training_state.pt, ...
+    DIR/checkpoints/step-500: config.json, model.safetensors, tokenizer.json, training_state.pt,
+        content.json, config.yaml, manifest.json
     DIR: config.json, model.safetensors, tokenizer.json, ...
 """
 
@@ -17,15 +18,21 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from crossalign.alignment.content import (
+    CONTENT_FILE,
+    check_content,
+    content_of,
+    write_content,
+)
 from crossalign.alignment.finite import NotFiniteError, check_finite_weights
+from crossalign.alignment.run_config import SETTINGS_FILE
 from crossalign.alignment.train import AlignmentRun
-from crossalign.data.indexed_data import data_fingerprint
 from crossalign.files.manifest import (
     MANIFEST_FILE,
     DamagedFileError,
@@ -43,9 +50,8 @@ from crossalign.files.text import DataError
 FOLDER = "checkpoints"
 STATE_FILE = "training_state.pt"
 OPTIMIZER_FOLDER = "optimizer"  # of sharded moments, one file a rank
-SETTINGS_FILE = "config.yaml"
 ASIDE = ".saving."
-_NOT_PUBLISHED = (STATE_FILE, MANIFEST_FILE, SETTINGS_FILE)
+_NOT_PUBLISHED = (STATE_FILE, MANIFEST_FILE, SETTINGS_FILE, CONTENT_FILE)
 
 logger = logging.getLogger("crossalign")
 
@@ -54,10 +60,14 @@ class Checkpoints:
     """The checkpoints in the directory of one run.
 
     is_main: whether this rank writes; the others only read.
+    content: SHA-256 of what the run reads beside its training data, by content.py's names.
     """
 
-    def __init__(self, directory: Path, *, is_main: bool = True) -> None:
+    def __init__(
+        self, directory: Path, *, is_main: bool = True, content: Mapping[str, str] | None = None
+    ) -> None:
         self.directory, self.is_main = directory, is_main
+        self.content = dict(content or {})
         self._intact: set[int] = set()  # steps whose files were written or checked here
 
     def steps(self) -> list[int]:
@@ -112,7 +122,7 @@ class Checkpoints:
             NotFiniteError: weights are NaN or infinite.
         """
         engine = run.engine
-        state = {**run.state(with_weights=False), "data": _fingerprint(run)}
+        state = run.state(with_weights=False)
         weights = engine.weights(run.language_model)
         self._on_main(run, lambda: check_finite_weights(run.language_model, weights))
         aside = self._on_main(run, self._make_aside)
@@ -128,21 +138,25 @@ class Checkpoints:
         Raises:
             DataError: no usable state, or the state of a run on other data.
         """
+        self.check_content(step, content_of(run))
         path = self.path(step) / STATE_FILE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            is_same_data = state.pop("data") == _fingerprint(run)
         except Exception as error:  # torch.load fails in many ways on a damaged file
             raise DataError(
                 f"{path}: not a usable training state: {error}; without {path.parent} the run goes "
                 "on from the checkpoint before"
             ) from error
-        if not is_same_data:
-            raise DataError(
-                f"{path}: the pairs or items are not those that this run was trained on"
-            )
         shards = self.path(step) / OPTIMIZER_FOLDER
         run.load_state(state, shards if shards.is_dir() else None)
+
+    def check_content(self, step: int, found: Mapping[str, str] | None = None) -> None:
+        """Whether a checkpoint is of a run that read this, and `content`.
+
+        Raises:
+            DataError: something is not as it was.
+        """
+        check_content(self.path(step) / CONTENT_FILE, {**(found or {}), **self.content})
 
     def publish(self, step: int) -> None:
         """Makes the model of a checkpoint that of the directory, file by file."""
@@ -190,6 +204,7 @@ class Checkpoints:
             torch.save(state, file)
         with contextlib.suppress(FileNotFoundError):
             shutil.copyfile(self.directory / SETTINGS_FILE, aside / SETTINGS_FILE)
+        write_content(aside / CONTENT_FILE, {**content_of(run), **self.content}, self.directory)
         let_others_read(aside)
         aside.chmod(self.directory.stat().st_mode)  # mkdtemp's are private
         write_manifest(aside)
@@ -245,8 +260,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a file system without links
         shutil.copy2(source, target)
-
-
-def _fingerprint(run: AlignmentRun) -> str:
-    """Of the run's data."""
-    return " ".join(map(data_fingerprint, (run.batches.pairs, run.batches.lm_items)))

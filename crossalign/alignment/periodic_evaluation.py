@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +46,18 @@ class PeriodicEvaluation:
                 limit=config.evaluate_limit,
             )
             self.tasks = (read_task_data(settings, Path(str(config.evaluate_data))), settings)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what is asked: the pairs, and the items of the tasks."""
+        data = self.tasks[0] if self.tasks else []
+        items = [
+            (each.task, each.language, item.row, item.id, dict(item.fields), item.label)
+            for each in data
+            for item in each.test.items[: self.config.evaluate_limit]
+        ]
+        asked = json.dumps([self.pairs, items], sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()
 
     def __call__(self, run: AlignmentRun) -> Scores:
         """retrieval_accuracy and task_accuracy, with what they are means of. Every rank computes

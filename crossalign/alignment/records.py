@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +18,37 @@ EVALUATIONS_FILE = "evaluations.jsonl"
 logger = logging.getLogger("crossalign")
 
 
-def keep_until(directory: Path, step: int) -> None:
+def written(directory: Path) -> dict[str, Any]:
+    """Size and SHA-256 of both files, as far as they are there."""
+    found = {}
+    for name in (METRICS_FILE, EVALUATIONS_FILE):
+        if (directory / name).is_file():
+            content = (directory / name).read_bytes()
+            found[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return found
+
+
+def keep_until(directory: Path, step: int, recorded: Mapping[str, Any] | None = None) -> None:
     """Cuts both files after the lines of this step; a killed run has more, and perhaps half of one.
 
-    A line that is no record, or a step without one, is named, and the file as it was is kept
-    beside the new one.
+    A line that is no record, a step without one, and a file that does not begin with what `written`
+    recorded at this step are named, and the file as it was is kept beside the new one.
     """
     for name in (METRICS_FILE, EVALUATIONS_FILE):
         path = directory / name
         kept, foreign = _records_until(path, step)
         steps = {json.loads(line)["step"] for line in kept}
         missing = sorted(set(range(1, step + 1)) - steps) if name == METRICS_FILE else []
-        if foreign or missing:
-            copy = path.with_name(f"{name}.damaged")
-            if path.exists():
-                shutil.copyfile(path, copy)
-            told = [f"line {foreign[0]} is no record of a step"] if foreign else []
-            told += [f"the record of step {missing[0]} is missing"] if missing else []
+        told = [f"line {foreign[0]} is no record of a step"] if foreign else []
+        told += [f"the record of step {missing[0]} is missing"] if missing else []
+        if not told and _has_changed(path, (recorded or {}).get(name)):
+            told = ["not what was written, by SHA-256"]
+        if told:
             count = len(foreign) + len(missing)
             more = f" ({count} such faults)" if count > 1 else ""
             logger.warning(
-                "%s: damaged: %s%s; the run goes on without, and the file as it was is %s",
-                *(path, " and ".join(told), more, copy),
+                "%s: damaged: %s%s; the run goes on without, and %s",
+                *(path, " and ".join(told), more, _kept_copy(path)),
             )
         if kept or name == METRICS_FILE:
             write_whole(path, "".join(f"{line}\n" for line in kept))
@@ -50,6 +61,28 @@ def scores_by_step(directory: Path, metric: str) -> dict[int, float]:
     kept, _ = _records_until(directory / EVALUATIONS_FILE, None)
     records = map(json.loads, kept)
     return {each["step"]: each[metric] for each in records if each["step"] > 0 and metric in each}
+
+
+def _has_changed(path: Path, recorded: Mapping[str, Any] | None) -> bool:
+    """Whether the file does not begin with the bytes that it had."""
+    if recorded is None:
+        return False
+    try:
+        with open(path, "rb") as file:
+            content = file.read(recorded["bytes"])
+    except OSError:
+        return True
+    return hashlib.sha256(content).hexdigest() != str(recorded["sha256"])
+
+
+def _kept_copy(path: Path) -> str:
+    """What became of a damaged file, for the message; an earlier copy of one stays."""
+    if not path.exists():
+        return "it is gone"
+    taken = len(list(path.parent.glob(f"{path.name}.damaged*")))
+    copy = path.with_name(f"{path.name}.damaged" + (f".{taken}" if taken else ""))
+    shutil.copyfile(path, copy)
+    return f"the file as it was is {copy}"
 
 
 def _records_until(path: Path, step: int | None) -> tuple[list[str], list[int]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from crossalign.settings import SettingError, check_settings, setting
 
+SETTINGS_FILE = "config.yaml"  # in the run's directory, and in each checkpoint
 METRICS = ("retrieval_accuracy", "task_accuracy")
 TRACKERS = ("tensorboard", "wandb")
 

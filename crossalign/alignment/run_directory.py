@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from crossalign.alignment.checkpoint import FOLDER, SETTINGS_FILE, Checkpoints
+from crossalign.alignment.checkpoint import FOLDER, Checkpoints
+from crossalign.alignment.content import CONTENT_FILE, RECORDS, read_content
 from crossalign.alignment.finite import NotFiniteError
 from crossalign.alignment.periodic_evaluation import PeriodicEvaluation
 from crossalign.alignment.progress import peak_memory_gib
@@ -20,13 +21,14 @@ from crossalign.alignment.records import (
     keep_until,
     scores_by_step,
 )
-from crossalign.alignment.run_config import RunConfig
+from crossalign.alignment.run_config import SETTINGS_FILE, RunConfig
 from crossalign.alignment.stop_request import stop_request
 from crossalign.alignment.trackers import Trackers
 from crossalign.alignment.train import AlignmentRun, Record
 from crossalign.build_report import build_info
 from crossalign.files.lock import LOCK_FILE
 from crossalign.files.output import write_whole
+from crossalign.files.sealed import sealed
 from crossalign.files.text import DataError
 
 ENVIRONMENT_FILE = "environment.json"
@@ -35,8 +37,10 @@ TRACKERS_FOLDER = "trackers"
 CHANGEABLE = (
     *("steps", "device", "chunk_size", "lm_chunk_size", "gradient_checkpointing", "save_every"),
     *("keep_last", "best_metric", "trackers", "allow_untested", "cache"),
-    *("pairs", "lm_data"),  # their paths; a checkpoint goes on with the same content only
+    # Paths; a checkpoint goes on with the same content only.
+    *("pairs", "lm_data", "evaluate_pairs", "evaluate_data"),
 )
+_OF_ADAPTERS = "model"  # likewise, of a run that trains adapters of it
 
 
 def check_output(directory: Path, *, resume: bool) -> None:
@@ -57,10 +61,14 @@ def check_output(directory: Path, *, resume: bool) -> None:
 def check_unchanged(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raises ValueError if a resumed run would change more of the stored one than CHANGEABLE."""
     for name, value in settings.items():
-        if name not in CHANGEABLE and stored.get(name) != value:
+        if name in CHANGEABLE or stored.get(name) == value:
+            continue
+        message = f"{name} is {value!r}, but the run to resume has {stored.get(name)!r}; "
+        if name != _OF_ADAPTERS:
+            raise ValueError(f"{message}only {', '.join(CHANGEABLE)} may change")
+        if settings.get("lora_rank") is None:
             raise ValueError(
-                f"{name} is {value!r}, but the run to resume has {stored.get(name)!r}; only "
-                f"{', '.join(CHANGEABLE)} may change"
+                f"{message}leave --model away: the weights are those of the last checkpoint"
             )
 
 
@@ -97,7 +105,7 @@ def train_into(
     try:
         if run.engine.is_main:
             directory.mkdir(parents=True, exist_ok=True)
-            _write_records(checkpoints, settings, run.step)
+            _write_records(checkpoints, settings, last)
         writer.train(settings)
     except BaseException:
         if run.engine.is_main and not checkpoints.steps():
@@ -118,15 +126,19 @@ def _check_settings(checkpoints: Checkpoints, step: int, settings: Mapping[str, 
             raise DataError(f"{path}: {error}; {copy} holds the settings of the run") from None
 
 
-def _write_records(checkpoints: Checkpoints, settings: Mapping[str, Any], step: int) -> None:
-    """config.yaml, environment.json, and the metrics as they were after `step`."""
+def _write_records(checkpoints: Checkpoints, settings: Mapping[str, Any], last: int | None) -> None:
+    """config.yaml, environment.json, and the metrics as they were at the last checkpoint."""
     import yaml
 
     directory = checkpoints.directory
     checkpoints.remove_abandoned()
-    write_whole(directory / SETTINGS_FILE, yaml.safe_dump(dict(settings), sort_keys=False))
+    lines: str = yaml.safe_dump(dict(settings), sort_keys=False)
+    write_whole(directory / SETTINGS_FILE, sealed(lines))
     write_whole(directory / ENVIRONMENT_FILE, json.dumps(build_info(), indent=2) + "\n")
-    keep_until(directory, step)
+    recorded = None
+    if last is not None:
+        recorded = read_content(checkpoints.path(last) / CONTENT_FILE).get(RECORDS)
+    keep_until(directory, last or 0, recorded)
 
 
 def _remove_traces(directory: Path) -> None:

@@ -120,7 +120,7 @@ class TranslationItems(Sequence[TrainingItem]):
             named = {code for pair in pairs for code in pair[2:4]} - {""}
         check_languages(named)
         self.pairs, self.repeats, self.seed = pairs, repeats, seed
-        self._languages = tuple(languages) or ("", "")
+        self.languages = tuple(languages) or ("", "")
 
     def __len__(self) -> int:
         return self.repeats * len(self.pairs)
@@ -141,7 +141,7 @@ class TranslationItems(Sequence[TrainingItem]):
         return self._item(pair, random.Random(f"{self.seed} {number}"))
 
     def _item(self, pair: Pair, rng: random.Random) -> TrainingItem:
-        source, target, source_language, target_language, _ = pair.in_languages(*self._languages)
+        source, target, source_language, target_language, _ = pair.in_languages(*self.languages)
         if rng.random() < TURN_PROBABILITY:
             source, target, target_language = target, source, source_language
         prompt = f"{source} = "

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
-from crossalign.data.builders import TrainingItem
+from crossalign.data.builders import TrainingItem, TranslationItems
 from crossalign.data.items import parse_item
 from crossalign.data.pairs import (
     Pair,
@@ -142,6 +142,8 @@ class IndexedPairs(_Indexed[Pair]):
     def __init__(self, files: Sequence[IndexedLines], languages: Sequence[str]) -> None:
         super().__init__(files)
         self.languages = tuple(languages) or ("", "")
+        named = f"{self.fingerprint} {' '.join(languages)}"
+        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
         self.num_negatives: int = files[0].summary.get("negatives", 0)
         self.named_languages = {*files[0].summary.get("languages", ()), *languages}
         if len(files) == 1:
@@ -172,10 +174,13 @@ def num_negatives(pairs: Sequence[Pair]) -> int:
 
 
 def data_fingerprint(records: Sequence[Any]) -> str:
-    """SHA-256 of pairs or items, or of the files that hold them."""
+    """SHA-256 of pairs or items, or of the files that hold them and the languages they are in."""
     known: str | None = getattr(records, "fingerprint", None)  # of files
     if known is not None:
         return known
+    if isinstance(records, TranslationItems):  # which follow from their pairs
+        made_of = f"{data_fingerprint(records.pairs)} {records.repeats} {records.seed}"
+        return hashlib.sha256(f"{made_of} {records.languages}".encode()).hexdigest()
     digest = hashlib.sha256()
     for record in records:
         digest.update(json.dumps(record, sort_keys=True).encode())

@@ -74,7 +74,8 @@ def load_config(name: str, flag: str = "") -> PreTrainedConfig:
     if is_gguf(name):
         return copy.deepcopy(_gguf_config(name, Path(name).stat().st_mtime_ns))
     base = _adapted_model(name)
-    with _errors_named(base or name, flag):
+    shown = name if base is None else f"{name}: holds adapters of the model {base}"
+    with _errors_named(base or name, flag, shown):
         config: PreTrainedConfig = AutoConfig.from_pretrained(base or name, **_OWN_CODE_ONLY)
     _check_architecture(f"{flag}{base or name}", config)
     if base is not None:
@@ -164,19 +165,20 @@ _OWN_CODE_ONLY: dict[str, Any] = {"trust_remote_code": False}
 
 
 @contextlib.contextmanager
-def _errors_named(name: str, flag: str = "") -> Iterator[None]:
-    """What transformers says of a name, in one sentence that begins with it."""
+def _errors_named(name: str, flag: str = "", shown: str = "") -> Iterator[None]:
+    """What transformers says of a name, in one sentence that begins with it, or with `shown`."""
+    shown = shown or name
     try:
         yield
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"{flag}{name}: needs Python code that comes with the model, which crossalign does "
-                "not run; take a model whose class transformers has"
+                f"{flag}{shown}: needs Python code that comes with the model, which "
+                "crossalign does not run; take a model whose class transformers has"
             ) from error
         if isinstance(error, OSError) and not Path(name).is_dir():
             raise FileNotFoundError(
-                f"{flag}{name}: is no directory, and no model of this name came from the Hugging "
+                f"{flag}{shown}: is no directory, and no model of this name came from the Hugging "
                 "Face hub; check the spelling, the connection (HF_HUB_OFFLINE) and the access"
             ) from error
         raise
@@ -212,10 +214,18 @@ def _adapted_model(name: str) -> str | None:
     adapters = Path(name) / "adapter_config.json"
     if not adapters.is_file():
         return None
-    base: str = json.loads(adapters.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    try:
+        base = json.loads(adapters.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise ValueError(
+            f"{adapters}: damaged: does not name the model that the adapters belong to "
+            "(base_model_name_or_path)"
+        )
     if _can_only_be_a_path(base) and not Path(base).is_dir():
         raise FileNotFoundError(
             f"{name}: holds adapters of the model {base}, which is not there; put it back, or set "
             f"base_model_name_or_path in {adapters}"
         )
-    return base
+    return str(base)

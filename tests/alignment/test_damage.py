@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from crossalign.alignment.checkpoint import Checkpoints
@@ -61,7 +60,7 @@ def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-FILES = ["config.json", "config.yaml", "generation_config.json", "manifest.json"]
+FILES = ["config.json", "config.yaml", "content.json", "generation_config.json", "manifest.json"]
 FILES += ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "training_state.pt"]
 
 
@@ -148,39 +147,6 @@ def test_a_damaged_best_checkpoint_is_not_published(
     cut(checkpoints.path(2) / "model.safetensors")
     assert Checkpoints(tmp_path).best(scores) == 1
     assert "it was the best by --best-metric" in caplog.text
-
-
-def test_foreign_and_missing_records_are_named(
-    align: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert align()[0] == 0
-    path = tmp_path / "out" / "metrics.jsonl"
-    before = metrics_of(tmp_path / "out")
-    lines = path.read_text().splitlines()
-    spoiled = "\n".join([lines[0], "[1]", *lines[2:4], "slurm: job 7", *lines[4:]]) + "\n"
-    path.write_text(spoiled)
-    assert align("--resume", "--steps", 7)[0] == 0
-    assert caplog.records[0].message == (
-        f"{path}: damaged: line 2 is no record of a step and the record of step 2 is missing "
-        f"(3 such faults); the run goes on without, and the file as it was is {path}.damaged"
-    )
-    assert metrics_of(tmp_path / "out")[:5] == [before[0], *before[2:]]
-    assert path.with_name("metrics.jsonl.damaged").read_text() == spoiled
-
-
-def test_settings_that_changed_on_the_disk_are_refused(align: Run, tmp_path: Path) -> None:
-    """One flipped bit, and the file is still valid YAML."""
-    assert align()[0] == 0
-    path = tmp_path / "out" / "config.yaml"
-    settings = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump({**settings, "temperature": 0.07}))
-    status, _, error = align("--resume", "--steps", 8, "--temperature", 0.07)
-    assert status == 1
-    copy = tmp_path / "out" / "checkpoints" / "step-6" / "config.yaml"
-    assert_one_line(error, f"{path}: temperature is 0.07, but the run to resume has 0.05")
-    assert f"{copy} holds the settings of the run" in error
-    shutil.copy(copy, path)
-    assert align("--resume", "--steps", 8)[0] == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -23,7 +23,9 @@ def test_data_that_moved_goes_on_and_other_data_does_not(
     moved.write_text(moved.read_text().replace("w3", "w4"))
     status, _, error = run(*resume[:-4], "--steps", 3, "--pairs", moved)
     assert status == 1
-    assert_one_line(error, "the pairs or items are not those that this run was trained on")
+    assert_one_line(
+        error, "the pairs (--pairs), or their languages, are not those that this run was trained on"
+    )
 
 
 def test_a_pipe_is_refused_instead_of_hanging(run: Run, tmp_path: Path) -> None:
