@@ -10,7 +10,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.provenance import ROOT
 from benchmarks.report import with_tables
@@ -21,8 +21,53 @@ from benchmarks.reproduction.reproduce_afp import BEFORE, Sizes, configurations
 BEGIN, END = "<!-- reproduction: begin -->", "<!-- reproduction: end -->"
 PAGE, FIGURE = "reproduction.md", "reproduction.png"
 
+AFP_COLOR, OTHER_COLOR = "#0072B2", "#B8B8B8"
+
 Row = dict[str, Any]
 Measure = Callable[[Row], float | None]
+
+
+class Panel(NamedTuple):
+    """A measure of the figure: value times scale, as bars that start at `left`, and a line."""
+
+    measure: str
+    title: str
+    unit: str
+    scale: float
+    left: float
+    line: float
+    line_name: str
+
+
+def shown_panels(sizes: Row) -> tuple[Panel, ...]:
+    by_chance, of_choices = 100 / sizes["tests"], 100 / CHOICES
+    choice_line = (100, 0, of_choices, f"{of_choices:.0f} %, by chance")
+    return (
+        Panel(
+            "retrieval, captions",
+            "Captions that find\ntheir translation first",
+            f"% of {sizes['tests']}, at the aligned layer",
+            *(100, 0, by_chance, f"{by_chance:.1f} %, by chance"),
+        ),
+        Panel(
+            "gain, 0 shots",
+            "Translation chosen by gain,\nno demonstration",
+            "% of the questions",
+            *choice_line,
+        ),
+        Panel(
+            "gain, 5 shots",
+            "Translation chosen by gain,\nfive demonstrations",
+            "% of the questions",
+            *choice_line,
+        ),
+        Panel(
+            "worst perplexity",
+            "Perplexity of the language\nthat lost most",
+            "times that before alignment",
+            *(1, 1, 1.05, "5 % worse"),
+        ),
+    )
 
 
 def read_rows(path: Path) -> tuple[Row, dict[str, list[Row]]]:
@@ -114,35 +159,48 @@ def table(sizes: Row, named: dict[str, list[Row]]) -> str:
 
 
 def draw(sizes: Row, named: dict[str, list[Row]], path: Path) -> None:
-    """A bar per configuration and a dot per seed, for four measures."""
+    """A bar per configuration and a dot per seed, for four measures, one row of bars for all."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     before = {row["seed"]: row for row in named[BEFORE]}
     measures = columns(sizes["layers"][0], before)
-    titles = ("retrieval, captions", "gain, 0 shots", "gain, 5 shots", "worst perplexity")
-    figure, panels = plt.subplots(1, len(titles), figsize=(15, 4), layout="constrained")
+    figure, panels = plt.subplots(1, 4, figsize=(14, 4.6), sharey=True, layout="constrained")
     names = list(named)[::-1]
-    for panel, title in zip(panels, titles, strict=True):
+    for panel, shown in zip(panels, shown_panels(sizes), strict=True):
         for position, name in enumerate(names):
-            found = [measures[title][0](row) for row in named[name]]
-            values = [value for value in found if value is not None]
-            if not values:
-                continue
-            panel.barh(position, statistics.fmean(values), color="C0" if "AFP" in name else "0.7")
-            panel.plot(values, [position] * len(values), "k.", markersize=4)
-        panel.set_yticks(range(len(names)), names if panel is panels[0] else [])
-        panel.set_title(title)
+            found = [measures[shown.measure][0](row) for row in named[name]]
+            values = [shown.scale * value for value in found if value is not None]
+            if values:
+                length = statistics.fmean(values) - shown.left
+                color = AFP_COLOR if "AFP" in name else OTHER_COLOR
+                panel.barh(position, length, left=shown.left, color=color)
+                panel.plot(values, [position] * len(values), "k.", markersize=5)
+            else:
+                place = {"transform": panel.get_yaxis_transform(), "va": "center"}
+                panel.text(0.02, position, "not measured", color="0.4", **place)
+        panel.axvline(shown.line, color="k", linestyle=":", linewidth=1.2)
+        panel.set_title(shown.title, fontsize=12)
+        panel.set_xlabel(f"{shown.unit}\ndotted: {shown.line_name}", fontsize=11)
+        panel.tick_params(labelsize=11)
         panel.grid(axis="x", alpha=0.3)
-    for panel in panels[1:3]:
-        panel.axvline(1 / CHOICES, color="k", linestyle=":", label="chance")
-        panel.legend()
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(-0.6, len(names) - 0.4)
     panels[3].set_xscale("log")
-    panels[3].axvline(1.05, color="k", linestyle=":", label="5 % worse")
-    panels[3].legend()
-    figure.savefig(path, dpi=110)
+    panels[3].set_xticks([1, 10, 100, 1000], ["1 ×", "10 ×", "100 ×", "1,000 ×"])
+    marks = [
+        Patch(color=AFP_COLOR, label="AFP: both losses"),
+        Patch(color=OTHER_COLOR, label="one loss, or none (before)"),
+        Line2D([], [], color="k", marker=".", linestyle="", label="one seed"),
+    ]
+    figure.legend(handles=marks, loc="outside upper center", ncols=3, frameon=False, fontsize=11)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
