@@ -8,22 +8,34 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 # Told apart without colour vision, too (Okabe and Ito; the yellow left out, too pale for white).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+SHADES = (
+    "#00395A",
+    "#8A5F00",
+    "#004F39",
+    "#7F2F5E",
+    "#6E3000",
+    "#7B68C8",
+    "#8C8C8C",
+)  # a second round
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")  # help in black and white
 INK = "#222222"
 FRAME = "#d0d0d0"
 BEFORE, AFTER = "#767676", "#0072B2"
 _DPI = 160
-_MOST_ANNOTATED = 12  # languages whose matrix has room for numbers
+_MOST_ANNOTATED = 14  # languages whose matrix has room for numbers
+_APART = 0.06  # of the picture's width: language centers so far apart have room for their names
 
 
 class Curve(NamedTuple):
@@ -36,15 +48,16 @@ class Curve(NamedTuple):
 
 
 def look(index: int) -> tuple[str, str]:
-    """Colour and marker of a language; those of the first 7 x 7 differ."""
-    turn = index // len(COLOURS)
-    return COLOURS[index % len(COLOURS)], MARKERS[(index + turn) % len(MARKERS)]
+    """Colour and marker of a language: 14 colours, and no two alike among the first 49."""
+    turn, place = divmod(index, len(COLOURS))
+    colour = (SHADES if turn % 2 else COLOURS)[place]
+    return colour, MARKERS[(place + turn) % len(MARKERS)]
 
 
 def draw_languages(
     points: Mapping[str, Tensor], *, num_linked: int, names: Mapping[str, str] | None = None
 ) -> bytes:
-    """One point per sentence, coloured by language.
+    """One point per sentence, coloured by language; names at their centers where these are apart.
 
     Args:
         points: language -> (n, 2), rows translate rows.
@@ -57,29 +70,26 @@ def draw_languages(
     figure = Figure(figsize=(5.2, 4.7 + 0.2 * legend_rows), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     _scatter(axes, points, num_linked=num_linked, size=13, names=names)
-    axes.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.01),
-        ncols=columns,
-        frameon=False,
-        markerscale=1.8,
-        handletextpad=0.1,
-        columnspacing=1.2,
-    )
+    _name_centers(axes, points)
+    _add_legend(figure, axes, columns)
     return _png(figure)
 
 
 def draw_languages_by_layer(points: Mapping[int, Mapping[str, Tensor]]) -> bytes:
-    """The picture of draw_languages for every layer, small, without links and legend."""
+    """The picture of draw_languages for every layer, small, without links and names."""
     columns = min(len(points), 5)
     rows = math.ceil(len(points) / columns)
-    figure = Figure(figsize=(1.6 * columns, 1.75 * rows), dpi=_DPI, layout="constrained")
+    in_legend = min(max(1, 3 * columns), len(next(iter(points.values()))))
+    legend_rows = math.ceil(len(next(iter(points.values()))) / in_legend)
+    height = 1.75 * rows + 0.25 * legend_rows
+    figure = Figure(figsize=(1.6 * columns, height), dpi=_DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (layer, places) in zip(grid, points.items(), strict=False):
         _scatter(axes, places, num_linked=0, size=3, names=None)
         axes.set_title(f"layer {layer}", fontsize=8, color=INK)
     for axes in grid[len(points) :]:
         axes.set_axis_off()
+    _add_legend(figure, grid[0], in_legend, markerscale=3.5)
     return _png(figure)
 
 
@@ -93,16 +103,18 @@ def draw_curves(
 ) -> bytes:
     """Values by layer: the last curve in colour, an earlier one ("before") grey and dashed.
 
+    Layers at which a curve has no value are named in the picture.
+
     Args:
         curves: name -> curve; one or two. The band reaches from the least to the greatest.
         label: of the vertical axis.
-        shown_layer: marked by a vertical line.
+        shown_layer: marked by a vertical bar, which the legend names.
         is_percent: the axis reaches from 0 to 100.
         chance: a dotted line at this height; None: no line.
     """
-    figure = Figure(figsize=(5.2, 3.3), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(5.2, 3.6), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
-    axes.axvline(shown_layer, color=FRAME, linewidth=5, zorder=0)
+    axes.axvline(shown_layer, color=FRAME, linewidth=6, zorder=0, label=f"layer {shown_layer}")
     styles = [(AFTER, "-", "o")] if len(curves) == 1 else [(BEFORE, "--", "s"), (AFTER, "-", "o")]
     for (name, curve), (colour, line, marker) in zip(curves.items(), styles, strict=True):
         axes.fill_between(
@@ -115,12 +127,14 @@ def draw_curves(
         axes.axhline(chance, color=INK, linewidth=1, linestyle=":", label="by chance")
     if is_percent:
         axes.set_ylim(-3, 103)
+    _name_undefined(axes, curves)
+    layers = [layer for curve in curves.values() for layer in curve.layers]
+    axes.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
     axes.set_xlabel("layer")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     axes.spines[["top", "right"]].set_visible(False)
-    if len(curves) > 1 or chance is not None:
-        axes.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return _png(figure)
 
 
@@ -141,9 +155,8 @@ def draw_matrix(shares: Tensor, languages: Sequence[str]) -> bytes:
         for row, column in ((i, j) for i in ticks for j in ticks if i != j):
             value = percent[row, column].item()
             colour = "white" if value < 55 else INK
-            axes.text(
-                column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8
-            )
+            size = 8 if len(languages) <= 10 else 6.5
+            _write(axes, (column, row), f"{value:.0f}", color=colour, fontsize=size)
     figure.colorbar(image, ax=axes, label="found first, %", shrink=0.8)
     return _png(figure)
 
@@ -172,6 +185,54 @@ def _scatter(
     axes.margins(0.06)
     for spine in axes.spines.values():
         spine.set_color(FRAME)
+
+
+def _name_centers(axes: Axes, points: Mapping[str, Tensor]) -> None:
+    """Writes each language's code at the center of its points, unless centers lie together."""
+    centers = torch.stack([places.mean(dim=0) for places in points.values()])
+    every = torch.cat(list(points.values()))
+    extent = (every.amax(dim=0) - every.amin(dim=0)).clamp_min(torch.finfo(every.dtype).tiny)
+    distances = torch.pdist(centers / extent)
+    if not len(distances) or distances.min() < _APART:
+        return
+    halo = [withStroke(linewidth=3, foreground="white")]
+    for language, center in zip(points, centers.tolist(), strict=True):
+        name = _write(axes, center, language, fontsize=11, fontweight="bold")
+        name.set(path_effects=halo, zorder=4)
+
+
+def _name_undefined(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    notes = []
+    for name, curve in curves.items():
+        places = zip(curve.layers, curve.means, strict=True)
+        undefined = [str(layer) for layer, mean in places if mean != mean]
+        if undefined:
+            of = f"{name}: " if len(curves) > 1 else ""
+            every = len(undefined) == len(curve.layers)
+            where = "at every layer" if every else f"at layer {', '.join(undefined)}"
+            notes.append(f"{of}undefined {where}")
+    if all(mean != mean for curve in curves.values() for mean in curve.means):
+        axes.set_yticks([])  # there is no scale
+    _write(axes, (0.5, 0.5), "\n".join(notes), fontsize=9).set(transform=axes.transAxes, wrap=True)
+
+
+def _add_legend(figure: Figure, axes: Axes, columns: int, markerscale: float = 1.8) -> None:
+    """Below everything; its markers are opaque, unlike the points."""
+    legend = figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        markerscale=markerscale,
+        handletextpad=0.1,
+        columnspacing=1.2,
+    )
+    for handle in filter(None, legend.legend_handles):
+        handle.set_alpha(1)
+
+
+def _write(axes: Axes, place: Sequence[float], text: str, color: str = INK, **font: Any) -> Text:
+    return axes.text(place[0], place[1], text, ha="center", va="center", color=color, **font)
 
 
 def _png(figure: Figure) -> bytes:

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from crossalign.analysis.measurement import LayerMeasurement
 from crossalign.analysis.measures import MEASURES, format_number
 
+LAYER_SHOWN = "Layer shown"  # the fact that says why this layer
 _LONGEST_SHOWN = 240  # characters of a sentence
 _MOST_OPEN_PAIRS = 21  # more rows are folded up until asked for
 _TILES = ("accuracy", "margin_accuracy", "language_identification", "centre_distance")
@@ -65,6 +66,7 @@ def render_report(
         _template().render(
             comparing=before is not None,
             layer=shown_layer,
+            why_layer=facts[LAYER_SHOWN].partition(", ")[2],
             languages=languages,
             num_lines=len(sentences[languages[0]]),
             num_drawn=len(next(iter(studied.points.values()))),

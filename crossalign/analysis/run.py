@@ -16,6 +16,7 @@ import transformers
 from crossalign.analysis.advice import advice
 from crossalign.analysis.measurement import AnalysisOptions, LayerMeasurement, measure_model
 from crossalign.analysis.parallel_text import read_parallel_text
+from crossalign.analysis.report import LAYER_SHOWN
 from crossalign.analysis.results import write_results
 from crossalign.files.output import atomic_directory, check_output_directory
 from crossalign.models.aligned_as import VectorChoices, choices_of
@@ -177,6 +178,11 @@ def _facts(
             "Before (baseline)": shown_path(settings.compare),
             "After (model studied)": shown_path(settings.model),
         }
+    if settings.show_layer is not None:
+        shown = "asked for by --show-layer"
+    else:
+        centered = "" if choices.center == "none" else " in centered vectors"
+        shown = f"where the model studied finds most translations{centered}"
     num_lines = len(next(iter(result.sentences.values())))
     drawn = "" if settings.limit is None else f", at most {settings.limit:,} drawn at random"
     cut = (
@@ -189,6 +195,7 @@ def _facts(
         f"{', '.join(result.sentences)}{drawn}",
         "Files": ", ".join(shown_path(path) for path in settings.pairs),
         "Layers": _listed(result.models),
+        LAYER_SHOWN: f"{result.shown_layer}, {shown}",
         "Sentence vectors": f"{settings.pooling} pooling of {choices.pool_tokens} tokens, center: "
         f"{choices.center}, cut {cut}, {settings.dtype} weights",
         "Seed": str(settings.seed),

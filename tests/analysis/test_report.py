@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
-from crossalign.analysis.figures import draw_languages, look
+from crossalign.analysis.figures import Curve, draw_curves, draw_languages, look
 from crossalign.analysis.measurement import (
     MAX_POINTS,
     NUM_EXAMPLES,
@@ -77,6 +79,7 @@ def write_report(directory: Path, languages: tuple[str, ...], names: tuple[str, 
     facts = {"Model studied": "/a/\"quoted\" 'model' <i>&amp;"}
     if len(names) == 2:
         facts = {"Before (baseline)": "/b/<script>alert(1)</script>", **facts}
+    facts["Layer shown"] = "4, asked for by --show-layer"
     facts["Files"] = "/" + "long/" * 80 + 'o\'clock "x" <b>.en\u202e'
     write_results(directory, sentences, models, 4, facts)
     return directory / "report.html"
@@ -116,6 +119,25 @@ def test_page_fits_its_window_and_says_nothing_to_the_console(
     assert browser.evaluate(loaded)
     assert browser.evaluate("document.images.length") > 12
     assert browser.problems == []
+
+
+def test_tables_fit_a_window_of_1280_and_show_where_they_go_on_in_a_narrow_one(
+    browser: Browser, page: Path
+) -> None:
+    """The widest has twelve measures and languages of long names."""
+    beyond = """[...document.querySelectorAll(".scroll")].map(e => e.scrollWidth - e.clientWidth)
+        .filter(width => width > 0)"""
+    browser.open(page, width=1280)
+    assert browser.evaluate(beyond) == []
+    browser.open(page, width=390)
+    assert len(browser.evaluate(beyond)) > 2
+    cue = "getComputedStyle(document.querySelector('.scroll')).backgroundAttachment"
+    assert browser.evaluate(cue) == "local, local, scroll, scroll"
+
+
+def test_page_says_why_this_layer_is_shown(browser: Browser, page: Path) -> None:
+    browser.open(page, width=1280)
+    assert "At layer 4, asked for by --show-layer" in browser.evaluate("document.body.textContent")
 
 
 def test_screenshot_shows_a_page_and_the_dark_one_is_dark(browser: Browser, page: Path) -> None:
@@ -193,12 +215,47 @@ def test_page_prints(browser: Browser, small_page: Path) -> None:
 
 
 def test_languages_look_different_from_one_another() -> None:
-    """Colour and marker together, for as many languages as NTREX has."""
+    """By color as far as XNLI's and the demo's go, then by color and marker together."""
     assert len({look(index) for index in range(49)}) == 49
-    assert len({look(index)[0] for index in range(7)}) == 7
+    assert len({look(index)[0] for index in range(14)}) == 14
     png = draw_languages({f"l{i}": torch.randn(5, 2) for i in range(49)}, num_linked=1)
     image = Image.open(io.BytesIO(png))
     assert image.width == 832 and len(image.convert("RGB").getcolors(2**20) or ()) > 100
+
+
+def test_layers_without_a_value_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty picture of margins left the reader to guess."""
+    written = texts_of_pictures(monkeypatch)
+    nan = float("nan")
+    some = Curve([0, 1, 2], [nan, 1.0, nan], [nan, 1.0, nan], [nan, 1.0, nan])
+    none = Curve([0, 1, 2], [nan] * 3, [nan] * 3, [nan] * 3)
+    draw_curves({"before": none, "after": some}, label="margin", shown_layer=1)
+    assert "before: undefined at every layer\nafter: undefined at layer 0, 2" in written
+    assert {"layer 1", "before", "after"} <= set(written)
+
+
+def test_names_are_at_the_centers_of_languages_that_are_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = texts_of_pictures(monkeypatch)
+    points = {code: torch.randn(9, 2) + 20 * index for index, code in enumerate(NAMES)}
+    draw_languages(points, num_linked=1)
+    assert [written.count(code) for code in NAMES] == [2] * 7  # there and in the legend
+    written.clear()
+    draw_languages({code: torch.randn(400, 2) for code in NAMES}, num_linked=1)
+    assert [written.count(code) for code in NAMES] == [1] * 7
+
+
+def texts_of_pictures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Filled with what is written in each picture that is drawn from here on."""
+    written: list[str] = []
+
+    def record(figure: Figure) -> bytes:
+        written.extend(text.get_text() for text in figure.findobj(Text))
+        return b""
+
+    monkeypatch.setattr("crossalign.analysis.figures._png", record)
+    return written
 
 
 @pytest.mark.parametrize(("num_lines", "num_languages", "expected"), [(3, 2, 3), (9999, 2, 250)])
