@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,13 @@ import pytest
 import torch
 
 from tests.support.command_cases import Run
+from tests.support.interpreter import quicken
 
 # Kernels are decorated on their first import, so this must stand before any of them is touched.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    quicken()
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
 # Two pytest workers on two cores: more threads per worker only fight each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
