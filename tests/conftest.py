@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.command_cases import Run
-from tests.support.interpreter import quicken
+from tests.support.kernels.interpreter import quicken
 
 # Kernels are decorated on their first import, so this must stand before any of them is touched.
 if not torch.cuda.is_available():

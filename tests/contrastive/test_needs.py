@@ -13,8 +13,8 @@ from crossalign import fused_contrastive_loss
 from crossalign.contrastive import torch_passes
 from crossalign.contrastive.problem import ContrastiveGrads, GradientNeeds
 from tests.support.contrastive_cases import make_problem
+from tests.support.counted import multiply_adds
 from tests.support.pooling_cases import BACKENDS
-from tests.support.products import multiply_adds
 
 # Several chunks of both backends' workspaces, the last of them not whole; D is no multiple of the
 # tile's.

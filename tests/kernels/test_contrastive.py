@@ -11,7 +11,6 @@ from torch import Tensor
 
 from crossalign import ContrastiveLoss, fused_contrastive_loss
 from crossalign.contrastive.problem import ContrastiveGrads, GradientNeeds
-from tests.support.allocations import LargestAllocation
 from tests.support.contrastive_cases import (
     LOSS_CASES,
     SYMMETRIC,
@@ -21,6 +20,7 @@ from tests.support.contrastive_cases import (
     make_problem,
     upstream_of,
 )
+from tests.support.counted import LargestAllocation
 from tests.support.pooling_cases import BACKENDS, INTERPRETED_DTYPES, Run
 
 operands = pytest.importorskip("crossalign.kernels.operands", reason="needs triton")

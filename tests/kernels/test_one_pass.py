@@ -19,8 +19,8 @@ from tests.support.contrastive_cases import (
     make_inputs,
     upstream_of,
 )
+from tests.support.counted import multiply_adds
 from tests.support.pooling_cases import BACKENDS, Run
-from tests.support.products import multiply_adds
 
 pytest.importorskip("triton", reason="needs triton")
 INTERPRETED = pytest.mark.parametrize("backend", BACKENDS[1:])

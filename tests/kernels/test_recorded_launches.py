@@ -29,7 +29,7 @@ def launches(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """By pointers and by tensor descriptors; in a process whose kernels are not interpreted."""
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.recorded_launches", str(request.param)],
+        [sys.executable, "-m", "tests.support.kernels.recorded_launches", str(request.param)],
         cwd=ROOT,
         env=kept | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

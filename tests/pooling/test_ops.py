@@ -16,7 +16,7 @@ from crossalign.backends import Backend
 from crossalign.pooling import ops, torch_passes
 from crossalign.pooling.choices import Pooling
 from crossalign.pooling.functions import masked_mean_pool, mean_pool_varlen, pool
-from tests.support.allocations import LargestAllocation
+from tests.support.counted import LargestAllocation
 from tests.support.pooling_cases import (
     BACKENDS,
     RUNS,

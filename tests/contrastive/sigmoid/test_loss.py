@@ -15,7 +15,7 @@ from crossalign.contrastive import torch_logits
 from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid import torch_passes
 from crossalign.contrastive.sigmoid.problem import SigmoidProblem
-from tests.support.allocations import LargestAllocation
+from tests.support.counted import LargestAllocation
 from tests.support.pooling_cases import BACKENDS, RUNS, Run
 from tests.support.sigmoid_cases import (
     LEAVES,

@@ -17,7 +17,7 @@ from crossalign.evaluation.vectors.geometry import (
     spread,
     uniformity,
 )
-from tests.support.allocations import LargestAllocation
+from tests.support.counted import LargestAllocation
 
 UNEVEN = torch.tensor([4.0, 1.0, 0.5, 0.3, 2.0, 0.1])
 

@@ -19,7 +19,7 @@ from crossalign.evaluation.vectors.retrieval import (
     write_retrieval_csv,
 )
 from crossalign.pooling.choices import Center
-from tests.support.allocations import LargestAllocation
+from tests.support.counted import LargestAllocation
 
 
 def plain_scores(source: Any, target: Any) -> Any:

@@ -5,7 +5,7 @@ compiles as it would there, and checks shared memory; the launch itself is only 
 shows without a GPU what the interpreter and hand-written signatures cannot: that every launch fits
 its kernel, and which calls compile anew. What a kernel computes is never looked at.
 
-    python -m tests.support.recorded_launches 90    # a JSON list, one object per launch, on sm_90
+    python -m tests.support.kernels.recorded_launches 90  # a JSON list, an object a launch, sm_90
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Triton's interpreter without work that it repeats: a third of its time in these tests."""
+"""Triton's interpreter without work that it repeats: two thirds of its time in these tests."""
 
 from __future__ import annotations
 
