@@ -24,13 +24,18 @@ _DTYPE_OPTIONS = {
         *("symmetric", "one_way", "online", "temperature", "ids_stats", "owners"),
         *("private", "positives", "kept", "kept_one_way", "kept_owners", "everything"),
         *("plain", "ids", "margin", "margin_one_way", "logit_sums", "hardness", "best"),
-        *("all_options",),
+        *("all_options", "guided", "guided_one_way", "guided_owners", "guided_all_options"),
     ),
     "fp16": ("symmetric", "everything", "plain"),
-    "fp32": ("symmetric", "tf32", "kept", "everything", "plain", "all_options"),
-    "fp64": ("symmetric", "everything", "all_options"),
+    "fp32": (
+        *("symmetric", "tf32", "kept", "everything", "plain", "all_options"),
+        *("guided", "guided_all_options"),
+    ),
+    "fp64": ("symmetric", "everything", "all_options", "guided_all_options"),
 }
 _DTYPES_OF_SIZE = {2: ("bf16", "fp16"), 4: ("fp32",), 8: ("fp64",)}
+_GUIDED: dict[str, object] = {"HAS_LIMITS": True, "HAS_GUIDES": True}
+_OWNERS: dict[str, object] = {"HAS_IDS": True, "HAS_OWNERS": True}
 FORWARD_OPTIONS: dict[str, dict[str, object]] = {
     "symmetric": {},
     "one_way": {"SYMMETRIC": False},
@@ -48,6 +53,9 @@ FORWARD_OPTIONS: dict[str, dict[str, object]] = {
     "logit_sums": {"WITH_LOGIT_SUMS": True},
     "hardness": {"HARDNESS_ON": "in_batch", "HAS_OWNERS": True, "SYMMETRIC": False},
     "best": {"HAS_IDS": True, "MULTI_POSITIVE": True, "WITH_BEST": True, "SYMMETRIC": False},
+    "guided": _GUIDED,
+    "guided_one_way": _GUIDED | _OWNERS | {"KEPT": True, "SYMMETRIC": False, "WITH_STATS": True},
+    "guided_owners": _GUIDED | _OWNERS | {"WITH_STATS": True},
     "everything": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
         "WITH_STATS": True, "IS_BOUNDED": False,
@@ -58,6 +66,7 @@ FORWARD_OPTIONS: dict[str, dict[str, object]] = {
         "HARDNESS_ON": "owned",
     },
 }  # fmt: skip
+FORWARD_OPTIONS["guided_all_options"] = FORWARD_OPTIONS["all_options"] | _GUIDED
 BACKWARD_OPTIONS: dict[str, dict[str, object]] = {
     "symmetric": {},
     "one_way": {"SYMMETRIC": False},
@@ -70,6 +79,9 @@ BACKWARD_OPTIONS: dict[str, dict[str, object]] = {
     "margin_one_way": {"HAS_LIMITS": True, "SYMMETRIC": False, "HAS_OWNERS": True},
     "logit_sums": {"WITH_LOGIT_SUMS": True},
     "hardness": {"HARDNESS_ON": "in_batch", "HAS_OWNERS": True, "SYMMETRIC": False},
+    "guided": _GUIDED,
+    "guided_one_way": _GUIDED | {"SYMMETRIC": False},
+    "guided_owners": _GUIDED | _OWNERS,
     "everything": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
         "IS_BOUNDED": False, "NEED_SCALE_GRAD": True,
@@ -80,6 +92,7 @@ BACKWARD_OPTIONS: dict[str, dict[str, object]] = {
         "HARDNESS_ON": "owned",
     },
 }  # fmt: skip
+BACKWARD_OPTIONS["guided_all_options"] = BACKWARD_OPTIONS["all_options"] | _GUIDED
 SIGMOID_OPTIONS: dict[str, dict[str, object]] = {
     "plain": {"NEED_SCALE_GRAD": True},
     "ids": {"NEED_SCALE_GRAD": True, "HAS_IDS": True},
@@ -108,7 +121,7 @@ def _forward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
 
 def _backward_tiles(table: TileTable, options: dict[str, object]) -> Tiles:
     needs = _register_needs(options)
-    if needs == "ruled":
+    if needs == "ruled" or options.get("HAS_GUIDES"):
         return table.backward_ruled
     is_masked = needs or options.get("MULTI_POSITIVE") or not options.get("IS_BOUNDED", True)
     return table.backward_masked if is_masked else table.backward
@@ -158,7 +171,8 @@ def _tile_case(
 ) -> CompileCase:
     """A launch of `kernel` with these tiles and options, as the launcher would make it."""
     use_descriptors, chosen = arch >= 90, dict[str, Any](options)
-    is_kept = chosen.pop("KEPT", False)
+    is_kept, is_guided = chosen.pop("KEPT", False), chosen.pop("HAS_GUIDES", False)
+    has_margin = chosen.get("HAS_LIMITS", False) and (not is_guided or "HAS_OWNERS" in chosen)
     flags = TileFlags(
         ACC_DTYPE=tl.float64 if dtype == "fp64" else tl.float32, PRECISION="ieee", NORMALIZE=True,
         USE_DESCRIPTORS=use_descriptors, SYMMETRIC=True, IS_BOUNDED=True,
@@ -172,7 +186,9 @@ def _tile_case(
         constexprs["kept"] = None
     if not flags.NEED_SCALE_GRAD and "scale_partial_ptr" in kernel.arg_names:
         constexprs["scale_partial_ptr"] = None
-    types = _tuples(flags, "*fp64" if dtype == "fp64" else "*fp32")
+    number = "*fp64" if dtype == "fp64" else "*fp32"
+    types = _tuples(flags, number)
+    types["rules"] = _rules(flags, number, has_margin, is_guided)
     types |= {"strides": ("i32",) * _NUM_STRIDES.get(kernel.__name__, 2)}
     blocks = {"query": (tiles.block_n, tiles.block_d), "candidates": (tiles.block_m, tiles.block_d)}
     blocks["gradient_out"] = blocks["kept"] = (tiles.block_n, tiles.block_m)
@@ -191,30 +207,39 @@ _NUM_STRIDES = {
 }
 
 
+def _given(is_given: bool, kind: str) -> str | None:
+    return kind if is_given else None
+
+
+def _rules(flags: TileFlags, number: str, has_margin: bool, is_guided: bool) -> TileRules:
+    """number: a pointer to the accumulator dtype."""
+    guide = "*fp64" if number == "*fp64" else "*fp16"
+    return TileRules(
+        scale_ptr=number,
+        query_inverse_norm_ptr=_given(flags.NORMALIZE, number),
+        candidate_inverse_norm_ptr=_given(flags.NORMALIZE, number),
+        query_ids_ptr=_given(flags.HAS_IDS, "*i64"),
+        candidate_ids_ptr=_given(flags.HAS_IDS, "*i64"),
+        negative_owner_ptr=_given(flags.HAS_OWNERS, "*i64"),
+        row_limit_ptr=_given(has_margin, number),
+        column_limit_ptr=_given(has_margin and flags.SYMMETRIC, number),
+        query_guide_ptr=_given(is_guided, guide),
+        candidate_guide_ptr=_given(is_guided, guide),
+        guide_width=_given(is_guided, "i32"),
+        row_guide_limit_ptr=_given(is_guided, number),
+        column_guide_limit_ptr=_given(is_guided and flags.SYMMETRIC, number),
+    )
+
+
 def _tuples(flags: TileFlags, number: str) -> dict[str, Any]:
     """The types of everything but matrices; number: a pointer to the accumulator dtype."""
-
-    def given(is_given: bool, kind: str = number) -> str | None:
-        return kind if is_given else None
-
-    rules = TileRules(
-        scale_ptr=number,
-        query_inverse_norm_ptr=given(flags.NORMALIZE),
-        candidate_inverse_norm_ptr=given(flags.NORMALIZE),
-        query_ids_ptr=given(flags.HAS_IDS, "*i64"),
-        candidate_ids_ptr=given(flags.HAS_IDS, "*i64"),
-        negative_owner_ptr=given(flags.HAS_OWNERS, "*i64"),
-        row_limit_ptr=given(flags.HAS_LIMITS),
-        column_limit_ptr=given(flags.HAS_LIMITS and flags.SYMMETRIC),
-    )
     lines: Any = [number] * len(Partials._fields)
     return {
-        "rules": rules,
         "weights": ("fp32", "fp32"),
-        "tie_bounds": (given(flags.WITH_STATS),) * 2,
+        "tie_bounds": (_given(flags.WITH_STATS, number),) * 2,
         "out": Partials(*lines)._replace(row_counts="*i32"),  # type: ignore[arg-type]
         "vectors": GradientVectors(*[number] * 2),  # type: ignore[arg-type]
-        "scalar_partials": (given(flags.NEED_SCALE_GRAD),) * 2,
+        "scalar_partials": (_given(flags.NEED_SCALE_GRAD, number),) * 2,
         **dict.fromkeys(_POINTERS, number),
     }
 

@@ -218,16 +218,5 @@ def _check_per_pair(arguments: LossArguments) -> None:
 
 
 def takes_triton(arguments: LossArguments) -> bool:
-    """Raises where backend="triton" is asked for and cannot run the tensors or an option."""
-    options = arguments.options
-    use_triton = choose_backend(_NAME, options.backend, arguments.query) == "triton"
-    lacking = _option_without_kernel(arguments)
-    if use_triton and lacking and options.backend == "triton":
-        raise ValueError(
-            f'{_NAME}: backend="triton" has no kernel for {lacking}; use backend="auto" or "torch"'
-        )
-    return use_triton and not lacking
-
-
-def _option_without_kernel(arguments: LossArguments) -> str:
-    return "" if arguments.guide_query is None else "guide_query"
+    """Raises where backend="triton" is asked for and cannot run the tensors."""
+    return choose_backend(_NAME, arguments.options.backend, arguments.query) == "triton"

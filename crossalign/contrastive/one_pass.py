@@ -79,7 +79,7 @@ class _OnePassLoss(torch.autograd.Function):
                 needs,
             )
             loss = reduce_terms(pair_terms_fwd(sums), weights, reduction)
-        ctx.problem, ctx.needs = problem._replace(scale=None), needs  # type: ignore[arg-type]
+        ctx.problem, ctx.needs = _of_backward(problem), needs
         ctx.save_for_backward(query, key, negatives, problem.scale, *result)
         ctx.mark_non_differentiable(*sums)
         ctx.set_materialize_grads(False)
@@ -125,6 +125,15 @@ class _OnePassGradients(torch.autograd.Function):
         return of_query, of_candidates[:num_keys], of_candidates[num_keys:]
 
     backward = staticmethod(refuse_twice)
+
+
+def _of_backward(problem: ContrastiveProblem) -> ContrastiveProblem:
+    """Without what the products have taken in already, and without the scale, saved by itself."""
+    return problem._replace(
+        scale=None,  # type: ignore[arg-type]
+        query_guide=None,
+        candidate_guide=None,
+    )
 
 
 def _term_weights(weights: Tensor | None, reduction: str, num_queries: int, like: Tensor) -> Tensor:

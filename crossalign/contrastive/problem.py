@@ -52,6 +52,11 @@ class ContrastiveProblem(NamedTuple):
     normalize: bool = True
     bound: float | None = None  # of |logits|, if so small that exp needs no maximum taken off
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether a similarity, the pair's own or a guide's, can leave a candidate out."""
+        return self.row_limit is not None or self.query_guide is not None
+
 
 PROBLEM_TENSORS = ContrastiveProblem._fields[: ContrastiveProblem._fields.index("num_keys")]
 

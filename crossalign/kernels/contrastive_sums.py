@@ -1,8 +1,8 @@
 """Which logits of a tile count, and what they add to the partial sums of its rows and candidates.
 
 Equal ids make a logit a further positive, or leave it out. A limit leaves out what is more similar
-than it: of a row's term, and, of what serves both terms, of the column's. Without limits the tiles
-of the rows and of the columns are one.
+than it, or what a guide finds more similar: of a row's term, and, of what serves both terms, of the
+column's. Without limits the tiles of the rows and of the columns are one.
 
 A row's partial sum lives in registers while its program walks along the row; it starts anew with
 the next row block, and is stored after every tile, the last store being the whole. A column's lives
@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from crossalign.kernels.contrastive_logits import LN_2, LOG2_E, equal_ids, owned_mask
+from crossalign.kernels.guides import guide_tile
 
 
 @triton.jit
@@ -29,24 +30,38 @@ def _within_limits(
 ):  # fmt: skip
     """The logits that count in the terms of the rows, and in those of the columns."""
     in_range_n = offs_n < num_queries
-    limit = tl.load(rules.row_limit_ptr + offs_n, mask=in_range_n, other=0.0) * LOG2_E
-    is_beyond = plain > limit[:, None]
-    if flags.HAS_OWNERS and not flags.EXCLUDE_OWNED:
-        is_beyond = is_beyond & ~owned_mask(
-            rules.negative_owner_ptr, offs_n, offs_m, num_keys, num_candidates
-        )
+    is_key = offs_m < num_keys
+    of_rows, of_columns = logits, logits
+    if rules.row_limit_ptr is not None:
+        limit = tl.load(rules.row_limit_ptr + offs_n, mask=in_range_n, other=0.0) * LOG2_E
+        is_beyond = plain > limit[:, None]
+        if flags.HAS_OWNERS and not flags.EXCLUDE_OWNED:
+            is_beyond = is_beyond & ~owned_mask(
+                rules.negative_owner_ptr, offs_n, offs_m, num_keys, num_candidates
+            )
+        of_rows = _without(logits, is_beyond, is_equal, flags)
+        if flags.SYMMETRIC:
+            limit = tl.load(rules.column_limit_ptr + offs_m, mask=is_key, other=0.0) * LOG2_E
+            of_columns = _without(logits, plain > limit[None, :], is_equal, flags)
+    if rules.query_guide_ptr is not None:
+        guide = guide_tile(
+            rules, offs_n, offs_m, num_queries, num_candidates, logits.shape[0], logits.shape[1],
+            flags.ACC_DTYPE,
+        )  # fmt: skip
+        limit = tl.load(rules.row_guide_limit_ptr + offs_n, mask=in_range_n, other=0.0)
+        of_rows = _without(of_rows, guide > limit[:, None], is_equal, flags)
+        if flags.SYMMETRIC:
+            limit = tl.load(rules.column_guide_limit_ptr + offs_m, mask=is_key, other=0.0)
+            of_columns = _without(of_columns, guide > limit[None, :], is_equal, flags)
+    return of_rows, of_columns
+
+
+@triton.jit
+def _without(logits, is_beyond, is_equal, flags: tl.constexpr):
+    """The logits, -inf where they are beyond a limit; further positives stay."""
     if flags.MULTI_POSITIVE:
         is_beyond = is_beyond & ~is_equal
-    of_rows = tl.where(is_beyond, float("-inf"), logits)
-    of_columns = logits
-    if flags.SYMMETRIC:
-        is_key = offs_m < num_keys
-        limit = tl.load(rules.column_limit_ptr + offs_m, mask=is_key, other=0.0) * LOG2_E
-        is_beyond = plain > limit[None, :]
-        if flags.MULTI_POSITIVE:
-            is_beyond = is_beyond & ~is_equal
-        of_columns = tl.where(is_beyond, float("-inf"), logits)
-    return of_rows, of_columns
+    return tl.where(is_beyond, float("-inf"), logits)
 
 
 @triton.jit

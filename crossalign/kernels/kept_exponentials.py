@@ -119,7 +119,7 @@ def may_keep(like: Tensor, problem: ContrastiveProblem) -> bool:
         and problem.bound is not None
         and problem.normalize
         and not (problem.multi_positive or problem.with_logit_sums or problem.exclude_label)
-        and not (problem.symmetric and problem.row_limit is not None)
+        and not (problem.symmetric and problem.has_limits)
         and not problem.scale.requires_grad
     )
 

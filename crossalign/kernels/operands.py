@@ -16,6 +16,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from crossalign.contrastive.problem import ContrastiveProblem
+from crossalign.kernels.guides import guide_operand
 from crossalign.kernels.launch import INTERPRETED, accumulator_dtype
 from crossalign.kernels.row_norms import inverse_norms
 from crossalign.kernels.tiles import Tiles, architecture
@@ -42,6 +43,11 @@ class TileRules(NamedTuple):
     negative_owner_ptr: Any = None  # (M - K,)
     row_limit_ptr: Any = None  # (N,) natural units
     column_limit_ptr: Any = None  # (K,)
+    query_guide_ptr: Any = None  # (N, guide_width), see guides
+    candidate_guide_ptr: Any = None  # (M, guide_width)
+    guide_width: Any = None
+    row_guide_limit_ptr: Any = None  # (N,)
+    column_guide_limit_ptr: Any = None  # (K,)
 
 
 class TileFlags(NamedTuple):
@@ -58,7 +64,7 @@ class TileFlags(NamedTuple):
     HAS_OWNERS: bool = False
     SHARE_NEGATIVES: bool = True
     EXCLUDE_OWNED: bool = False
-    HAS_LIMITS: bool = False
+    HAS_LIMITS: bool = False  # of similarities, or of a guide's
     HARDNESS_ON: str = "none"  # "none", "all", "in_batch", "owned"
     WITH_LOGIT_SUMS: bool = False
     WITH_BEST: bool = False  # of the forward pass: the best positive of each row
@@ -89,7 +95,8 @@ class TileOperands:
         """norms: the inverse norms, if a pass before has them."""
         # Of a symmetric matrix these kernels form both halves: the rows' terms have it all.
         if problem.same_side:
-            problem = problem._replace(same_side=False, column_limit=None)
+            problem = problem._replace(same_side=False, column_limit=None, column_guide_limit=None)
+        problem = _with_guide_operands(problem, accumulator(query.dtype))
         num_features = query.shape[1]
         query, candidates = _readable(query, candidates)
         if norms is None and problem.normalize:
@@ -102,10 +109,13 @@ class TileOperands:
     def of_rows(self, rows: slice) -> TileOperands:
         """Some of the queries against all candidates."""
         ids, owner = self.problem.query_ids, self.problem.negative_owner
-        limit = self.problem.row_limit
+        limit, guide_limit = self.problem.row_limit, self.problem.row_guide_limit
+        guide = self.problem.query_guide
         problem = self.problem._replace(
             query_ids=None if ids is None else ids[rows],
             row_limit=None if limit is None else limit[rows],
+            query_guide=None if guide is None else guide[rows],
+            row_guide_limit=None if guide_limit is None else guide_limit[rows],
             negative_owner=None if owner is None else owner - rows.start,
             label_offset=self.problem.label_offset + rows.start,
         )
@@ -181,6 +191,11 @@ class TileOperands:
             negative_owner_ptr=_contiguous(problem.negative_owner),
             row_limit_ptr=_contiguous(problem.row_limit),
             column_limit_ptr=_contiguous(problem.column_limit),
+            query_guide_ptr=problem.query_guide,
+            candidate_guide_ptr=problem.candidate_guide,
+            guide_width=None if problem.query_guide is None else problem.query_guide.shape[1],
+            row_guide_limit_ptr=_contiguous(problem.row_guide_limit),
+            column_guide_limit_ptr=_contiguous(problem.column_guide_limit),
         )
 
     def _flags(self) -> TileFlags:
@@ -197,10 +212,24 @@ class TileOperands:
             HAS_OWNERS=problem.negative_owner is not None,
             SHARE_NEGATIVES=problem.share_negatives,
             EXCLUDE_OWNED=problem.exclude_owned,
-            HAS_LIMITS=problem.row_limit is not None,
+            HAS_LIMITS=problem.has_limits,
             HARDNESS_ON=problem.hardness_on if problem.hardness else "none",
             WITH_LOGIT_SUMS=problem.with_logit_sums,
         )
+
+
+def _with_guide_operands(problem: ContrastiveProblem, dtype: torch.dtype) -> ContrastiveProblem:
+    """With the guide's rows as the kernels read them, and its limits in the accumulator dtype."""
+    if problem.query_guide is None or problem.candidate_guide is None:
+        return problem
+    assert problem.row_guide_limit is not None
+    of_columns = problem.column_guide_limit
+    return problem._replace(
+        query_guide=guide_operand(problem.query_guide, True, dtype),
+        candidate_guide=guide_operand(problem.candidate_guide, False, dtype),
+        row_guide_limit=problem.row_guide_limit.to(dtype),
+        column_guide_limit=None if of_columns is None else of_columns.to(dtype),
+    )
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

@@ -104,7 +104,8 @@ def backward_tiles(x: Tensor, problem: ContrastiveProblem) -> Tiles:
     if INTERPRETED:
         return INTERPRETER_TILES
     table, needs = TILES[architecture(x), x.element_size()], _register_needs(problem)
-    if needs == "ruled":
+    # Where a guide's product meets a gradient, masked tiles spill hundreds of registers on sm_90.
+    if needs == "ruled" or problem.query_guide is not None:
         return table.backward_ruled
     is_masked = needs == "masked" or problem.multi_positive or problem.bound is None
     return table.backward_masked if is_masked else table.backward
@@ -113,7 +114,7 @@ def backward_tiles(x: Tensor, problem: ContrastiveProblem) -> Tiles:
 def _register_needs(problem: ContrastiveProblem) -> str:
     """Of limits, sums of logits and hardness: "" without them, "ruled" where they meet one another
     or maxima or further positives, else "masked"."""
-    rules = (problem.row_limit is not None, problem.with_logit_sums, problem.hardness != 0)
+    rules = (problem.has_limits, problem.with_logit_sums, problem.hardness != 0)
     if not any(rules):
         return ""
     is_heavy = sum(rules) > 1 or problem.multi_positive or problem.bound is None

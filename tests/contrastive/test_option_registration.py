@@ -22,7 +22,7 @@ from tests.support.contrastive.option_cases import (
     make_inputs,
     name_of,
 )
-from tests.support.pooling_cases import Run
+from tests.support.pooling_cases import BACKENDS, Run
 
 RUN = Run("torch", "cpu", torch.float64)
 # Hardness is a constant times the similarity, which a difference quotient cannot hold still.
@@ -71,20 +71,26 @@ def passes_of(arguments: LossArguments) -> list[Pass]:
 
 
 @pytest.mark.filterwarnings("default:The .grad attribute")  # of PyTorch 2.15's opcheck itself
-@pytest.mark.parametrize("name", CHECKED)
-def test_opcheck_of_every_pass(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "use_triton"),
+    [
+        *((name, False) for name in CHECKED),
+        pytest.param("guided", True, marks=BACKENDS[1].marks),
+    ],
+)
+def test_opcheck_of_every_pass(name: str, use_triton: bool) -> None:
     arguments = arguments_of(CHECKED[name])
     forward = torch.ops.crossalign.contrastive_fwd.default
     for given in passes_of(arguments):
         sides, problem = given.tensors(arguments), given.problem
-        torch.library.opcheck(forward, (*sides, *problem, None, True, False))
+        torch.library.opcheck(forward, (*sides, *problem, None, True, use_triton))
         plain = [None if side is None else side.detach() for side in sides]
         detached = problem._replace(scale=problem.scale.detach())
-        sums = ContrastiveSums(*forward(*plain, *detached, None, False, False))
+        sums = ContrastiveSums(*forward(*plain, *detached, None, False, use_triton))
         grads = [torch.randn_like(getattr(sums, field)) for field in ContrastiveGrads._fields]
         needs = (True, True, sides[2] is not None, True)
         backward = torch.ops.crossalign.contrastive_bwd.default
-        torch.library.opcheck(backward, (*plain, *detached, *sums, *grads, *needs, False))
+        torch.library.opcheck(backward, (*plain, *detached, *sums, *grads, *needs, use_triton))
 
 
 @pytest.mark.filterwarnings("default:The .grad attribute")  # of PyTorch 2.15's opcheck itself

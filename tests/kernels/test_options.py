@@ -23,7 +23,7 @@ pytestmark = BACKENDS[1].marks
 RUN = Run("triton", "cpu", torch.float32)
 FURTHER = (
     *("directions", "false_negative_margin", "hardness", "hardness_on", "label_smoothing"),
-    *("debias", "exclude_self", "key_ids"),
+    *("debias", "exclude_self", "key_ids", "guides"),
 )
 
 REPEATED: dict[str, Options] = {
@@ -36,11 +36,12 @@ REPEATED: dict[str, Options] = {
     },
     "labels": {"symmetric": True, "debias": 0.1, "temperature": "learned"},
     "ids": {"exclude_self": True, "ids": "positive", "hardness": 2.5},
+    "guided": {"symmetric": True, "guides": "relative", "negatives": "few"},
 }
 
 
 def with_kernel(options: Options) -> bool:
-    return "guides" not in options and any(name in options for name in FURTHER)
+    return any(name in options for name in FURTHER)
 
 
 SINGLE = [completed({name: value}) for name, value in ALONE]
@@ -59,16 +60,10 @@ def test_two_options(options: Options) -> None:
     assert_equals_reference(options, RUN)
 
 
-@pytest.mark.parametrize("name", ["everything", "labels", "ids"])
+@pytest.mark.parametrize("name", sorted(REPEATED))
 def test_two_runs_agree_bit_for_bit(name: str) -> None:
     inputs = make_inputs(REPEATED[name], RUN)
     first, second = (fused(inputs, RUN.backend, torch.tensor(0.7)) for _ in range(2))
     assert torch.equal(first.loss, second.loss)
     for leaf, gradient in first.grads.items():
         assert torch.equal(gradient, second.grads[leaf]), leaf
-
-
-def test_guides_are_refused_by_name() -> None:
-    inputs = make_inputs({"guides": "absolute"}, RUN)
-    with pytest.raises(ValueError, match='"triton" has no kernel for guide_query; use backend="au'):
-        fused(inputs, RUN.backend, torch.tensor(1.0))
