@@ -14,8 +14,8 @@ from crossalign.kernels.contrastive_gradient import _contrastive_bwd_kernel
 from crossalign.kernels.contrastive_join import Partials
 from crossalign.kernels.operands import TRITON_DTYPES, TileFlags, TileRules
 from crossalign.kernels.positive_logits import _positive_logits_kernel
+from crossalign.kernels.sigmoid_backward import SigmoidVectors, _sigmoid_bwd_kernel
 from crossalign.kernels.sigmoid_forward import _sigmoid_fwd_kernel
-from crossalign.kernels.sigmoid_gradient import SigmoidVectors, _sigmoid_bwd_kernel
 from crossalign.kernels.tiles import TILES, Tiles, TileTable
 
 # All options in bfloat16; the plainest and the heaviest in the other dtypes.
