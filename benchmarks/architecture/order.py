@@ -41,7 +41,14 @@ ORDER_INSIDE = {
     ),
     "evaluation": (
         *("statistics", "token_scores", "choice_scoring", "tasks", "vectors"),
-        *("in_context_records", "in_context", "summary", "translation", "data_report"),
+        *(
+            "finished_parts",
+            "in_context_records",
+            "in_context",
+            "summary",
+            "translation",
+            "data_report",
+        ),
     ),
     "evaluation.tasks": (
         *("items", "release", "xcopa", "xwinograd", "files", "hub"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossalign.cli.evaluate_settings import TRANSLATION, EvaluateSettings
 from crossalign.cli.parser import Parser
+from crossalign.evaluation.finished_parts import FinishedParts
 from crossalign.evaluation.tasks.items import TASKS
 from crossalign.files.output import check_output_file, write_json_lines, write_whole
 from crossalign.files.text import DataError
@@ -38,8 +40,7 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
     assert settings.model is not None and settings.output is not None  # checked with the settings
     if settings.output.is_dir() or not settings.output.parent.is_dir():
         parser.error(f"argument --output: {settings.output} must be a file in an existing folder")
-    for path in (settings.output, settings.items_file):
-        check_output_file(path, overwrite=settings.overwrite)
+    _check_outputs(settings)
     with parser.argument_errors():
         choices, translation = _parts(settings)
     from crossalign.cli.quiet import quiet_transformers
@@ -49,10 +50,15 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
     data = _read_data(settings, choices, translation)
     _check_models(settings, choices, data)
     result: dict[str, Any] = {"settings": settings.plain(), "versions": _versions()}
-    log = _evaluate(settings.model, settings, choices, translation, data, result)
+    read = {"inputs": _inputs(settings, data)}
+    asked = {**settings.plain(), **result["versions"], **read}
+    finished = FinishedParts(settings.parts_file, asked, resume=settings.resume)
+    if settings.resume:
+        print(f"{len(finished)} parts are finished: {settings.parts_file}", file=sys.stderr)
+    log = _evaluate(settings.model, settings, choices, translation, data, result, finished)
     if settings.compare:
         compared: dict[str, Any] = {}
-        log += _evaluate(settings.compare, settings, choices, translation, data, compared)
+        log += _evaluate(settings.compare, settings, choices, translation, data, compared, finished)
         result["compared"] = compared
         ours, theirs = (
             [each for each in log if each["model"] == name and "correct" in each]
@@ -61,8 +67,45 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
         result["comparison"] = compare(ours, theirs)
     write_json_lines(settings.items_file, log)
     write_whole(settings.output, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+    finished.remove()
     print(_as_text(result))
     print(f"wrote {settings.output} and {settings.items_file}: {len(log)} items")
+
+
+def _check_outputs(settings: EvaluateSettings) -> None:
+    """What a stopped evaluation left is taken up or replaced only where that was asked for."""
+    assert settings.output is not None
+    path = settings.parts_file
+    is_stopped = settings.resume and path.exists()  # perhaps when it had written its items
+    check_output_file(settings.output, overwrite=settings.overwrite)
+    check_output_file(settings.items_file, overwrite=settings.overwrite or is_stopped)
+    check_output_file(path, overwrite=True)
+    if path.exists() and not (settings.resume or settings.overwrite):
+        raise FileExistsError(
+            f"{path}: a stopped evaluation left its finished parts; add --resume to go on with it, "
+            "or --overwrite to begin anew"
+        )
+
+
+def _inputs(settings: EvaluateSettings, data: list[TaskData]) -> dict[str, str]:
+    """What the scores come from: the bytes of task files, the state of the models' files."""
+    from crossalign.evaluation.translation import read_flores
+
+    found = {}
+    splits = [split for part in data for split in (part.test, part.demos) if split]
+    read = [Path(name) for split in splits for name in split.files]
+    if TRANSLATION in settings.tasks:
+        codes = sorted({code for pair in settings.directions for code in pair})
+        read += [read_flores(Path(settings.data), code)[0] for code in codes]
+    for path in read:
+        if path.is_file():
+            found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for model in filter(None, (settings.model, settings.compare)):
+        files = sorted(Path(model).iterdir()) if Path(model).is_dir() else [Path(model)]
+        for path in files:
+            if path.is_file():
+                found[str(path)] = f"{path.stat().st_size} bytes of {path.stat().st_mtime_ns}"
+    return found
 
 
 def _report_data(settings: EvaluateSettings) -> None:
@@ -146,6 +189,7 @@ def _evaluate(
     translation: TranslationSettings | None,
     data: list[TaskData],
     result: dict[str, Any],
+    finished: FinishedParts,
 ) -> list[dict[str, Any]]:
     """Fills the result of one model, and returns the log of its items."""
     from crossalign.evaluation.in_context import evaluate_in_context
@@ -154,6 +198,7 @@ def _evaluate(
 
     model, tokenizer = _load(name, settings.dtype, settings.device)
     options: Any = {"batch_size": settings.batch_size, "progress": sys.stderr.isatty()}
+    options["finished"] = finished.of(name)
     log: list[dict[str, Any]] = []
     result["model"] = name
     if choices:

@@ -45,6 +45,12 @@ class EvaluateSettings:
     overwrite: bool = setting(
         False, "replace what an earlier call wrote to --output", group=_DATA, switch=True
     )
+    resume: bool = setting(
+        False,
+        "go on with a stopped evaluation of --output; its finished parts are in FILE.parts.jsonl",
+        group=_DATA,
+        switch=True,
+    )
     check_data: bool = setting(
         False,
         "list the files in --data with their numbers of items, and do nothing else",
@@ -103,6 +109,9 @@ class EvaluateSettings:
         if missing and not (missing == ["--languages"] and self.translation_pairs):
             raise SettingError(f"missing: {', '.join(missing)}")
         assert self.output is not None
+        if self.resume and self.overwrite:
+            message = "resume and overwrite exclude one another; drop one of them"
+            raise SettingError(message, "resume", "overwrite")
         if self.model == self.compare:
             raise SettingError("compare must differ from model", "compare", "model")
         if self.data == "hub" and TRANSLATION in self.tasks:
@@ -117,6 +126,11 @@ class EvaluateSettings:
         """o/result.json -> o/result.items.jsonl; o/llama-3.1 -> o/llama-3.1.items.jsonl"""
         assert self.output is not None  # checked when made
         return self.output.with_name(f"{self.output.name.removesuffix('.json')}.items.jsonl")
+
+    @property
+    def parts_file(self) -> Path:
+        """Beside the items: what is finished, as long as the evaluation is not."""
+        return self.items_file.with_name(self.items_file.name.replace(".items.", ".parts."))
 
     @property
     def directions(self) -> list[tuple[str, str]]:
@@ -136,7 +150,7 @@ class EvaluateSettings:
     def plain(self) -> dict[str, Any]:
         """What the result says of how it came about."""
         values = {name: getattr(self, name) for name in names_of(EvaluateSettings)}
-        del values["check_data"], values["overwrite"]
+        del values["check_data"], values["overwrite"], values["resume"]
         return {
             name: str(value) if isinstance(value, Path) else value for name, value in values.items()
         }

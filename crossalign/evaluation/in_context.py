@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from transformers import PreTrainedTokenizerBase
 
+    from crossalign.evaluation.finished_parts import PartsOfModel
     from crossalign.evaluation.tasks.lm_eval_prompts import LmEvalPrompt
     from crossalign.evaluation.tasks.prompts import PaperPrompt
 
@@ -120,6 +121,7 @@ def evaluate_in_context(
     batch_size: int = 8,
     progress: bool = False,
     group: ProcessGroup | None = None,
+    finished: PartsOfModel | None = None,
 ) -> Evaluation:
     """Accuracy of a live model on the tasks and languages of the settings.
 
@@ -135,6 +137,8 @@ def evaluate_in_context(
         progress: show bars.
         group: processes that hold the same model: every item is scored once, by one of them, and
             all get the whole result. None: only this process.
+        finished: where each record and its items are kept when they are there, and taken from in
+            place of scoring; without a group. None: nowhere.
 
     Returns:
         Records and per-item log, plain values that JSON can hold.
@@ -150,9 +154,15 @@ def evaluate_in_context(
     records, log = [], []
     # All of them before the first score: what does not fit is known from only the texts.
     for asked in [*_all_asked(data, scorer, settings)]:
-        if progress:
-            print(f"{asked.part.task} {asked.part.language}, {asked.shots} shots", file=sys.stderr)
-        record, items = _evaluate(asked, scorer, settings)
+        found = finished.get(asked.key) if finished else None
+        if found is None:
+            if progress:
+                shown = f"{asked.part.task} {asked.part.language}, {asked.shots} shots"
+                print(shown, file=sys.stderr)
+            found = _evaluate(asked, scorer, settings)
+            if finished:
+                finished.add(asked.key, *found)
+        record, items = found
         records.append(record)
         log += items
     return Evaluation(records, log)
@@ -180,6 +190,14 @@ class _Asked:
     seed: int | None
     items: list[tuple[Item, list[Item], list[Candidate]]]
     skipped: list[str]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        part = self.part
+        return {
+            **{"task": part.task, "language": part.language},
+            **{"shots": self.shots, "seed": self.seed},
+        }
 
 
 def _all_asked(
@@ -244,7 +262,7 @@ def _evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One record and the log of its items."""
     part, prompt, shots, asked = given.part, given.prompt, given.shots, given.items
-    key = {"task": part.task, "language": part.language, "shots": shots, "seed": given.seed}
+    key = given.key
     scores = iter(scorer.log_probabilities([each for _, _, found in asked for each in found]))
     log = [logged(key, item, demos, [next(scores) for _ in found]) for item, demos, found in asked]
     assert len(log) + len(given.skipped) == len(part.test.items[: settings.limit])

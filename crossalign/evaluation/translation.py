@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from crossalign.evaluation.finished_parts import PartsOfModel
+
 # Our codes -> those of FLORES-200.
 FLORES_CODES = {
     **{"ar": "arb_Arab", "bg": "bul_Cyrl", "bn": "ben_Beng", "cs": "ces_Latn", "de": "deu_Latn"},
@@ -111,12 +113,15 @@ def evaluate_translation(
     *,
     batch_size: int = 8,
     progress: bool = False,
+    finished: PartsOfModel | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """BLEU and chrF of a live model for each direction, number of shots and seed.
 
     Demonstrations come from FLORES dev where it is there, else from the other devtest sentences;
     each record says which. They are dropped from the front where they leave no room for the
     translation, and such sentences are counted.
+
+    finished: as of evaluate_in_context.
 
     Returns:
         Records, and a log with the output of every sentence.
@@ -134,20 +139,34 @@ def evaluate_translation(
             for seed in settings.seeds if shots else (None,):
                 key: dict[str, Any] = {"task": "flores", "source": source, "target": target}
                 key |= {"shots": shots, "seed": seed}
-                prompts, counts = _prompts(
-                    pairs, scorer, tokenizer.eos_token, settings, shots, seed
-                )
-                outputs = scorer.continue_greedily(list(prompts.values()), settings.max_tokens)
-                rows = [
-                    {**key, "id": row, "source_text": pairs.source[row], "output": output}
-                    for row, output in zip(prompts, outputs, strict=True)
-                ]
-                references = [pairs.target[row] for row in prompts]
-                records.append(
-                    {**key, **_scores(outputs, references, target), **counts, **pairs.record()}
-                )
-                log += rows
+                found = finished.get(key) if finished else None
+                if found is None:
+                    prompts = _prompts(pairs, scorer, tokenizer.eos_token, settings, shots, seed)
+                    found = _translate(key, pairs, scorer, settings, *prompts)
+                    if finished:
+                        finished.add(key, *found)
+                records.append(found[0])
+                log += found[1]
     return records, log
+
+
+def _translate(
+    key: dict[str, Any],
+    pairs: _Parallel,
+    scorer: ChoiceScorer,
+    settings: TranslationSettings,
+    prompts: dict[int, str],
+    counts: dict[str, Any],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One record and its sentences."""
+    outputs = scorer.continue_greedily(list(prompts.values()), settings.max_tokens)
+    rows = [
+        {**key, "id": row, "source_text": pairs.source[row], "output": output}
+        for row, output in zip(prompts, outputs, strict=True)
+    ]
+    references = [pairs.target[row] for row in prompts]
+    scores = _scores(outputs, references, key["target"])
+    return {**key, **scores, **counts, **pairs.record()}, rows
 
 
 class _Parallel:

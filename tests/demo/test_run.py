@@ -28,6 +28,7 @@ from crossalign.demo.grammar.lexicon import LANGUAGES
 from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
 from crossalign.demo.measurement import Measurement, perplexity
 from crossalign.demo.report import write_report
+from crossalign.demo.story import ENTRIES
 from crossalign.evaluation.vectors.retrieval import retrieval_rows
 from crossalign.files.output import atomic_directory, check_output_directory
 from crossalign.models.encode import encode
@@ -54,7 +55,7 @@ def corpus() -> Any:
 
 def test_demo_writes_every_result_and_nothing_else(demo: Any) -> None:
     result, _ = demo
-    assert sorted(path.name for path in result.output.iterdir()) == sorted(run.ENTRIES)
+    assert sorted(path.name for path in result.output.iterdir()) == sorted(ENTRIES)
     assert [path.name for path in result.output.parent.iterdir()] == ["out"]
 
 
@@ -222,7 +223,7 @@ def test_failed_write_leaves_output_as_it_was(tmp_path: Path, had_results: Any) 
     if had_results:
         output.mkdir()
         (output / "report.html").write_text("earlier")
-    kept: dict[str, Any] = {"overwrite": True, "entries": run.ENTRIES}
+    kept: dict[str, Any] = {"overwrite": True, "entries": ENTRIES}
     with pytest.raises(KeyboardInterrupt), atomic_directory(output, **kept) as directory:
         (directory / "report.html").write_text("half")
         raise KeyboardInterrupt
@@ -253,7 +254,7 @@ def test_other_peoples_files_are_not_overwritten(
     link = tmp_path / "link"
     link.symlink_to(tmp_path)
     with pytest.raises(FileExistsError, match="must be a directory"):
-        check_output_directory(link, entries=run.ENTRIES)
+        check_output_directory(link, entries=ENTRIES)
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
