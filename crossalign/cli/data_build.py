@@ -24,6 +24,7 @@ from crossalign.data.instruction_files import (
     keep_common_ids,
     read_records,
 )
+from crossalign.data.pair_sources import PairSource, open_pair_sources, parse_pair_sources
 from crossalign.data.pairs import Pair
 from crossalign.files.output import check_is_no_input, check_output_file, write_json_lines
 from crossalign.settings import (
@@ -40,7 +41,8 @@ _INPUT_HELP = (
     "bilingual, crosslingual: a directory with one file per language, CODE.json or NAME.CODE.json "
     "(also .jsonl, and .gz of each): Bactrian-X (a list or lines of objects with id, instruction, "
     "input, output), seed tasks (id, instruction, instances) or SQuAD (XQuAD). translation: a TSV "
-    "or JSON-lines file of pairs, or two parallel text files; .gz of each. All modes: "
+    "or JSON-lines file of pairs, or two parallel text files; .gz of each; several corpora: "
+    "en-de:FILE or en-de:FILE,FILE ... All modes: "
     "hub:NAME[:CONFIG][:SPLIT], a data set of the Hugging Face Hub or a folder of that form; "
     "CONFIG may hold {language}, which it is if not given for instructions; SPLIT is train"
 )
@@ -51,8 +53,10 @@ class BuildSettings:
     """The flags of `crossalign data build`."""
 
     mode: Mode = required("which builder")
-    languages: tuple[str, ...] = required(
-        "codes such as en de; the first is the pivot of crosslingual and the source of pairs",
+    languages: tuple[str, ...] = setting(
+        (),
+        "codes such as en de; the first is the pivot of crosslingual and the source of pairs; none "
+        "where --input names them",
         metavar="CODE",
     )
     input: tuple[str, ...] = required(_INPUT_HELP, metavar="PATH")
@@ -76,12 +80,16 @@ class BuildSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         check_mode_languages(self.mode, self.languages)
-        most = 2 if self.mode == "translation" and self.hub_source is None else 1
-        if len(self.input) > most:
-            message = f"input must be at most {most} for this, got {len(self.input)}"
-            raise SettingError(message, "input")
+        if self.reads_folder or self.hub_source is not None:
+            if len(self.input) > 1:
+                message = f"input must be at most 1 for this, got {len(self.input)}"
+                raise SettingError(message, "input")
+        elif not self.languages and not all(source.languages for source in self.sources):
+            raise SettingError(
+                "languages must be given, or named by --input: en-de:FILE", "languages"
+            )
         if self.hub_source is None:
-            files = [] if self.reads_folder else self.input
+            files = [] if self.reads_folder else [f for each in self.sources for f in each.paths]
             folders = self.input if self.reads_folder else []
             check_is_no_input(self.output, files, folders)
             if self.reads_folder and is_file_of_language(self.output, Path(self.input[0])):
@@ -94,6 +102,15 @@ class BuildSettings:
     def reads_folder(self) -> bool:
         """Whether --input is a folder of instruction data."""
         return self.mode != "translation"
+
+    @property
+    def sources(self) -> list[PairSource]:
+        """The corpora of pairs that --input names."""
+        try:
+            return parse_pair_sources(self.input, self.languages)
+        except ValueError as error:
+            message = str(error).replace("pairs must", "input must", 1)
+            raise SettingError(message, "input", "languages") from None
 
     @property
     def hub_source(self) -> hub.HubSource | None:
@@ -136,10 +153,7 @@ def _build_from_pairs(settings: BuildSettings) -> None:
         if source is not None:
             pairs = hub.HubPairs(source, languages)
         else:
-            from crossalign.data.indexed_data import open_pairs
-
-            paths = [Path(path) for path in settings.input]
-            pairs = open_pairs(paths, languages, settings.cache or Path(temporary))
+            pairs = open_pair_sources(settings.sources, settings.cache or Path(temporary))
         choices = {"repeats": settings.repeats, "seed": settings.seed}
         made = TranslationItems(pairs, languages, **choices)
         _write(settings.output, made.shuffled(), len(made))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crossalign.cli.parser import Parser
+from crossalign.data.pair_sources import PairSource, parse_pair_sources
 from crossalign.files.text import DataError
 from crossalign.settings import (
     SettingError,
@@ -29,9 +30,10 @@ SUMMARY = "Shows what is in training data, and which lines are doubtful or canno
 class CheckSettings:
     """The flags of `crossalign data check`."""
 
-    pairs: tuple[Path, ...] = setting(
+    pairs: tuple[str, ...] = setting(
         (),
-        "one TSV or JSON-lines file, or two parallel text files; .gz of each",
+        "one TSV or JSON-lines file, or two parallel text files; .gz of each. Several corpora, as "
+        "`crossalign align` takes them: en-de:FILE or en-de:FILE,FILE ...",
         metavar="FILE",
     )
     lm_data: Path | None = setting(
@@ -49,8 +51,15 @@ class CheckSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if len(self.pairs) > 2:
-            raise SettingError(f"pairs must be one file or two, got {len(self.pairs)}", "pairs")
+        try:
+            _ = self.sources
+        except ValueError as error:
+            raise SettingError(str(error), "pairs") from None
+
+    @property
+    def sources(self) -> list[PairSource]:
+        """The corpora of --pairs."""
+        return parse_pair_sources(self.pairs) if self.pairs else []
 
 
 def add_arguments(parser: Parser) -> None:
@@ -67,19 +76,24 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
         by_model = dict(
             zip(("tokenizer", "limit"), _tokenizer_and_limit(settings.model), strict=True)
         )
-    if settings.lm_data is None:
-        report = check_pairs(settings.pairs, max_ratio=settings.max_ratio, **by_model)
+    if settings.lm_data is not None:
+        reports = {str(settings.lm_data): check_items(settings.lm_data, **by_model)}
     else:
-        report = check_items(settings.lm_data, **by_model)
+        ratio = settings.max_ratio
+        reports = {
+            str(source): check_pairs(source.paths, max_ratio=ratio, **by_model)
+            for source in settings.sources
+        }
+    report: Mapping[str, Any] = reports if len(reports) > 1 else next(iter(reports.values()))
     if settings.json:
         print(json.dumps(report, ensure_ascii=False, indent=2))
     else:
         print("\n".join(_as_text(report)))
-    if report["unusable"]:
-        raise DataError(
-            f"{report['unusable']} of {report['unusable'] + report['usable']} lines cannot be "
-            f"used, the first: {report['first_unusable'][0]}"
-        )
+    unusable = sum(each["unusable"] for each in reports.values())
+    if unusable:
+        lines = unusable + sum(each["usable"] for each in reports.values())
+        first = next(each["first_unusable"][0] for each in reports.values() if each["unusable"])
+        raise DataError(f"{unusable} of {lines} lines cannot be used, the first: {first}")
 
 
 def _tokenizer_and_limit(model: str) -> tuple[PreTrainedTokenizerBase, int | None]:

@@ -46,6 +46,52 @@ def test_pairs_of_files_become_the_items_of_pairs_in_memory(tmp_path: Path, case
     assert all(item["sent1"] == "un" for item in named)
 
 
+def test_several_corpora_become_the_items_of_all_their_pairs(tmp_path: Path) -> None:
+    paths = [write(tmp_path / name, content) for name, content in INPUTS["parallel"].items()]
+    other = write(tmp_path / "q.tsv", "Four\tQuatre\n")
+    items = tmp_path / "items.jsonl"
+    sources = [f"en-de:{paths[0]},{paths[1]}", f"en-fr:{other}"]
+    fixed = ["data", "build", "--mode", "translation", "--output", str(items), "--input"]
+    assert main([*fixed, *sources, "--seed", "5"]) == 0
+    pairs = [*read_pairs(paths, ["en", "de"]), *read_pairs([other], ["en", "fr"])]
+    made = [json.loads(line) for line in items.read_text("utf-8").splitlines()]
+    assert made == build_items("translation", pairs, seed=5)
+    assert len(made) == 12 and any("into French" in item["clm_text"] for item in made)
+
+
+def test_corpora_without_languages_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "p.tsv", "One\tEins\n")
+    fixed = ["data", "build", "--mode", "translation", "--output", str(tmp_path / "o.jsonl")]
+    for flags, message in (
+        (["--input", str(path)], "--languages must be given, or named by --input: en-de:FILE"),
+        (["--input", f"en-de:{path}", f"en-de:{path}"], "must name each source once"),
+        (["--input", f"en-de:{path}", "--languages", "en", "de"], "must not be given where each"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*fixed, *flags])
+        assert message in capsys.readouterr().err
+
+
+def test_each_of_several_corpora_is_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = write(tmp_path / "good.tsv", "One\tEins\nTwo\tZwei\n")
+    bad = write(tmp_path / "bad.tsv", "One\tUn\nTwo\n")
+    sources = [f"en-de:{good}", f"en-fr:{bad}"]
+    assert main(["data", "check", "--json", "--pairs", *sources]) == 1
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert {name: (each["usable"], each["unusable"]) for name, each in report.items()} == {
+        sources[0]: (2, 0),
+        sources[1]: (1, 1),
+    }
+    assert f"1 of 4 lines cannot be used, the first: {bad}:2: no TAB" in printed.err
+    assert main(["data", "check", "--pairs", sources[0]]) == 0
+    assert "usable: 2" in capsys.readouterr().out
+
+
 def test_index_is_kept_where_asked_and_only_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
