@@ -7,7 +7,8 @@ Arms, all from one pre-trained model (its token embeddings are frozen in every a
 - `instructions`: the paper's next-token loss on instructions only (CIF);
 - `contrast`: the paper's contrastive loss only (MCL);
 - `best`: one setting after the other found on NTREX lines that are not trained on: block, tokens,
-  centering, temperature, learning rate, next-token weight.
+  centering, temperature, learning rate, next-token weight;
+- `joint`: the best setting with the paper's next-token loss.
 
 Test, which no choice saw: FLORES lines (retrieval of every language pair at every layer, bits per
 byte), zero-shot tasks, and the language of what the model writes.
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in range(1, args.seeds):
         for arm in ("best", "paper"):
             experiment.measured(arm, seed)
-    for arm in ("contrast", "instructions") if args.parts else ():
+    for arm in args.more:
         experiment.measured(arm, 0)
     for arm in compared if args.prompts else ():
         experiment.generation(arm)
@@ -103,7 +104,10 @@ class Experiment:
             return replace(paper, lm_weight=0.0)
         if arm == "instructions":
             return replace(paper, contrastive_weight=0.0)
-        return paper if arm == "paper" else replace(self.best(), steps=paper.steps, seed=seed)
+        if arm == "paper":
+            return paper
+        best = replace(self.best(), steps=paper.steps, seed=seed)
+        return replace(best, lm_weight=paper.lm_weight) if arm == "joint" else best
 
     def best(self) -> TrainingConfig:
         """One setting after the other, each by the lines for choosing; then the next-token loss is

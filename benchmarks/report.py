@@ -112,6 +112,12 @@ TABLES = (
         ],
     ),
     Table(
+        "Scoring the choices of XNLI without demonstrations, English, Swahili and Chinese",
+        "scoring",
+        ("crossalign", "eager"),
+        [Wanted("float32, Gemma 3 270M, batches of 8", False, {"batch_size": 8})],
+    ),
+    Table(
         "Gather of negatives between processes of one machine, forward and backward",
         "gather",
         (

@@ -18,6 +18,7 @@ CHOICES = (
     "learning_rate=2e-5,5e-5",
     "temperature=0.05,0.1",
 )
+MORE_ARMS = ("joint", "contrast", "instructions")
 TASKS = (
     "xwinograd:en,fr,ru,zh",
     "xcopa:id,sw,zh",
@@ -38,10 +39,11 @@ def parse_arguments(argv: Sequence[str] | None, description: str) -> argparse.Na
     parser.add_argument("--collect", action="store_true", help="write what is done so far")
     parser.add_argument("--seeds", type=int, default=3, help="of paper and best")
     parser.add_argument(
-        "--parts",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="also the paper's two losses one by one",
+        "--more",
+        nargs="*",
+        choices=MORE_ARMS,
+        default=list(MORE_ARMS),
+        help="arms of one seed beside nothing, paper and best",
     )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--search-steps", type=int, default=25, help="of a setting that is tried")
@@ -75,7 +77,7 @@ def named_values(texts: Sequence[str], separator: str) -> dict[str, list[str]]:
 
 def check_same_sizes(args: argparse.Namespace) -> None:
     """Parts of one folder are of one experiment; only what is measured more may change."""
-    more = ("seeds", "parts", "tasks", "task_items", "prompts")
+    more = ("seeds", "more", "tasks", "task_items", "prompts")
     free = ("data", "runs", "output", "model", "collect", "threads", *more)
     sizes: dict[str, Any] = {name: value for name, value in vars(args).items() if name not in free}
     path = args.runs / "sizes.json"

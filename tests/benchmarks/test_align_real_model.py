@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("lm_eval")
+pytest.importorskip("matplotlib")
 
 from benchmarks.align_real_model import main
 from benchmarks.real_model.arguments import named_values
+from benchmarks.real_model.plot import draw_layers, draw_planes
+from benchmarks.real_model.table import ARMS, table
 from crossalign.demo.corpus import make_corpus
 from crossalign.demo.language_model import new_model, train_tokenizer
 
@@ -29,14 +32,14 @@ def test_experiment_is_done_part_by_part(
     texts = make_corpus(num_texts=300, num_pairs=0, num_held_out=0, seed=0).texts
     tokenizer = train_tokenizer(texts, 300)
     tokenizer.model_max_length = 1000
-    model = new_model(tokenizer, hidden_size=16, num_blocks=2, seed=0)
+    model = new_model(tokenizer, hidden_size=16, num_blocks=14, seed=0)
     for each in (model, tokenizer):
         each.save_pretrained(tmp_path / "model")
     output = tmp_path / "result.jsonl"
     flags = (
         f"--model {tmp_path / 'model'} --data {data_root} --runs {tmp_path / 'runs'} "
         f"--output {output} --seeds 1 --steps 2 --search-steps 1 --batch-size 4 --texts 2 "
-        "--max-length 400 --choosing-lines 3 --test-lines 4 --scored-lines 2 --no-parts "
+        "--max-length 400 --choosing-lines 3 --test-lines 4 --scored-lines 2 --more joint "
         "--choices layer=1 center=side learning_rate=1e-3,2e-3 --prompts 0 "
         "--tasks xwinograd:zh --task-items 2"
     ).split()
@@ -44,13 +47,20 @@ def test_experiment_is_done_part_by_part(
     assert "test best 0" in capsys.readouterr().out
     first = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     parts = {row["part"] for row in first[1:]}
-    assert {"test nothing 0", "test paper 0", "choosing 1 side 0.001"} <= parts
+    assert {"test nothing 0", "test paper 0", "test joint 0", "choosing 1 side 0.001"} <= parts
     planes = [
         row for row in first[1:] if row.get("plane") == "side" and row["part"] == "test best 0"
     ]
     assert len(planes) == 10 and all(len(row["points"]) == 4 for row in planes)
     correct = [row for row in first[1:] if row["part"].startswith("tasks") and "id" in row]
     assert len(correct) == 6  # two items of three arms
+    rows = first[1:]
+    draw_layers(rows, tmp_path / "layers.png")
+    draw_planes(rows, tmp_path / "plane.png")
+    assert [line.split(" | ")[0] for line in table(rows).splitlines()[2:]] == [
+        f"| {label}" for label in ARMS.values()
+    ]
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("layers.png", "plane.png"))
     main(flags)
     assert "test" not in capsys.readouterr().out.replace(str(output), "")
     again = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
