@@ -81,7 +81,9 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
     else:
         ratio = settings.max_ratio
         reports = {
-            str(source): check_pairs(source.paths, max_ratio=ratio, **by_model)
+            str(source): check_pairs(
+                source.paths, max_ratio=ratio, languages=source.languages, **by_model
+            )
             for source in settings.sources
         }
     report: Mapping[str, Any] = reports if len(reports) > 1 else next(iter(reports.values()))

@@ -86,6 +86,7 @@ def check_pairs(
     paths: Sequence[Path],
     *,
     max_ratio: float,
+    languages: Sequence[str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
     limit: int | None = None,
 ) -> Report:
@@ -93,6 +94,7 @@ def check_pairs(
 
     Args:
         paths: one file, or two parallel ones.
+        languages: of source and target where the pairs name none; () for unknown.
         max_ratio: of the UTF-8 bytes of the two sides, above which a pair is doubtful.
         tokenizer: for lengths in tokens.
         limit: tokens that a model takes.
@@ -100,7 +102,8 @@ def check_pairs(
     Raises:
         DataError: a file cannot be read at all.
     """
-    doubts, languages, columns = Doubts(), Counter[str](), Columns()
+    doubts, named, columns = Doubts(), Counter[str](), Columns()
+    unnamed = tuple(languages) or ("?", "?")
     with contextlib.ExitStack() as stack:
         statistics = [stack.enter_context(contextlib.closing(TextStatistics())) for _ in range(2)]
         exact, same = (stack.enter_context(contextlib.closing(Repeats())) for _ in range(2))
@@ -110,7 +113,7 @@ def check_pairs(
                 for text, side in zip(pair[:2], statistics, strict=True):
                     side.add(text)
                     doubts.add_characters(text, where)
-                languages[f"{pair.source_language or '?'}-{pair.target_language or '?'}"] += 1
+                named["-".join(pair.in_languages(*unnamed)[2:4])] += 1
                 exact.add(f"{pair.source}\n{pair.target}")
                 forms = (normalised(pair.source), normalised(pair.target))
                 same.add("\n".join(forms))
@@ -129,7 +132,7 @@ def check_pairs(
         source, target = (side.summary() for side in statistics)
         sides = {"source": source, "target": target}
         repeats = {"repeats": exact.count(), "normalised_repeats": same.count()}
-    return _report(paths, exact.total, doubts, {**repeats, "languages": dict(languages), **sides})
+    return _report(paths, exact.total, doubts, {**repeats, "languages": dict(named), **sides})
 
 
 def check_items(

@@ -83,9 +83,10 @@ def test_each_of_several_corpora_is_checked(
     assert main(["data", "check", "--json", "--pairs", *sources]) == 1
     printed = capsys.readouterr()
     report = json.loads(printed.out)
-    assert {name: (each["usable"], each["unusable"]) for name, each in report.items()} == {
-        sources[0]: (2, 0),
-        sources[1]: (1, 1),
+    counted = ("usable", "unusable", "languages")
+    assert {name: [each[key] for key in counted] for name, each in report.items()} == {
+        sources[0]: [2, 0, {"en-de": 2}],
+        sources[1]: [1, 1, {"en-fr": 1}],
     }
     assert f"1 of 4 lines cannot be used, the first: {bad}:2: no TAB" in printed.err
     assert main(["data", "check", "--pairs", sources[0]]) == 0
