@@ -66,7 +66,7 @@ def test_corpora_without_languages_are_refused(
     fixed = ["data", "build", "--mode", "translation", "--output", str(tmp_path / "o.jsonl")]
     for flags, message in (
         (["--input", str(path)], "--languages must be given, or named by --input: en-de:FILE"),
-        (["--input", f"en-de:{path}", f"en-de:{path}"], "must name each source once"),
+        (["--input", f"en-de:{path}", f"en-de:{path}"], "--input must name each value once"),
         (["--input", f"en-de:{path}", "--languages", "en", "de"], "must not be given where each"),
     ):
         with pytest.raises(SystemExit):
@@ -156,7 +156,7 @@ def test_data_sets_by_name_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("mode", "inputs", "status", "message"),
     [
         ("translation", ["hub:"], 2, "must be hub:NAME[:CONFIG][:SPLIT], got 'hub:'"),
-        ("translation", ["a", "b", "c"], 2, "--input must be at most 2 for this, got 3"),
+        ("translation", ["a", "b", "c"], 2, "--input must be one file or two, got 3"),
         ("translation", ["hub:a", "b"], 2, "--input must be at most 1 for this, got 2"),
         ("bilingual", ["a", "b"], 2, "--input must be at most 1 for this, got 2"),
         ("translation", ["none.tsv"], 1, "none.tsv: cannot be read: No such file"),
