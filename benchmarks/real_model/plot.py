@@ -83,7 +83,7 @@ def draw_planes(rows: list[dict[str, Any]], output: Path) -> None:
                 panel.scatter(
                     across, up, color=colour, marker=marker, label=row["language"], **style
                 )
-            for sentence in range(NUM_LINKED):
+            for sentence in range(min(NUM_LINKED, len(found[0]["points"]))):
                 places = [row["points"][sentence] for row in found]
                 middle = [sum(each) / len(places) for each in zip(*places, strict=True)]
                 for place in places:
