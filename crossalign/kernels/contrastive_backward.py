@@ -48,6 +48,8 @@ def contrastive_bwd(
 
     kept: the exponentials, if the forward pass kept them.
     """
+    if problem.same_side and needs.query and not (needs.scale and len(candidates) > len(query)):
+        return _mirrored_bwd(query, candidates, problem, sums, grads, needs)
     norms = (sums.query_inverse_norm, sums.candidate_inverse_norm) if problem.normalize else None
     operands = TileOperands.make(query, candidates, problem, norms)
     problem, tiles = operands.problem, backward_tiles(query, operands.problem)
@@ -71,6 +73,33 @@ def contrastive_bwd(
     if scale_partial is None:
         return grad_query, grad_candidates, problem.scale.new_empty(0)
     return grad_query, grad_candidates, _scale_gradient(problem, sums, grads, scale_partial, factor)
+
+
+def _mirrored_bwd(
+    query: Tensor,
+    candidates: Tensor,
+    problem: ContrastiveProblem,
+    sums: ContrastiveSums,
+    grads: ContrastiveGrads,
+    needs: GradientNeeds,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the candidates begin with the queries: z[i, j] = z[j, i], so with b_j = a_j one product
+    of H forms what a row gets as a query and as a candidate. All of it is the gradient of query."""
+    num_queries = len(query)
+    both_ways = problem._replace(same_side=False, symmetric=True)
+    sums = sums._replace(column_negative_lse=sums.row_negative_lse)
+    grads = grads._replace(
+        column_negative_lse=grads.row_negative_lse, column_logit_sum=grads.row_logit_sum
+    )
+    wanted = needs.wanted(len(candidates))
+    further = slice(max(num_queries, wanted.start), max(num_queries, wanted.stop))
+    of_further = needs._replace(candidates=further.start < further.stop, candidate_rows=further)
+    grad_query, grad_further, grad_scale = contrastive_bwd(
+        query, candidates, both_ways, sums, grads, of_further
+    )
+    missing = wanted.stop - wanted.start - len(grad_further)
+    grad_candidates = torch.nn.functional.pad(grad_further, (0, 0, missing, 0))
+    return grad_query, grad_candidates, grad_scale / 2  # every logit has counted twice
 
 
 def _largest_coefficient(grads: ContrastiveGrads) -> Tensor:

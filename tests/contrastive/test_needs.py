@@ -110,6 +110,19 @@ def test_the_kernels_form_no_product_that_nobody_needs(
         assert again == set(range(NUM_CANDIDATES))
 
 
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("needs", [("query", "key"), ("query", "key", "temperature")], ids="+".join)
+def test_one_product_serves_both_halves_of_a_sides_own_logits(
+    needs: tuple[str, ...], backend: str
+) -> None:
+    """Beside two of the gradient of the pairs' logits."""
+    given = leaves(needs)
+    del given["negatives"]
+    directions: Any = ("query_to_key", "query_to_query")
+    loss = fused_contrastive_loss(**given, directions=directions, backend=backend)
+    assert multiply_adds(loss.backward) == 3 * NUM_PAIRS * NUM_PAIRS * NUM_FEATURES
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_no_gradient_depends_on_the_others(symmetric: bool, backend: str) -> None:
