@@ -53,6 +53,16 @@ def _seed_and_poison() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def attention_in_bfloat16() -> Iterator[None]:
+    """PyTorch asks the processor, not ATEN_CPU_CAPABILITY, how its fast attention packs bfloat16,
+    and fails: "pack_vnni2 is only supported when avx512 is supported". The plain one runs then."""
+    was_enabled = torch.backends.cuda.flash_sdp_enabled()
+    torch.backends.cuda.enable_flash_sdp(was_enabled and "ATEN_CPU_CAPABILITY" not in os.environ)
+    yield
+    torch.backends.cuda.enable_flash_sdp(was_enabled)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real parallel text and evaluation sets, if this machine has it."""

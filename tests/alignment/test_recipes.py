@@ -30,6 +30,7 @@ PAPER = {
 }
 
 
+@pytest.mark.usefixtures("attention_in_bfloat16")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_trains(run: Run, path: Path, tmp_path: Path, data_root: Path) -> None:
     """One step of a tiny model of the family, and its evaluation; nothing else is changed."""

@@ -26,6 +26,8 @@ from benchmarks.reproduction.reproduce_afp import (
 
 SMOKE = PRESETS["smoke"]
 
+pytestmark = pytest.mark.usefixtures("attention_in_bfloat16")
+
 
 @pytest.fixture(scope="module")
 def corpus(data_root: Path) -> Corpus:

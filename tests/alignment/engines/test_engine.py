@@ -32,7 +32,14 @@ DROPOUTS += ("activation_dropout", "hidden_dropout", "resid_dropout", "embed_dro
 
 
 # Families whose own code forms float32 values; two of them overflow or give NaN in float64.
-MIXED = {"gpt_neo": 1e-5, "gemma": 1e-5, "cohere2": 1e-5, "xglm": 1e-3, "gemma2": 1e-3}
+MIXED = {
+    "bloom": 1e-5,
+    "gpt_neo": 1e-5,
+    "gemma": 1e-5,
+    "cohere2": 1e-5,
+    "xglm": 1e-3,
+    "gemma2": 1e-3,
+}
 
 
 FLOAT32 = ("xglm", "gemma2")
