@@ -28,6 +28,8 @@ ORDER_INSIDE = {
             "terms",
             "equal_ids",
             "torch_logits",
+            "gradient_sums",
+            "exponentials",
         ),
         *("blocks", "torch_passes", "sides", "ops", "combine", "row_loss", "one_pass"),
         *("small_batch", "across_ranks", "sigmoid", "one_process", "loss", "module"),

@@ -15,8 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from crossalign.contrastive.exponentials import Exponentials
+from crossalign.contrastive.gradient_sums import GradientSums, RowParts
 from crossalign.contrastive.ops import refuse_twice
-from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, tie_slack
+from crossalign.contrastive.problem import (
+    ContrastiveProblem,
+    ContrastiveSums,
+    label_range,
+    tie_slack,
+)
 from crossalign.contrastive.sides import (
     NeededSides,
     SideGradients,
@@ -27,13 +34,14 @@ from crossalign.contrastive.sides import (
 )
 from crossalign.contrastive.terms import (
     BlockSums,
+    TermGradients,
     TermRules,
     block_term,
     reduce_terms,
     row_block,
     term_gradients,
 )
-from crossalign.contrastive.torch_logits import GradientSums, LogitChunks
+from crossalign.contrastive.torch_logits import Chunk, LogitChunks
 from crossalign.contrastive.torch_passes import kept_logits, start_sums, take_labels
 from crossalign.operators.registration import register_op
 from crossalign.operators.transforms import requires_gradient
@@ -116,7 +124,8 @@ def _row_loss_fwd(
     ]
     rules = TermRules(smoothing, debias, problem.scale, has_own_key)
     with without_autocast(query.device.type):
-        chunks = LogitChunks(query, joined(key, negatives), problem)
+        candidates = joined(key, negatives)
+        chunks = LogitChunks(query, candidates, problem, may_compare_late=not with_stats)
         coefficients = _coefficients(chunks, weights, reduction)
         gradients = GradientSums(chunks, chunks.dtype, needs_of(needs_grad, key, negatives))
         sums = _sums_with_gradients(chunks, coefficients, rules, gradients, with_stats)
@@ -153,50 +162,61 @@ def _sums_with_gradients(
         if with_stats
         else None
     )
+    exponentials = Exponentials(chunks.workspace_RM)
     for chunk in chunks:
-        rows, logits_RM = chunk.rows, chunk.logits_RM
-        take_labels(sums, slack, chunk, problem, chunks.candidates_MD)
+        rows = chunk.rows
+        take_labels(sums, slack, chunk, chunks)
         kept_RM = None
         if rules.label_smoothing and not chunk.keeps_all:
             kept_RM = kept_logits(chunk)[0]
-        total, sums.row_negative_lse[rows] = _exponentials(logits_RM, problem.bound)
+        total, sums.row_negative_lse[rows] = exponentials.of_rows(chunk, problem.bound)
         block = BlockSums(*(x[rows] for x in row_block(sums)))
         row_rules = rules
         if rules.debias is not None and rules.debias.dim():
             row_rules = rules._replace(debias=rules.debias[rows])
-        by = term_gradients(sums.positive_logit[rows], block, row_rules)
-        coefficient = coefficients[rows]
-        # A row without a rest has 0 everywhere, and no total to divide by.
-        by_total = (coefficient * by.rest / total).masked_fill(total == 0, 0)
-        by_logit = None if by.logit_sum is None else coefficient * by.logit_sum
-        if by_logit is not None and kept_RM is None:
-            torch.addcmul(by_logit[:, None], logits_RM, by_total[:, None], out=logits_RM)
-        else:
-            logits_RM.mul_(by_total[:, None])
-        if by_logit is not None and kept_RM is not None:
-            logits_RM.addcmul_(kept_RM.to(logits_RM.dtype), by_logit[:, None])
-        if chunk.positives_RM is not None:
-            by_positive = coefficient * by.positive_sum
-            logits_RM.addcmul_(chunk.positives_RM.to(logits_RM.dtype), by_positive[:, None])
-        if problem.exclude_label:
-            chunk.labels.zero_()
-        else:
-            chunk.labels.copy_(coefficient * by.positive_logit)
+        by = _times(term_gradients(sums.positive_logit[rows], block, row_rules), coefficients[rows])
         if by.scale is not None:
-            gradients.grad_scale += (coefficient * by.scale).sum()
-        gradients.add(chunk)
+            gradients.grad_scale += by.scale.sum()
+        gradients.add(chunk, _parts(chunk, by, total, kept_RM, problem))
     return sums
 
 
-def _exponentials(logits_RM: Tensor, bound: float | None) -> tuple[Tensor, Tensor]:
-    """Replaces logits by multiples of their exponentials; (R,) their sum, and the logsumexp."""
-    if bound is not None:
-        total = logits_RM.exp_().sum(1)
-        return total, total.log()
-    largest = logits_RM.amax(1)
-    largest = largest.masked_fill(largest == -torch.inf, 0)
-    total = logits_RM.sub_(largest[:, None]).exp_().sum(1)
-    return total, total.log() + largest
+def _times(by: TermGradients, coefficient: Tensor) -> TermGradients:
+    """What has no elements keeps none."""
+    scaled = {n: x * coefficient for n, x in by._asdict().items() if x is not None and len(x)}
+    return by._replace(**scaled)
+
+
+def _parts(
+    chunk: Chunk,
+    by: TermGradients,
+    total: Tensor,
+    kept_RM: Tensor | None,
+    problem: ContrastiveProblem,
+) -> RowParts | None:
+    """The gradients of logits, from multiples of their exponentials with this total, in place."""
+    logits_RM = chunk.logits_RM
+    # A row without a rest has 0 everywhere, and no total to divide by.
+    by_total = (by.rest / total).masked_fill(total == 0, 0)
+    if kept_RM is None and chunk.positives_RM is None and not problem.exclude_label:
+        first_row, _, count = label_range(problem, chunk.rows.start, chunk.rows.stop)
+        labels = by.positive_logit
+        if by.logit_sum is not None:
+            labels = labels - by.logit_sum
+        first_row -= chunk.rows.start
+        return RowParts(by_total, by.logit_sum, labels[first_row : first_row + count])
+    logits_RM.mul_(by_total[:, None])
+    if by.logit_sum is not None and kept_RM is not None:
+        logits_RM.addcmul_(kept_RM.to(logits_RM.dtype), by.logit_sum[:, None])
+    elif by.logit_sum is not None:
+        logits_RM.add_(by.logit_sum[:, None])
+    if chunk.positives_RM is not None:
+        logits_RM.addcmul_(chunk.positives_RM.to(logits_RM.dtype), by.positive_sum[:, None])
+    if problem.exclude_label:
+        chunk.labels.zero_()
+    else:
+        chunk.labels.copy_(by.positive_logit)
+    return None
 
 
 def _row_loss_bwd(upstream: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

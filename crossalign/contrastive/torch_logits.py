@@ -1,6 +1,4 @@
-"""Chunks of logits in plain PyTorch, and the products that turn their gradients into embeddings'.
-
-What the chunked passes share: one reused workspace of a few rows of logits, norms, positives.
+"""Chunks of logits in plain PyTorch: one reused workspace of a few rows, norms, positives.
 
 Shape suffixes: R rows of a chunk, N queries, M candidates, K of them keys, D features.
 """
@@ -15,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossalign.contrastive.equal_ids import equal_pairs
-from crossalign.contrastive.problem import ContrastiveProblem, GradientNeeds, label_range
+from crossalign.contrastive.problem import ContrastiveProblem, label_range
 from crossalign.precision import NORM_FLOOR, accumulator, norm_divisor
 
 # Logits per chunk. On a CPU 2^22 float32 (16 MiB) are many enough rows for efficient products and
@@ -24,7 +22,7 @@ from crossalign.precision import NORM_FLOOR, accumulator, norm_divisor
 CPU_CHUNK_LOGITS = 2**22
 GPU_CHUNK_LOGITS = 2**26
 MIN_ROWS = 64
-SAME_SIDE_CHUNKS = 32
+SAME_SIDE_CHUNKS = 8
 
 
 def inverse_norms(x: Tensor) -> Tensor:
@@ -56,6 +54,9 @@ class Chunk(NamedTuple):
     # left out for either. Otherwise rows' exclusions are -inf in logits_RM already.
     row_left_out_RM: Tensor | None
     column_left_out_RK: Tensor | None
+    # Limits that are still to be applied: logits above them do not count for the row, the column.
+    row_limit_R: Tensor | None
+    column_limit_K: Tensor | None
     column_part: slice  # of logits_RM: those that also serve the terms of their columns
     keys: slice  # of the columns' terms: theirs
     keeps_all: bool  # nothing but labels is left out, and nothing is added to logits
@@ -64,8 +65,17 @@ class Chunk(NamedTuple):
 class LogitChunks:
     """Yields chunks of logits in one reused workspace, exclusions and weights applied."""
 
-    def __init__(self, query: Tensor, candidates: Tensor, problem: ContrastiveProblem) -> None:
+    def __init__(
+        self,
+        query: Tensor,
+        candidates: Tensor,
+        problem: ContrastiveProblem,
+        *,
+        may_compare_late: bool = False,
+    ) -> None:
+        """may_compare_late: the caller applies a chunk's limits where it forms exponentials."""
         self.query, self.candidates, self.problem = query, candidates, problem
+        self.compares_late = may_compare_late and _needs_limits_only_in_sums(problem)
         self.dtype = accumulator(query.dtype)
         none = query.new_empty(0, dtype=self.dtype)
         self.query_inverse_norm = inverse_norms(query) if problem.normalize else none
@@ -81,6 +91,7 @@ class LogitChunks:
         if problem.same_side:  # of the blocks on the diagonal both halves are formed: small ones
             num_rows = min(num_rows, max(MIN_ROWS, query.shape[0] // SAME_SIDE_CHUNKS))
         self.equal_pairs = equal_pairs(problem)
+        self._candidate_sum_D: Tensor | None = None
         # Column by column: so the BLAS of a CPU forms the few rows of logits a tenth faster.
         self.workspace_RM = query.new_empty(candidates.shape[0], num_rows, dtype=self.dtype).T
 
@@ -96,6 +107,13 @@ class LogitChunks:
         changing = (problem.query_ids, problem.negative_owner, problem.row_limit)
         is_changed = any(each is not None for each in (*changing, problem.query_guide))
         return not is_changed and not problem.hardness
+
+    @property
+    def candidate_sum_D(self) -> Tensor:
+        """The sum of all candidates: what gives the sum of a row's logits in one product."""
+        if self._candidate_sum_D is None:
+            self._candidate_sum_D = self.candidates_MD.sum(0)
+        return self._candidate_sum_D
 
     def scaled_queries(self, rows: slice) -> Tensor:
         """(R, D) queries times 1 / temperature, normalised if asked."""
@@ -127,7 +145,13 @@ class LogitChunks:
         labels = label_view(logits_RM, problem, rows, columns.start)
         positive_logit = labels.clone()
         is_owned = self._owned(rows)
-        row_out, column_out = self._beyond_limits(rows, columns, logits_RM, is_owned, keys)
+        row_out = column_out = row_limit = column_limit = None
+        if not self.compares_late:
+            row_out, column_out = self._beyond_limits(rows, columns, logits_RM, is_owned, keys)
+        elif problem.row_limit is not None:
+            row_limit = problem.row_limit[rows]
+            if self.is_two_sided and problem.column_limit is not None:
+                column_limit = problem.column_limit[keys]
         is_equal = self._equal_ids(rows, columns, logits_RM)
         positives_RM = None
         if problem.multi_positive and is_equal is not None:
@@ -150,7 +174,7 @@ class LogitChunks:
             row_out = None
         return Chunk(
             rows, columns, query_RD, logits_RM, labels, positive_logit, positives_RM, row_out,
-            column_out, column_part, keys, self.keeps_all,
+            column_out, row_limit, column_limit, column_part, keys, self.keeps_all,
         )  # fmt: skip
 
     def _owned(self, rows: slice) -> Tensor | None:
@@ -224,6 +248,16 @@ class LogitChunks:
             negatives.masked_fill_(is_owned.logical_not_(), -torch.inf)
 
 
+def _needs_limits_only_in_sums(problem: ContrastiveProblem) -> bool:
+    """Whether nothing but sums of exponentials, and their gradients, must know of the limits."""
+    return (
+        problem.bound is not None
+        and not (problem.multi_positive or problem.with_logit_sums or problem.hardness)
+        and (problem.negative_owner is None or problem.exclude_owned)
+        and problem.query_guide is None
+    )
+
+
 def _either(left: Tensor | None, right: Tensor) -> Tensor:
     return right if left is None else left.logical_or_(right)
 
@@ -237,64 +271,3 @@ def label_view(
         return tile_RM.new_empty(0)
     row, column = first_row - rows.start, first_column - first_candidate
     return tile_RM[row : row + count, column : column + count].diagonal()
-
-
-class GradientSums:
-    """Gradients of queries, candidates and scale, added up chunk by chunk.
-
-    With G = d loss / d logits: grad_query^ = scale * G @ candidates^, grad_candidates^ = scale *
-    G.T @ query^, and since the product of either side with its gradient is the same,
-    grad_scale = sum_i <(G @ candidates^)_i, query^_i>. A product that nobody needs is not formed.
-    """
-
-    def __init__(
-        self, chunks: LogitChunks, dtype: torch.dtype, needs: GradientNeeds | None = None
-    ) -> None:
-        """dtype: of the gradients of the queries and of the candidates; needs: default all."""
-        self.chunks, self.needs = chunks, needs or GradientNeeds()
-        num_queries, num_features = chunks.query.shape
-        num_candidates = chunks.candidates_MD.shape[0]
-        self.wanted = self.needs.wanted(num_candidates)
-        num_wanted = self.wanted.stop - self.wanted.start
-        # The scale's gradient follows from that of either side, if that is whole.
-        self.candidates_tell_scale = num_wanted == num_candidates and not self.needs.query
-        self.grad_query_ND = chunks.query.new_empty(
-            num_queries if self.needs.query else 0, num_features, dtype=dtype
-        )
-        self.grad_candidates_MD = chunks.candidates_MD.new_zeros(num_wanted, num_features)
-        self.grad_scale = torch.zeros_like(chunks.problem.scale)
-
-    def add(self, chunk: Chunk) -> None:
-        """chunk.logits_RM: G by now."""
-        chunks, needs, scale = self.chunks, self.needs, self.chunks.problem.scale
-        rows, columns, query_RD, grad_logits_RM = chunk[:4]
-        first, last = max(self.wanted.start, columns.start), self.wanted.stop
-        if first < last:
-            part_RM = grad_logits_RM[:, first - columns.start : last - columns.start]
-            here = slice(first - self.wanted.start, last - self.wanted.start)
-            self.grad_candidates_MD[here].addmm_(part_RM.T, query_RD)
-        if not needs.query and (self.candidates_tell_scale or not needs.scale):
-            return
-        grad_RD = grad_logits_RM @ chunks.candidates_MD[columns]
-        self.grad_scale += (grad_RD * query_RD).sum() / scale
-        if not needs.query:
-            return
-        grad_RD *= scale
-        if chunks.problem.normalize:
-            inverse_norm = chunks.query_inverse_norm[rows]
-            grad_RD = normalize_backward(grad_RD, chunks.query[rows], inverse_norm)
-        self.grad_query_ND[rows] = grad_RD
-
-    def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of (query (N, D), candidates (M, D), scale ()); unneeded ones have no rows."""
-        chunks, grad_candidates_MD = self.chunks, self.grad_candidates_MD
-        if self.needs.scale and self.candidates_tell_scale:
-            total = (grad_candidates_MD * chunks.candidates_MD).sum()
-            self.grad_scale += total / chunks.problem.scale
-        if chunks.problem.normalize and len(grad_candidates_MD):
-            inverse_norm = chunks.candidate_inverse_norm[self.wanted]
-            grad_candidates_MD = normalize_backward(
-                grad_candidates_MD, chunks.candidates[self.wanted], inverse_norm
-            )
-        grad_candidates_MD = grad_candidates_MD.to(self.grad_query_ND.dtype)
-        return self.grad_query_ND, grad_candidates_MD, self.grad_scale

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from crossalign.contrastive.exponentials import Exponentials
+from crossalign.contrastive.gradient_sums import GradientSums
 from crossalign.contrastive.problem import (
     ContrastiveGrads,
     ContrastiveProblem,
@@ -19,7 +21,7 @@ from crossalign.contrastive.problem import (
     label_range,
     tie_slack,
 )
-from crossalign.contrastive.torch_logits import Chunk, GradientSums, LogitChunks
+from crossalign.contrastive.torch_logits import Chunk, LogitChunks
 
 
 def contrastive_fwd(
@@ -31,15 +33,15 @@ def contrastive_fwd(
 ) -> ContrastiveSums:
     """query: (N, D), candidates: (M, D); known_positive_logit: (N,) positive logits where they are
     not among these."""
-    chunks = LogitChunks(query, candidates, problem)
-    sums = start_sums(chunks, with_stats)
+    chunks = LogitChunks(query, candidates, problem, may_compare_late=not with_stats)
+    sums, exponentials = start_sums(chunks, with_stats), Exponentials(chunks.workspace_RM)
     if known_positive_logit is not None:
         sums.positive_logit.copy_(known_positive_logit)
     slack = tie_slack(query, candidates, problem, sums.positive_logit) if with_stats else None
     for chunk in chunks:
         is_known = known_positive_logit is not None
-        take_labels(sums, slack, chunk, problem, chunks.candidates_MD, is_known=is_known)
-        _add_rest(sums, chunk, problem)
+        take_labels(sums, slack, chunk, chunks, is_known=is_known)
+        _add_rest(sums, chunk, problem, exponentials)
     if problem.bound is not None:
         sums.row_negative_lse.log_()
         sums.column_negative_lse.log_()
@@ -70,12 +72,12 @@ def take_labels(
     sums: ContrastiveSums,
     slack: Tensor | None,
     chunk: Chunk,
-    problem: ContrastiveProblem,
-    candidates_MD: Tensor,
+    chunks: LogitChunks,
     *,
     is_known: bool = False,
 ) -> None:
     """All of a chunk but its rest: positive logits, positives, statistics, sums of logits."""
+    problem = chunks.problem
     first_row, _, count = label_range(problem, chunk.rows.start, chunk.rows.stop)
     if not problem.exclude_label:
         sums.positive_logit[first_row : first_row + count] = chunk.positive_logit
@@ -85,31 +87,28 @@ def take_labels(
     if chunk.positives_RM is not None:
         _add_positives(sums, chunk, problem)
     if problem.with_logit_sums and chunk.keeps_all:
-        _add_all_logits(sums, chunk, problem, candidates_MD)
+        _add_all_logits(sums, chunk, chunks)
     elif problem.with_logit_sums:
         _add_logits(sums, chunk, problem)
     if slack is not None:
         _count_above(sums, chunk, slack[chunk.rows])
 
 
-def _add_rest(sums: ContrastiveSums, chunk: Chunk, problem: ContrastiveProblem) -> None:
+def _add_rest(
+    sums: ContrastiveSums, chunk: Chunk, problem: ContrastiveProblem, exponentials: Exponentials
+) -> None:
     """Row and column sums of one chunk; of bounded logits these are plain sums of exp."""
     rows, logits_RM = chunk.rows, chunk.logits_RM
     columns = sums.row_negative_lse if problem.same_side else sums.column_negative_lse
-    columns = columns[chunk.keys]
-    row_part = column_part = logits_RM
     if problem.bound is not None:
-        row_part = column_part = logits_RM.exp_()
-    nothing = -torch.inf if problem.bound is None else 0.0
-    if chunk.row_left_out_RM is not None:
-        row_part = row_part.masked_fill(chunk.row_left_out_RM, nothing)
-    column_part = column_part[:, chunk.column_part]
-    if chunk.column_left_out_RK is not None:
-        column_part = column_part.masked_fill(chunk.column_left_out_RK, nothing)
-    if problem.bound is not None:
-        sums.row_negative_lse[rows] += row_part.sum(1)
-        columns += column_part.sum(0)
+        exponentials.add_sums(chunk, sums.row_negative_lse[rows], columns)
         return
+    columns = columns[chunk.keys]
+    row_part, column_part = logits_RM, logits_RM[:, chunk.column_part]
+    if chunk.row_left_out_RM is not None:
+        row_part = row_part.masked_fill(chunk.row_left_out_RM, -torch.inf)
+    if chunk.column_left_out_RK is not None:
+        column_part = column_part.masked_fill(chunk.column_left_out_RK, -torch.inf)
     of_rows = sums.row_negative_lse[rows]
     of_rows.copy_(torch.logaddexp(of_rows, torch.logsumexp(row_part, 1)))
     columns.copy_(torch.logaddexp(columns, torch.logsumexp(column_part, 0)))
@@ -139,14 +138,15 @@ def _add_logits(sums: ContrastiveSums, chunk: Chunk, problem: ContrastiveProblem
         count[chunk.keys] += for_columns.sum(0)
 
 
-def _add_all_logits(
-    sums: ContrastiveSums, chunk: Chunk, problem: ContrastiveProblem, candidates_MD: Tensor
-) -> None:
+def _add_all_logits(sums: ContrastiveSums, chunk: Chunk, chunks: LogitChunks) -> None:
     """The same where only labels are left out: a row's logits add up to <query, sum of keys>."""
+    problem, candidates_MD = chunks.problem, chunks.candidates_MD
     rows, columns, query_RD = chunk[:3]
     first_row, first_column, num_labels = label_range(problem, rows.start, rows.stop)
     of_labels = slice(first_row, first_row + num_labels)
-    sums.row_logit_sum[rows] += query_RD @ candidates_MD[columns].sum(0)
+    is_whole = columns == slice(0, len(candidates_MD))
+    of_candidates = chunks.candidate_sum_D if is_whole else candidates_MD[columns].sum(0)
+    sums.row_logit_sum[rows] += query_RD @ of_candidates
     sums.row_logit_sum[of_labels] -= chunk.positive_logit
     sums.row_logit_count[rows] += columns.stop - columns.start
     sums.row_logit_count[of_labels] -= 1
@@ -195,22 +195,19 @@ def contrastive_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (query (N, D), wanted candidates (m, D), scale ()), the first two in their
     dtype, or as parts of a sum in the accumulator's; what is not needed has no rows."""
-    chunks = LogitChunks(query, candidates, problem)
+    chunks = LogitChunks(query, candidates, problem, may_compare_late=True)
     needs = needs or GradientNeeds()
     gradients = GradientSums(chunks, needs.gradient_dtype(query.dtype), needs)
-    # A second workspace, kept: fresh memory for every chunk costs more than the arithmetic on it.
-    scratch_RM = query.new_empty(0)
-    if chunks.is_two_sided:
-        scratch_RM = torch.empty_like(chunks.workspace_RM)
+    exponentials = Exponentials(chunks.workspace_RM)
     for chunk in chunks:
-        _logits_to_grad(chunk, scratch_RM, problem, sums, grads)
+        _logits_to_grad(chunk, exponentials, problem, sums, grads)
         gradients.add(chunk)
     return gradients.result()
 
 
 def _logits_to_grad(
     chunk: Chunk,
-    scratch_RM: Tensor,
+    exponentials: Exponentials,
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
@@ -225,24 +222,17 @@ def _logits_to_grad(
     if problem.same_side:
         column_lse, column_coefficient = sums.row_negative_lse, grads.row_negative_lse
         column_logit_grad = grads.row_logit_sum
-    column_lse, column_coefficient = column_lse[chunk.keys], column_coefficient[chunk.keys]
-    if not (problem.symmetric or problem.same_side):
+    if problem.bound is not None:
+        # One exponential serves both directions: exp(z) times a rank-one sum.
+        of_columns = _softmax_factor(column_coefficient, column_lse)
+        exponentials.to_gradients(chunk, _softmax_factor(row_coefficient, row_lse), of_columns)
+    elif not (problem.symmetric or problem.same_side):
         logits_RM.sub_(_without_empty(row_lse)[:, None]).exp_()
         logits_RM.mul_(row_coefficient[:, None])
-    elif problem.bound is not None:
-        # One exponential serves both directions: exp(z) times a rank-one sum.
-        factors_RM = scratch_RM[: logits_RM.shape[0], : logits_RM.shape[1]]
-        factors_RM.copy_(_softmax_factor(row_coefficient, row_lse)[:, None].expand_as(factors_RM))
-        if chunk.row_left_out_RM is not None:
-            factors_RM.masked_fill_(chunk.row_left_out_RM, 0)
-        column_factor = _softmax_factor(column_coefficient, column_lse).expand(len(logits_RM), -1)
-        if chunk.column_left_out_RK is not None:
-            column_factor = column_factor.masked_fill(chunk.column_left_out_RK, 0)
-        factors_RM[:, chunk.column_part].add_(column_factor)
-        logits_RM.exp_().mul_(factors_RM)
     else:
-        columns_RK = (logits_RM[:, chunk.column_part] - _without_empty(column_lse)).exp_()
-        columns_RK.mul_(column_coefficient)
+        of_keys = _without_empty(column_lse[chunk.keys])
+        columns_RK = (logits_RM[:, chunk.column_part] - of_keys).exp_()
+        columns_RK.mul_(column_coefficient[chunk.keys])
         logits_RM.sub_(_without_empty(row_lse)[:, None]).exp_().mul_(row_coefficient[:, None])
         if chunk.row_left_out_RM is not None:
             logits_RM.masked_fill_(chunk.row_left_out_RM, 0)
