@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-// In libtorch_cuda alone. Weak, so that the extension also loads beside a PyTorch without CUDA.
+// Only in libtorch_cuda. Weak, so that the extension also loads beside a PyTorch without CUDA.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
 
 namespace crossalign {
@@ -94,9 +94,9 @@ inline int64_t access_bytes(int64_t row_bytes, const std::vector<int64_t>& addre
   return bits & -bits;
 }
 
-// True for the whole block if a meeting failed: what the peers hold is then unknown. The flag lies in
+// True for the whole block if a barrier failed: what the peers hold is then unknown. The flag lies in
 // the GPU's own memory; over the bus every block would wait a microsecond or two for the host's.
-__device__ inline bool meeting_failed(const int* flag) {
+__device__ inline bool barrier_failed(const int* flag) {
   const int failed = threadIdx.x == 0 ? *static_cast<const volatile int*>(flag) : 0;
   return __syncthreads_or(failed) != 0;
 }

@@ -1,9 +1,9 @@
 // The gather of rows across processes that share memory: schemas, module, CPU implementation.
 //
 // Every rank owns a buffer that its peers can read: symmetric memory on GPUs, a shared file on the
-// CPU. A gather is: meet, publish_rows (into the own buffer), meet, pull_rows (from every buffer).
-// Its adjoint is the same with the gradient of the gathered rows and sum_rows. The first meeting
-// makes sure that everybody has finished reading what the buffers held before.
+// CPU. A gather is: barrier, publish_rows (into this rank's buffer), barrier, pull_rows (from every
+// buffer). Its adjoint is the same with the gradient of the gathered rows and sum_rows. The first
+// barrier makes sure that every rank has finished reading what the buffers held before.
 #include "tensor_checks.h"
 
 #include <Python.h>
@@ -98,28 +98,37 @@ void sum_rows_cpu(const std::vector<int64_t>& peers, int64_t first_row, ScalarTy
   });
 }
 
-// Posts `number` to every rank, then waits until every rank has posted it or a later one.
-// flags[r] is rank r's array, one int64 per rank. On time-out, status = 1 + the rank that is missing;
-// on a GPU the same in `failed`, its own memory, where its later kernels look.
-void meet_cpu(const Tensor& buffer, const std::vector<int64_t>& flags, int64_t rank, int64_t number,
-              double timeout_s, const Tensor& failed, const Tensor& status) {
-  check_meet(buffer, flags, rank, timeout_s, failed, status);
+// Posts `number` and `exchange` to every rank, then waits until every rank has posted that number or
+// a later one. flags[r] is rank r's array, one int64 per rank. On time-out, status = 1 + the rank that
+// is missing; if a rank came with another exchange, status = -1 - that rank. On a GPU the same goes to
+// `failed`, its own memory, where its later kernels look.
+void barrier_cpu(const Tensor& buffer, const std::vector<int64_t>& flags, int64_t rank,
+                 int64_t number, int64_t exchange, double timeout_s, const Tensor& failed,
+                 const Tensor& status) {
+  check_barrier(buffer, flags, rank, number, exchange, timeout_s, failed, status);
+  auto* outcome = static_cast<int32_t*>(status.mutable_data_ptr());
   for (const int64_t address : flags) {
-    __atomic_store_n(reinterpret_cast<int64_t*>(address) + rank, number, __ATOMIC_RELEASE);
+    __atomic_store_n(reinterpret_cast<int64_t*>(address) + rank,
+                     flag_of(number, exchange), __ATOMIC_RELEASE);
   }
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(timeout_s);
   const int64_t* arrived = reinterpret_cast<const int64_t*>(flags[rank]);
   for (size_t peer = 0; peer < flags.size(); ++peer) {
-    for (int spins = 0; __atomic_load_n(arrived + peer, __ATOMIC_ACQUIRE) < number; ++spins) {
+    int64_t flag = __atomic_load_n(arrived + peer, __ATOMIC_ACQUIRE);
+    for (int spins = 0; number_of(flag) < number; ++spins) {
       if (spins < 1000) {
         std::this_thread::yield();
-        continue;
-      }
-      if (std::chrono::steady_clock::now() > deadline) {
-        *static_cast<int32_t*>(status.mutable_data_ptr()) = static_cast<int32_t>(peer) + 1;
+      } else if (std::chrono::steady_clock::now() > deadline) {
+        *outcome = static_cast<int32_t>(peer) + 1;
         return;
+      } else {
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
       }
-      std::this_thread::sleep_for(std::chrono::microseconds(50));
+      flag = __atomic_load_n(arrived + peer, __ATOMIC_ACQUIRE);
+    }
+    if (is_another_exchange(flag, number, exchange)) {
+      *outcome = -1 - static_cast<int32_t>(peer);
+      return;
     }
   }
 }
@@ -127,7 +136,7 @@ void meet_cpu(const Tensor& buffer, const std::vector<int64_t>& flags, int64_t r
 }  // namespace crossalign
 
 // Addresses are integers, since a peer's memory has no tensor here. `buffer` is this rank's own; it
-// tells meet where to run.
+// tells barrier where to run.
 STABLE_TORCH_LIBRARY(crossalign_ext, m) {
   m.def("publish_rows(Tensor rows, bool normalize, Tensor(a!) published, Tensor failed) -> ()");
   m.def("pull_rows(int[] peers, int[] peer_rows, Tensor(a!) gathered, Tensor failed) -> ()");
@@ -135,7 +144,7 @@ STABLE_TORCH_LIBRARY(crossalign_ext, m) {
       "sum_rows(int[] peers, int first_row, ScalarType peer_dtype, Tensor(a!) total, "
       "Tensor failed) -> ()");
   m.def(
-      "meet(Tensor(a!) buffer, int[] flags, int rank, int number, float timeout_s, "
+      "barrier(Tensor(a!) buffer, int[] flags, int rank, int number, int exchange, float timeout_s, "
       "Tensor(b!) failed, Tensor(c!) status) -> ()");
 }
 
@@ -143,7 +152,7 @@ STABLE_TORCH_LIBRARY_IMPL(crossalign_ext, CPU, m) {
   m.impl("publish_rows", TORCH_BOX(&crossalign::publish_rows_cpu));
   m.impl("pull_rows", TORCH_BOX(&crossalign::pull_rows_cpu));
   m.impl("sum_rows", TORCH_BOX(&crossalign::sum_rows_cpu));
-  m.impl("meet", TORCH_BOX(&crossalign::meet_cpu));
+  m.impl("barrier", TORCH_BOX(&crossalign::barrier_cpu));
 }
 
 // Importing the module runs the registrations above. It holds what it was built with, no bindings.

@@ -1,6 +1,6 @@
 // CUDA implementation of the gather operators; gather_negatives.cpp says what they do together.
 //
-// Peers' memory is mapped into this process, so a pull is an ordinary load over the link. Only meet
+// Peers' memory is mapped into this process, so a pull is an ordinary load over the link. Only barrier
 // waits for another GPU, and it is a single block: whatever else runs on this GPU, such as a
 // collective that a peer waits for, still finds room. Kernel boundaries order it with the copies.
 //
@@ -15,8 +15,8 @@ template <typename In, typename Out, int kWidth>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     publish_rows_kernel(const In* __restrict__ rows, Out* __restrict__ published, int64_t num_rows,
                         int64_t columns, bool normalize, const int* failed) {
-  if (meeting_failed(failed)) {
-    return;  // a peer may still be reading what stands here
+  if (barrier_failed(failed)) {
+    return;  // a peer may still be reading what is here
   }
   using Acc = typename Accumulator<In>::type;
   const int lane = threadIdx.x % kWarp;
@@ -91,7 +91,7 @@ template <typename Word>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     pull_rows_kernel(const Peers peers, Word* __restrict__ gathered, int64_t row_words,
                      const int* flag) {
-  const bool failed = meeting_failed(flag);
+  const bool failed = barrier_failed(flag);
   const int peer = blockIdx.y;
   const Word* source = reinterpret_cast<const Word*>(peers.base[peer]);
   Word* target = gathered + peers.first_row[peer] * row_words;
@@ -134,8 +134,8 @@ void pull_rows_cuda(const std::vector<int64_t>& addresses, const std::vector<int
   const auto run = [&](auto word) {
     using Word = decltype(word);
     const int64_t row_words = row_bytes / static_cast<int64_t>(sizeof(Word));
-    const int64_t most = *std::max_element(peer_rows.begin(), peer_rows.end()) * row_words;
-    const dim3 grid(launch.blocks(most, kThreads * kLoads, peers.count), peers.count);
+    const int64_t most_words = *std::max_element(peer_rows.begin(), peer_rows.end()) * row_words;
+    const dim3 grid(launch.blocks(most_words, kThreads * kLoads, peers.count), peers.count);
     pull_rows_kernel<Word><<<grid, kThreads, 0, launch.stream>>>(
         peers, static_cast<Word*>(target), row_words, flag);
     CUDA_CHECK(cudaGetLastError());
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     sum_rows_kernel(const Peers peers, Out* __restrict__ total, int64_t first, int64_t vectors,
                     const int* flag) {
   using Acc = typename Accumulator<In>::type;
-  const bool failed = meeting_failed(flag);
+  const bool failed = barrier_failed(flag);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < vectors;
        i += stride) {
@@ -226,58 +226,57 @@ void sum_rows_cuda(const std::vector<int64_t>& addresses, int64_t first_row, Sca
   });
 }
 
-__device__ void store_release(int64_t* address, int64_t value) {
-  asm volatile("st.release.sys.global.s64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+__device__ void report(int outcome, int* failed, int* status) {
+  *static_cast<volatile int*>(failed) = outcome;
+  *static_cast<volatile int*>(status) = outcome;
+  __threadfence_system();
 }
 
-__device__ int64_t load_acquire(const int64_t* address) {
-  int64_t value;
-  asm volatile("ld.acquire.sys.global.s64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
-  return value;
-}
-
-__device__ uint64_t nanoseconds() {
-  uint64_t value;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(value));
-  return value;
-}
-
-// Thread r tells rank r that this rank has arrived, then waits for rank r's word. A failed meeting
-// is final: later ones return at once, and tell nobody that this rank has come.
-__global__ void meet_kernel(const Flags flags, int rank, int64_t number, uint64_t timeout_ns,
-                            int* failed, int* status) {
+// Thread r tells rank r that this rank has arrived, then waits for rank r's flag. A failed barrier is
+// final: later ones return at once, and tell nobody that this rank has come.
+__global__ void barrier_kernel(const Flags flags, int rank, int64_t number, int64_t exchange,
+                               uint64_t timeout_ns, int* failed, int* status) {
   const int peer = threadIdx.x;
   if (peer >= flags.count || *static_cast<volatile int*>(failed) != 0) {
     return;
   }
   __threadfence_system();
-  store_release(flags.of_rank[peer] + rank, number);
+  store_release(flags.of_rank[peer] + rank, flag_of(number, exchange));
   const uint64_t start = nanoseconds();
-  while (load_acquire(flags.of_rank[rank] + peer) < number) {
+  int64_t flag = load_acquire(flags.of_rank[rank] + peer);
+  while (number_of(flag) < number) {
     if (nanoseconds() - start > timeout_ns) {
-      *static_cast<volatile int*>(failed) = peer + 1;
-      *static_cast<volatile int*>(status) = peer + 1;
-      __threadfence_system();
+      report(peer + 1, failed, status);
       return;
     }
     __nanosleep(100);
+    flag = load_acquire(flags.of_rank[rank] + peer);
+  }
+  if (is_another_exchange(flag, number, exchange)) {
+    report(-1 - peer, failed, status);
   }
 }
 
-void meet_cuda(const Tensor& buffer, const std::vector<int64_t>& addresses, int64_t rank,
-               int64_t number, double timeout_s, const Tensor& failed, const Tensor& status) {
-  check_meet(buffer, addresses, rank, timeout_s, failed, status);
+void barrier_cuda(const Tensor& buffer, const std::vector<int64_t>& addresses, int64_t rank,
+                  int64_t number, int64_t exchange, double timeout_s, const Tensor& failed,
+                  const Tensor& status) {
+  check_barrier(buffer, addresses, rank, number, exchange, timeout_s, failed, status);
   const Launch launch(buffer);
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  CUDA_CHECK(cudaStreamIsCapturing(launch.stream, &capture));
+  STD_TORCH_CHECK(capture == cudaStreamCaptureStatusNone,
+                  "must not be captured in a CUDA graph: a replay would wait for a barrier of an old "
+                  "number; call it outside of the capture");
   Flags flags{};
   flags.count = static_cast<int>(addresses.size());
   for (int r = 0; r < flags.count; ++r) {
     flags.of_rank[r] = reinterpret_cast<int64_t*>(addresses[r]);
   }
   const int threads = (flags.count + kWarp - 1) / kWarp * kWarp;
-  meet_kernel<<<1, threads, 0, launch.stream>>>(flags, static_cast<int>(rank), number,
-                                                static_cast<uint64_t>(timeout_s * 1e9),
-                                                static_cast<int*>(failed.mutable_data_ptr()),
-                                                status_on_device(status));
+  barrier_kernel<<<1, threads, 0, launch.stream>>>(flags, static_cast<int>(rank), number, exchange,
+                                                   static_cast<uint64_t>(timeout_s * 1e9),
+                                                   static_cast<int*>(failed.mutable_data_ptr()),
+                                                   status_on_device(status));
   CUDA_CHECK(cudaGetLastError());
 }
 
@@ -287,5 +286,5 @@ STABLE_TORCH_LIBRARY_IMPL(crossalign_ext, CUDA, m) {
   m.impl("publish_rows", TORCH_BOX(&crossalign::publish_rows_cuda));
   m.impl("pull_rows", TORCH_BOX(&crossalign::pull_rows_cuda));
   m.impl("sum_rows", TORCH_BOX(&crossalign::sum_rows_cuda));
-  m.impl("meet", TORCH_BOX(&crossalign::meet_cuda));
+  m.impl("barrier", TORCH_BOX(&crossalign::barrier_cuda));
 }

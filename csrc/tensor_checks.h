@@ -2,6 +2,8 @@
 // what came; STD_TORCH_CHECK puts the function before it.
 #pragma once
 
+#include "barrier_flags.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -52,7 +54,7 @@ inline void check_status(const Tensor& status) {
                   status.numel(), " of ", status.scalar_type());
 }
 
-// Where the operators of one device learn that a meeting failed: in that device's own memory.
+// Where the operators of one device learn that a barrier failed: in that device's own memory.
 inline void check_failed(const Tensor& failed, const Tensor& like) {
   STD_TORCH_CHECK(failed.scalar_type() == ScalarType::Int && failed.numel() == 1 &&
                       failed.is_cuda() == like.is_cuda() &&
@@ -101,13 +103,18 @@ inline void check_sum(const std::vector<int64_t>& peers, int64_t first_row, cons
   STD_TORCH_CHECK(first_row >= 0, "first_row must not be negative, got ", first_row);
 }
 
-inline void check_meet(const Tensor& buffer, const std::vector<int64_t>& flags, int64_t rank,
-                       double timeout_s, const Tensor& failed, const Tensor& status) {
+inline void check_barrier(const Tensor& buffer, const std::vector<int64_t>& flags, int64_t rank,
+                          int64_t number, int64_t exchange, double timeout_s, const Tensor& failed,
+                          const Tensor& status) {
   check_ranks("flags", flags);
   check_failed(failed, buffer);
   check_status(status);
   STD_TORCH_CHECK(rank >= 0 && rank < static_cast<int64_t>(flags.size()), "rank must be 0 to ",
                   flags.size() - 1, ", got ", rank);
+  STD_TORCH_CHECK(number >= 0 && number < kBarriers, "number must be 0 to ", kBarriers - 1, ", got ",
+                  number);
+  STD_TORCH_CHECK(exchange >= 0 && exchange < kExchanges, "exchange must be 0 to ", kExchanges - 1,
+                  ", got ", exchange);
   STD_TORCH_CHECK(timeout_s > 0 && timeout_s <= kLongestWaitSeconds,
                   "timeout_s must be above 0 and at most ", kLongestWaitSeconds, ", got ", timeout_s);
 }

@@ -21,10 +21,11 @@ from crossalign.argument_checks import check_dims, check_floating, check_option,
 from crossalign.distributed.rank_agreement import (
     agree,
     all_gather_single,
-    calls_of,
     check_group,
     graph_break,
+    history_of,
     missing_rank_named,
+    refuse_capture,
     transport_device,
 )
 from crossalign.distributed.symmetric_gather import (
@@ -49,7 +50,7 @@ class ShardLayout(NamedTuple):
     rank: int
     rows: tuple[int, ...]
     workspace: SymmetricWorkspace | None  # None: PyTorch's collectives
-    call: int = 0  # of the group, see rank_agreement.calls_of
+    call: int = 0  # of the group, see rank_agreement.GroupHistory
 
 
 def gather_negatives(
@@ -154,12 +155,13 @@ def shard_layout(
     rows, devices: of every rank, in rank order. row_bytes: of the widest row that will travel.
     """
     rank = dist.get_rank(group)
-    layout = ShardLayout(group, rank, tuple(rows), None, calls_of(group))
+    layout = ShardLayout(group, rank, tuple(rows), None, history_of(group).calls)
     is_cuda = torch.device(devices[rank]).type == "cuda"
     if backend == "collective" or (backend == "auto" and not is_cuda) or sum(rows) == 0:
         return layout
     workspace = open_workspace(group, devices, sum(rows) * row_bytes)
     if isinstance(workspace, SymmetricWorkspace):
+        workspace.exchange = 2 * layout.call
         return layout._replace(workspace=workspace)
     if backend == "extension":
         raise RuntimeError(f'{_NAME}: backend="extension" cannot run here: {workspace}')
@@ -226,10 +228,19 @@ def exchange_rows(x: Tensor, layout: ShardLayout) -> Tensor:
 def agree_on_backward(function: str, layout: ShardLayout) -> None:
     """Raises on every rank where one of them is elsewhere than in the backward pass of this call.
 
-    The extension's barriers tell that by themselves, and see that a peer's process has ended.
+    On a GPU the extension asks nobody, since the host never waits there: its barriers find another
+    exchange, and the next call compares how many backward passes each rank has run.
     """
-    if layout.workspace is None:
-        agree(function, {}, layout.group, backward_of=layout.call)
+    refuse_capture(function)
+    workspace = layout.workspace
+    if workspace is not None:
+        workspace.exchange = 2 * layout.call + 1
+        if workspace.buffer.is_cuda:
+            history_of(layout.group).backward_passes += 1
+            return
+        if workspace.all_came():
+            return
+    agree(function, {}, layout.group, backward_of=layout.call)
 
 
 class _GatherRows(torch.autograd.Function):

@@ -29,7 +29,7 @@ def graph_break(function: Callable[..., Any]) -> Callable[..., Any]:
     """function, which torch.compile then calls without looking into it: its graph breaks there.
 
     How many rows other ranks have is known only at run time. Without torch.compile at work its
-    module, a second to import, is left alone.
+    module, a second to import, is not imported.
     """
     if "torch._dynamo" not in sys.modules:
         return function
@@ -61,13 +61,36 @@ def transport_device(group: dist.ProcessGroup, device: torch.device) -> torch.de
     return torch.device("cpu" if "cpu" in backends else next(iter(backends)))
 
 
-# How many calls of this library a group has begun: the same number on every rank, unless one of
-# them left a call out.
-_calls: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()
+class GroupHistory:
+    """What a group has begun so far: the same on every rank, unless one of them skipped a part."""
+
+    def __init__(self) -> None:
+        self.calls = 0  # calls of this library with the group
+        self.backward_passes = 0  # of these, those that ran without an exchange of records
+        self.posted_to: list[Tensor] = []  # (1,) int64 that peers read: the number of calls
+
+    def set_calls(self, calls: int) -> None:
+        self.calls = calls
+        for place in self.posted_to:
+            place.fill_(self.calls)
 
 
-def calls_of(group: dist.ProcessGroup) -> int:
-    return _calls.get(group, 0)
+_histories: weakref.WeakKeyDictionary[dist.ProcessGroup, GroupHistory] = weakref.WeakKeyDictionary()
+
+
+def history_of(group: dist.ProcessGroup) -> GroupHistory:
+    return _histories.setdefault(group, GroupHistory())
+
+
+def refuse_capture(function: str) -> None:
+    """Under the capture of a CUDA graph: what a replay waits for is a barrier of an old number."""
+    is_initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if is_initialized and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{function}: it must not run with a group while a CUDA graph is captured, forward or "
+            "backward, since ranks agree through the host and barriers count calls; call it "
+            "outside of the capture"
+        )
 
 
 @contextlib.contextmanager
@@ -122,7 +145,8 @@ def exchange_records(
     ]
 
 
-_HINTS = {"exchange": "; every rank must make every call, and run backward of each that needs it"}
+_EVERY_CALL = "; every rank must make every call, and run backward of each that needs it"
+_HINTS = {"exchange": _EVERY_CALL, "backward passes": _EVERY_CALL}
 
 
 def agree(
@@ -143,25 +167,22 @@ def agree(
         may_differ: the facts that may differ between ranks.
         problem: what is wrong with this rank's arguments. It is raised here, and the other ranks
             hear of it, instead of waiting for a collective that this rank never joins.
-        backward_of: the call (calls_of) whose backward pass begins; None: a new call. A rank that
-            left a backward out is thereby met in a record, not in a tensor of another size.
+        backward_of: the call (GroupHistory.calls) whose backward pass begins; None: a new call. A
+            rank that left a backward out is thereby met in a record, not in a tensor of another
+            size.
 
     Raises:
         ValueError: facts differ, or another rank has a problem; the same text on all those ranks.
         RuntimeError: a rank is dead or did not come; or a CUDA graph is being captured.
     """
-    is_initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    if is_initialized and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"{function}: it must not be called with a group while a CUDA graph is captured, since "
-            "ranks agree through the host and barriers count calls; call it outside of the capture"
-        )
+    refuse_capture(function)
+    history = history_of(group)
+    begun = f"the backward of call {backward_of}"
     if backward_of is None:
-        _calls[group] = calls_of(group) + 1
-    begun = (
-        f"call {_calls[group]}" if backward_of is None else f"the backward of call {backward_of}"
-    )
+        history.set_calls(history.calls + 1)
+        begun = f"call {history.calls}"
     sent: dict[str, object] = {"function": function, "exchange": begun, **facts}
+    sent |= {"calls": history.calls, "backward passes": history.backward_passes}
     if problem is not None:
         text = one_line(f"{type(problem).__name__}: {problem}")
         sent = {"function": function, "problem": text}
@@ -172,6 +193,8 @@ def agree(
             f"{function}: a rank of the group died, or did not call {function} within the group's "
             f"timeout, for {begun}: {one_line(str(error))}"
         ) from error
+    # A rank that left a call out is told so once, and is then in step with the others again.
+    history.set_calls(max(history.calls, *(record.get("calls", 0) for record in records)))
     if problem is not None:
         raise problem
     for rank, record in enumerate(records):
@@ -181,7 +204,7 @@ def agree(
     for name in dict.fromkeys(name for record in distinct for name in record):
         values = dict.fromkeys(record.get(name) for record in distinct)
         values.pop(None, None)
-        if name not in may_differ and len(values) > 1:
+        if name not in (*may_differ, "calls") and len(values) > 1:
             listing = "; ".join(
                 f"{value} on rank "
                 + ", ".join(str(r) for r, record in enumerate(records) if record.get(name) == value)

@@ -1,7 +1,7 @@
 """Memory of one machine that every rank of a group can address: one buffer per rank.
 
 On GPUs it is PyTorch's symmetric memory, on the CPU a shared file per rank. Opening it is a series
-of steps; after each, every rank hears whether one of them failed, so that none goes on alone.
+of steps; after each, every rank hears whether one of them failed, so that all go on or none does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossalign.distributed.liveness import longest_wait, process_record
-from crossalign.distributed.rank_agreement import exchange_records, one_line
+from crossalign.distributed.rank_agreement import exchange_records, history_of, one_line
+
+HEADER_BYTES = 1024  # stands before the data: one int64 flag a rank, and at its end the calls begun
+_CALLS_BEGUN = HEADER_BYTES // 8 - 1
 
 _Records = list[dict[str, Any]]
 
@@ -33,11 +36,12 @@ class SharedMemory:
         self.buffer = torch.empty(0, dtype=torch.uint8)
         self.addresses: list[int] = []
         self.keep_alive: list[object] = []
+        self.headers: tuple[Tensor, ...] = ()  # of every rank's buffer, int64; on the CPU only
         self.processes: _Records = []  # process_record() of every rank
         self.timeout_s = longest_wait(group, device)
 
     def allocate(self, records: _Records) -> dict[str, object]:
-        """The own buffer, all zeros; what the peers must know of it."""
+        """This rank's buffer, all zeros; returns what the peers must know of it."""
         raise NotImplementedError
 
     def check_peers(self, records: _Records) -> dict[str, object]:
@@ -47,6 +51,17 @@ class SharedMemory:
     def connect(self, records: _Records, group: dist.ProcessGroup) -> dict[str, object]:
         """The addresses of the peers' buffers."""
         raise NotImplementedError
+
+    def a_rank_went_on(self) -> bool:
+        """Whether a rank has begun a later call than this one: it will not come to a barrier of
+        what this rank is in."""
+        begun = [int(header[_CALLS_BEGUN]) for header in self.headers]
+        return bool(begun) and max(begun) > begun[self.rank]
+
+    def withdraw(self) -> None:
+        """Takes this rank's flag back from a barrier that nobody will pass."""
+        for header in self.headers:
+            header[self.rank] = 0
 
     def clean_up(self) -> None:
         """What is left to do when every rank is connected, or one has failed."""
@@ -104,6 +119,10 @@ class HostMemory(SharedMemory):
         buffers[self.rank] = self.buffer
         self.addresses = [buffer.data_ptr() for buffer in buffers]
         self.keep_alive.append(buffers)
+        self.headers = tuple(buffer[:HEADER_BYTES].view(torch.int64) for buffer in buffers)
+        history, mine = history_of(group), self.headers[self.rank][_CALLS_BEGUN:]
+        mine.fill_(history.calls)
+        history.posted_to.append(mine)
         return {}
 
     def clean_up(self) -> None:

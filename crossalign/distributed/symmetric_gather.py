@@ -1,7 +1,7 @@
 """The compiled extension's gather: ranks of one machine read one another's memory.
 
-csrc/gather_negatives.cpp holds the operators, shared_memory.py the buffers; here stand the order of
-calls and the time-out.
+csrc/gather_negatives.cpp holds the operators, shared_memory.py the buffers; this file has the order
+of calls and the time-out.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossalign.distributed.liveness import dead_rank
-from crossalign.distributed.shared_memory import SharedMemory, open_shared_memory
+from crossalign.distributed.shared_memory import (
+    HEADER_BYTES,
+    SharedMemory,
+    open_shared_memory,
+)
 
 _SLICE_S = 0.2  # a wait on the CPU is cut into these, for signals and for a look at the peers
-_HEADER_BYTES = 1024  # one int64 flag per rank stands before the data
 _GRANULE_BYTES = 2**21  # what GPUs map at once
-_MOST_RANKS = 72  # kMaxRanks of csrc/tensor_checks.h
+_MAX_RANKS = 72  # kMaxRanks of csrc/tensor_checks.h
+_EXCHANGES = 2**23  # kExchanges of csrc/barrier_flags.h
 
 # Of the operators in csrc/gather_negatives.cpp. An editable install keeps what was built earlier.
-_NUM_ARGUMENTS = {"publish_rows": 4, "pull_rows": 4, "sum_rows": 5, "meet": 7}
+_NUM_ARGUMENTS = {"publish_rows": 4, "pull_rows": 4, "sum_rows": 5, "barrier": 8}
 
 _log = logging.getLogger(__name__)
 
@@ -78,9 +82,10 @@ class SymmetricWorkspace:
         self.memory = memory
         self.rank = memory.rank
         self.buffer = memory.buffer
-        self.data_addresses = [address + _HEADER_BYTES for address in memory.addresses]
-        self.capacity = memory.num_bytes - _HEADER_BYTES
+        self.data_addresses = [address + HEADER_BYTES for address in memory.addresses]
+        self.capacity = memory.num_bytes - HEADER_BYTES
         self.barriers = 0
+        self.exchange = 0  # what the next barriers belong to: 2 * call, + 1 in its backward pass
         self.timeout_s = memory.timeout_s
         # A GPU reports a missing peer through host memory, which is read without waiting for it.
         is_cuda = self.buffer.is_cuda
@@ -114,7 +119,7 @@ class SymmetricWorkspace:
 
     def _data(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         num_bytes = shape[0] * shape[1] * dtype.itemsize
-        data = self.buffer[_HEADER_BYTES : _HEADER_BYTES + num_bytes]
+        data = self.buffer[HEADER_BYTES : HEADER_BYTES + num_bytes]
         return data.view(dtype).view(shape[0], shape[1])
 
     def _barrier(self) -> None:
@@ -122,42 +127,62 @@ class SymmetricWorkspace:
         self._raise_if_missed()
         self.barriers += 1
         if self.buffer.is_cuda:
-            self._meet(self.timeout_s)
+            self._wait(self.timeout_s)
         else:
-            self._meet_in_slices()
+            self._wait_in_slices()
         self._raise_if_missed()
 
-    def _meet_in_slices(self) -> None:
-        """Between two slices Ctrl-C is heard, and a peer whose process has ended is missed at once.
+    def all_came(self) -> bool:
+        """A barrier on the CPU; False if a rank is in another exchange, and then the ranks can go
+        on as if none had come."""
+        self._raise_if_missed()
+        self.barriers += 1
+        self._wait_in_slices()
+        if int(self.status) < 0:
+            if self.memory.a_rank_went_on():  # else all have come, and all see it
+                self.memory.withdraw()
+                self.barriers -= 1
+            self.status.zero_()
+            return False
+        self._raise_if_missed()
+        return True
+
+    def _wait_in_slices(self) -> None:
+        """Between two slices Ctrl-C is heard, and a peer whose process has ended, or which has
+        begun another call, is missed at once.
 
         A slice that ends too early leaves nothing behind: coming again to a barrier is the same.
         """
         deadline = time.monotonic() + self.timeout_s
         while True:
             left = deadline - time.monotonic()
-            self._meet(min(_SLICE_S, max(left, 1e-3)))
+            self._wait(min(_SLICE_S, max(left, 1e-3)))
             missing = int(self.status)
-            if not missing or left <= _SLICE_S:
+            if missing <= 0 or left <= _SLICE_S:
                 return
             self.status.zero_()
-            if (dead := dead_rank(self.memory.processes, self.rank)) is not None:
-                # It may have come here before it ended.
-                self._meet(1e-3)
-                if int(self.status):
-                    self.status.fill_(1 + dead)
-                    pid = self.memory.processes[dead]["pid"]
-                    raise RuntimeError(
-                        f"gather_negatives: rank {dead} of the group died: its process {pid} has "
-                        "ended; look for its own error"
-                    )
+            dead = dead_rank(self.memory.processes, self.rank)
+            if dead is None and not self.memory.a_rank_went_on():
+                continue
+            self._wait(1e-3)  # it may have come here before
+            if int(self.status) <= 0:
                 return
+            self.status.fill_(-missing if dead is None else 1 + dead)
+            if dead is None:
+                return
+            pid = self.memory.processes[dead]["pid"]
+            raise RuntimeError(
+                f"gather_negatives: rank {dead} of the group died: its process {pid} has ended; "
+                "look for its own error"
+            )
 
-    def _meet(self, timeout_s: float) -> None:
-        torch.ops.crossalign_ext.meet(
+    def _wait(self, timeout_s: float) -> None:
+        torch.ops.crossalign_ext.barrier(
             self.buffer,
             self.memory.addresses,
             self.rank,
             self.barriers,
+            self.exchange % _EXCHANGES,
             timeout_s,
             self.failed,
             self.status,
@@ -170,7 +195,14 @@ class SymmetricWorkspace:
         """
         if self.buffer.is_cuda and os.environ.get("CROSSALIGN_CHECK") == "1":
             torch.cuda.synchronize(self.buffer.device)
-        if missing := int(self.status):
+        missing = int(self.status)
+        if missing < 0:
+            raise RuntimeError(
+                f"gather_negatives: rank {-1 - missing} of the group is in another exchange than "
+                f"rank {self.rank}; every rank must make every call, and run backward of each that "
+                "needs it"
+            )
+        if missing:
             raise RuntimeError(
                 f"gather_negatives: rank {missing - 1} of the group did not come within "
                 f"{self.timeout_s:g} s; it died, or its backward never reached the gather. "
@@ -212,7 +244,7 @@ def open_workspace(
     opened: SymmetricWorkspace | str
     with torch.inference_mode(False):
         problem = _why_not(group, device)
-        memory = open_shared_memory(group, device, capacity + _HEADER_BYTES, problem)
+        memory = open_shared_memory(group, device, capacity + HEADER_BYTES, problem)
     if isinstance(memory, str):
         opened = memory
         _log.info("gather_negatives uses PyTorch's collectives: %s", opened)
@@ -229,17 +261,17 @@ def _why_not(group: dist.ProcessGroup, device: torch.device) -> str:
     module = load_extension()
     if module is None:
         return f"the extension is {extension_status()}"
-    if dist.get_world_size(group) > _MOST_RANKS:
-        return f"the extension serves groups of up to {_MOST_RANKS} ranks"
+    if dist.get_world_size(group) > _MAX_RANKS:
+        return f"the extension serves groups of up to {_MAX_RANKS} ranks"
     if device.type == "cpu":
         return ""
     if device.type != "cuda" or not module.cuda_archs:
         return f"the extension has no code for {device.type} ({extension_status()})"
-    try:  # one rank meets itself: launching fails if there is no code for this GPU
+    try:  # a barrier of one rank: launching fails if there is no code for this GPU
         status = torch.zeros(1, dtype=torch.int32, pin_memory=True)
         flag = torch.zeros(1, dtype=torch.int64, device=device)
         failed = torch.zeros(1, dtype=torch.int32, device=device)
-        torch.ops.crossalign_ext.meet(flag, [flag.data_ptr()], 0, 1, 1.0, failed, status)
+        torch.ops.crossalign_ext.barrier(flag, [flag.data_ptr()], 0, 1, 0, 1.0, failed, status)
         torch.cuda.synchronize(device)
     except RuntimeError as error:
         return str(error).partition("\n")[0]

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 from crossalign.distributed import symmetric_gather
-from crossalign.distributed.gather import GatherBackend, gather_negatives
-from crossalign.distributed.rank_agreement import agree
+from crossalign.distributed.gather import GatherBackend, agree_on_backward, gather_negatives
+from crossalign.distributed.rank_agreement import agree, history_of
 from tests.support.built_extension import extension_folder, use_extension
 from tests.support.process_group import RankError, run_ranks
 
@@ -123,6 +123,65 @@ def test_missing_rank_raises_within_the_timeout(worker: Any, backend: str, messa
     assert re.search(message, errors[0].message), errors[0].message
 
 
+SKIPPED = "; every rank must make every call, and run backward of each that needs it"
+
+
+def skip_a_backward_and_go_on(rank: int, folder: Path) -> list[str]:
+    """One rank leaves a backward out and calls again, or runs the backward of an earlier call."""
+    use_extension(folder)
+    messages = []
+    for earlier in (False, True):
+        x = (X + rank).requires_grad_()
+        first, second = (gather_negatives(x, backend="extension") for _ in range(2))
+        with pytest.raises(ValueError, match="exchange must be") as raised:
+            if rank == 1:
+                second.sum().backward()
+            elif earlier:
+                first.sum().backward()
+            else:
+                gather_negatives(x, backend="extension")
+        messages.append(str(raised.value))
+        x.grad = None  # and nothing of it remains
+        gathered = gather_negatives(x, backend="extension")
+        assert torch.equal(gathered.detach(), torch.tensor([[0.0] * 3] * 2 + [[1.0] * 3] * 2))
+        gathered.sum().backward()
+        assert x.grad is not None
+        assert torch.equal(x.grad, torch.full((2, 3), 3.0))
+    return messages
+
+
+def test_a_skipped_backward_is_one_error_on_every_rank() -> None:
+    """It was a wait for the group's timeout; with two calls open, a gradient of another call."""
+    # A wait for the group's timeout would outlast the run, which then fails.
+    ranks = run_ranks(
+        skip_a_backward_and_go_on, 3, extension_folder(), timeout_s=120, group_timeout_s=250
+    )
+    start = "gather_negatives: exchange must be the same on every rank of the group, got "
+    assert ranks[0] == ranks[1] == ranks[2]
+    assert ranks[0] == [
+        f"{start}call 3 on rank 0, 2; the backward of call 2 on rank 1{SKIPPED}",
+        f"{start}the backward of call 5 on rank 0, 2; the backward of call 6 on rank 1{SKIPPED}",
+    ]
+
+
+def skip_a_backward_on_a_gpu(rank: int) -> str:
+    """There the host never waits in a backward, so the next call compares how many there were."""
+    gather_negatives(X)
+    history_of(dist.group.WORLD).backward_passes += rank
+    with pytest.raises(ValueError, match="backward passes must be") as raised:
+        gather_negatives(X)
+    return str(raised.value)
+
+
+def test_the_next_call_names_the_backward_that_a_gpu_skipped() -> None:
+    ours, theirs = run_ranks(skip_a_backward_on_a_gpu, 2)
+    assert ours == theirs
+    assert (
+        f"must be the same on every rank of the group, got 0 on rank 0; 1 on rank 1{SKIPPED}"
+        in ours
+    )
+
+
 def die_before_the_backward(rank: int, folder: Path) -> None:
     use_extension(folder)
     x = X.clone().requires_grad_()
@@ -208,5 +267,8 @@ def test_a_cuda_graph_that_captures_a_gather_is_refused(monkeypatch: pytest.Monk
     """Its replay would wait for a barrier of an old number, that is for nobody."""
     for name in ("is_initialized", "is_current_stream_capturing"):
         monkeypatch.setattr(torch.cuda, name, lambda: True)
-    with pytest.raises(RuntimeError, match=r"gather_negatives: .* while a CUDA graph is captured"):
+    message = r"gather_negatives: .* while a CUDA graph is captured, forward or backward"
+    with pytest.raises(RuntimeError, match=message):
         agree("gather_negatives", {}, None)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=message):
+        agree_on_backward("gather_negatives", None)  # type: ignore[arg-type]

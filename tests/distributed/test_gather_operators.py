@@ -1,4 +1,4 @@
-"""The compiled operators alone, on the CPU: equal to plain PyTorch, registered, strict."""
+"""The compiled operators by themselves, on the CPU: equal to plain PyTorch, registered, strict."""
 
 from __future__ import annotations
 
@@ -90,12 +90,13 @@ def test_sum_adds_in_rank_order_in_float32(
     assert torch.equal(total.signbit(), expected.signbit())
 
 
-def test_meeting_waits_for_the_last_rank_and_names_a_missing_one() -> None:
+def test_barrier_waits_for_the_last_rank_and_names_a_missing_one() -> None:
     flags = torch.zeros(2, 2, dtype=torch.int64)
     seen = status()
 
-    def come(rank: int, number: int, timeout_s: float) -> None:
-        ops().meet(flags, addresses(list(flags)), rank, number, timeout_s, status(), seen)
+    def come(rank: int, number: int, timeout_s: float, exchange: int = 0) -> None:
+        at = addresses(list(flags))
+        ops().barrier(flags, at, rank, number, exchange, timeout_s, status(), seen)
 
     first = threading.Thread(target=come, args=(0, 1, 30.0))
     first.start()
@@ -108,13 +109,24 @@ def test_meeting_waits_for_the_last_rank_and_names_a_missing_one() -> None:
     assert int(seen) == 2  # one more than the rank that is missing
 
 
+def test_barrier_names_a_rank_of_another_exchange() -> None:
+    """It was let through, and a gradient summed rows of another call."""
+    flags = torch.zeros(2, 2, dtype=torch.int64)
+    at, last = addresses(list(flags)), 2**23 - 1
+    for number, theirs, ours, expected in [(1, 4, 4, 0), (2, 4, last, -2), (3, last, last, 0)]:
+        seen = status()
+        ops().barrier(flags, at, 1, number, theirs, 0.01, status(), status())  # rank 0 is missing
+        ops().barrier(flags, at, 0, number, ours, 30.0, status(), seen)
+        assert int(seen) == expected
+
+
 X = torch.zeros(4, 3)
 FLAGS = torch.zeros(1, 1, dtype=torch.int64)
 CALLS: dict[str, tuple[Any, ...]] = {
     "publish_rows": (X, True, torch.empty(4, 3), status()),
     "pull_rows": ([X.data_ptr()], [4], torch.empty(4, 3), status()),
     "sum_rows": ([X.data_ptr()], 1, torch.float32, torch.empty(2, 3), status()),
-    "meet": (FLAGS, [FLAGS.data_ptr()], 0, 1, 1.0, status(), status()),
+    "barrier": (FLAGS, [FLAGS.data_ptr()], 0, 1, 0, 1.0, status(), status()),
 }
 
 
@@ -141,7 +153,7 @@ BAD_CALLS = [
     ("publish_rows", 2, X.double(), "cannot write Float rows as Double"),
     ("publish_rows", 2, X[:2], r"published must have the shape of rows \(4, 3\), got \(2, 3\)"),
     ("publish_rows", 3, WRONG, "failed must be one int32 on the device of the data, .* 1 of Float"),
-    ("meet", 6, WRONG, "status must be one int32 on the CPU .* got 1 of Float"),
+    ("barrier", 7, WRONG, "status must be one int32 on the CPU .* got 1 of Float"),
     ("pull_rows", 0, [], "peers must hold 1 to 72 addresses, got 0"),
     ("pull_rows", 0, [1] * 73, "peers must hold 1 to 72 addresses, got 73"),
     ("pull_rows", 0, [0], r"peers\[0\] must be an address, got 0"),
@@ -151,10 +163,13 @@ BAD_CALLS = [
     ("sum_rows", 1, -1, "first_row must not be negative, got -1"),
     ("sum_rows", 2, torch.int32, "peer_dtype must be floating point, got Int"),
     ("sum_rows", 3, X.half(), "total must be Float or its accumulator, got Half"),
-    ("meet", 2, 1, "rank must be 0 to 0, got 1"),
-    ("meet", 4, 0.0, "timeout_s must be above 0 and at most 86400, got 0"),
-    ("meet", 4, 1e12, "timeout_s must be above 0 and at most 86400, got 1e"),
-    ("meet", 4, float("nan"), "timeout_s must be above 0 and at most 86400, got -?nan"),
+    ("barrier", 3, -1, "number must be 0 to 549755813887, got -1"),
+    ("barrier", 3, 2**39, "number must be 0 to 549755813887, got 549755813888"),
+    ("barrier", 4, 2**23, "exchange must be 0 to 8388607, got 8388608"),
+    ("barrier", 2, 1, "rank must be 0 to 0, got 1"),
+    ("barrier", 5, 0.0, "timeout_s must be above 0 and at most 86400, got 0"),
+    ("barrier", 5, 1e12, "timeout_s must be above 0 and at most 86400, got 1e"),
+    ("barrier", 5, float("nan"), "timeout_s must be above 0 and at most 86400, got -?nan"),
 ]
 
 
@@ -173,7 +188,7 @@ def test_bad_argument_is_named(name: str, position: int, value: Any, message: st
         getattr(ops(), name)(*arguments)
 
 
-@pytest.mark.parametrize("operators", [{"meet": 6}, {"meet": 7, "part": 1}])
+@pytest.mark.parametrize("operators", [{"barrier": 7}, {"barrier": 8, "part": 1}])
 def test_an_extension_of_other_sources_is_not_used(
     operators: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
