@@ -7,10 +7,10 @@ python -m benchmarks.bench_train_step --preset gpu                  # XGLM-564M,
 "eager" runs all blocks on the sentences with output_hidden_states=True, takes one layer, mean
 pools, and forms the N x N cosine matrix and all logits of the texts. "crossalign" is the step of
 crossalign.align, "crossalign before" that of commit ccb28b9. In between, every part is switched
-alone: added to the plain step, or taken out of ours. Model, batch, AdamW, clipping and precision
-are the same throughout, and every token of the texts is a label. All must agree with the plain step
-in the next higher precision, loss and gradients, before any is timed. On a CPU each peak is that of
-a fresh process.
+by itself: added to the plain step, or taken out of ours. Model, batch, AdamW, clipping and
+precision are the same throughout, and every token of the texts is a label. All must agree with the
+plain step in the next higher precision, loss and gradients, before any is timed. On a CPU each peak
+is that of a fresh process.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ from crossalign.kernels.contrastive_logits import LN_2
 from crossalign.kernels.gradient_products import (
     chunks_of,
     float16_factor,
-    folded_sides,
     gradient_products,
+    product_sides,
 )
 from crossalign.kernels.kept_exponentials import kept_gradient
 from crossalign.kernels.launch import device_guard
@@ -55,11 +55,11 @@ def contrastive_bwd(
     problem, tiles = operands.problem, backward_tiles(query, operands.problem)
     # A logit's gradient is at most six times the largest coefficient: below float16's 65,504.
     factor = float16_factor(query, lambda: _largest_coefficient(grads))
-    sides, chunks = folded_sides(operands, factor), chunks_of(operands, needs, tiles)
+    sides, chunks = product_sides(operands, factor), chunks_of(operands, needs, tiles)
     num_partials = sum(chunk.num_tiles(tiles) for chunk in chunks)
     scale_partial = problem.scale.new_empty(num_partials) if needs.scale else None
     with device_guard(query):
-        vectors = coefficients(grads, sums, problem, *sides.folds, len(candidates), factor)
+        vectors = coefficients(grads, sums, problem, *sides.norm_shares, len(candidates), factor)
 
         def fill(chunk: GradientChunk, gradient: Tensor) -> None:
             if kept is not None and scale_partial is None:

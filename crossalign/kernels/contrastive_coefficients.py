@@ -1,7 +1,7 @@
 """What the gradient of a tile of logits is formed from: one number per row or column and kind.
 
-    rows (5, N): coefficient, rest, positive coefficient, fold of the inverse norm, and what flows
-        through the sum of logits
+    rows (5, N): coefficient, rest, positive coefficient, share of the inverse norm, and what
+        flows through the sum of logits
     candidates (5, M): likewise
 
 Of bounded logits the coefficient is the upstream gradient times exp(-rest). One launch
@@ -57,8 +57,8 @@ def _coefficients_kernel(
     grad_column_logit_sum_ptr,  # (K,)
     row_negative_lse_ptr,  # (N,)
     column_negative_lse_ptr,  # (K,)
-    row_fold_ptr,  # (N,)
-    column_fold_ptr,  # (M,)
+    row_norm_share_ptr,  # (N,)
+    column_norm_share_ptr,  # (M,)
     factor_ptr,  # ()
     rows_ptr,  # (5, N) out
     columns_ptr,  # (5, M) out
@@ -106,10 +106,10 @@ def _coefficients_kernel(
             of_columns_ptr = columns_ptr + 4 * column_size
             _scaled_copy(of_columns_ptr, grad_column_logit_sum_ptr, factor, offs, is_key, is_column)
     if NORMALIZE:
-        fold = tl.load(row_fold_ptr + offs, mask=is_row, other=0.0)
-        tl.store(rows_ptr + 3 * row_size + offs, fold, mask=is_row)
-        fold = tl.load(column_fold_ptr + offs, mask=is_column, other=0.0)
-        tl.store(columns_ptr + 3 * column_size + offs, fold, mask=is_column)
+        norm_share = tl.load(row_norm_share_ptr + offs, mask=is_row, other=0.0)
+        tl.store(rows_ptr + 3 * row_size + offs, norm_share, mask=is_row)
+        norm_share = tl.load(column_norm_share_ptr + offs, mask=is_column, other=0.0)
+        tl.store(columns_ptr + 3 * column_size + offs, norm_share, mask=is_column)
 
 
 _READ = (
@@ -122,13 +122,13 @@ def coefficients(
     grads: ContrastiveGrads,
     sums: ContrastiveSums,
     problem: ContrastiveProblem,
-    row_fold: Tensor | None,
-    column_fold: Tensor | None,
+    row_norm_share: Tensor | None,
+    column_norm_share: Tensor | None,
     num_candidates: int,
     factor: Tensor | None,
 ) -> GradientVectors:
-    """row_fold: (N,), column_fold: (M,), their part of the inverse norms; factor: () multiplies
-    every coefficient."""
+    """row_norm_share: (N,), column_norm_share: (M,), their part of the inverse norms; factor: ()
+    multiplies every coefficient."""
     num_queries = grads.positive_logit.shape[0]
     rows = grads.positive_logit.new_empty(5, num_queries)
     candidates = grads.positive_logit.new_empty(5, num_candidates)
@@ -136,8 +136,8 @@ def coefficients(
         **{f"grad_{name}_ptr": getattr(grads, name) for name in _READ},
         row_negative_lse_ptr=sums.row_negative_lse,
         column_negative_lse_ptr=sums.column_negative_lse,
-        row_fold_ptr=row_fold,
-        column_fold_ptr=column_fold,
+        row_norm_share_ptr=row_norm_share,
+        column_norm_share_ptr=column_norm_share,
         factor_ptr=factor,
         rows_ptr=rows,
         columns_ptr=candidates,
@@ -148,7 +148,7 @@ def coefficients(
         IS_BOUNDED=problem.bound is not None,
         MULTI_POSITIVE=problem.multi_positive,
         WITH_LOGIT_SUMS=problem.with_logit_sums,
-        NORMALIZE=row_fold is not None,
+        NORMALIZE=row_norm_share is not None,
         HAS_FACTOR=factor is not None,
         BLOCK=BLOCK,
         ACC_DTYPE=accumulator_dtype(grads.positive_logit.dtype),

@@ -37,12 +37,12 @@ FLOAT16_LARGEST = 2.0**13
 FLOAT16_ROW_NORM = 2.0**8
 
 
-class FoldedSides(NamedTuple):
+class ProductSides(NamedTuple):
     """What the products read, and what of the norms and of a factor H takes in."""
 
     query: Tensor  # (N, D)
     candidates: Tensor  # (M, D)
-    folds: tuple[Tensor | None, Tensor | None]  # (N,), (M,) factors of H
+    norm_shares: tuple[Tensor | None, Tensor | None]  # (N,), (M,) factors of H
     divisors: tuple[Tensor | None, Tensor | None]  # (N,), (M,): what the products hold too much
 
 
@@ -55,30 +55,30 @@ def float16_factor(query: Tensor, largest: Callable[[], Tensor]) -> Tensor | Non
     return FLOAT16_LARGEST / torch.where(size > 0, size, 1.0)
 
 
-def folded_sides(operands: TileOperands, factor: Tensor | None) -> FoldedSides:
+def product_sides(operands: TileOperands, factor: Tensor | None) -> ProductSides:
     """factor: () of all coefficients, see float16_factor."""
     norms: tuple[Tensor | None, Tensor | None] = None, None
     if operands.problem.normalize:
         norms = operands.query_inverse_norm, operands.candidate_inverse_norm
-    query, row_fold = _fold(operands.query, norms[0])
-    candidates, column_fold = _fold(operands.candidates, norms[1])
-    folds = divisors = (row_fold, column_fold)
-    if factor is not None and row_fold is not None and column_fold is not None:
+    query, row_norm_share = _norm_share(operands.query, norms[0])
+    candidates, column_norm_share = _norm_share(operands.candidates, norms[1])
+    norm_shares = divisors = (row_norm_share, column_norm_share)
+    if factor is not None and row_norm_share is not None and column_norm_share is not None:
         scaled = factor * FLOAT16_ROW_NORM
-        divisors = row_fold * scaled, column_fold * scaled
+        divisors = row_norm_share * scaled, column_norm_share * scaled
     elif factor is not None:
         sizes = query.shape[0], candidates.shape[0]
         divisors = factor.expand(sizes[0]).contiguous(), factor.expand(sizes[1]).contiguous()
-    return FoldedSides(query, candidates, folds, divisors)
+    return ProductSides(query, candidates, norm_shares, divisors)
 
 
-def _fold(x: Tensor, inverse_norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _norm_share(x: Tensor, inverse_norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """(x as the products read it, the part of its inverse norms that H takes)."""
     if inverse_norm is None or x.dtype != torch.float16:
         return x, inverse_norm
-    fold, _ = torch.frexp(inverse_norm)
-    power_of_two = FLOAT16_ROW_NORM * inverse_norm / fold
-    return (x * power_of_two[:, None]).to(x.dtype), fold
+    norm_share, _ = torch.frexp(inverse_norm)
+    power_of_two = FLOAT16_ROW_NORM * inverse_norm / norm_share
+    return (x * power_of_two[:, None]).to(x.dtype), norm_share
 
 
 def chunks_of(operands: TileOperands, needs: GradientNeeds, tiles: Tiles) -> list[GradientChunk]:
@@ -98,7 +98,7 @@ def chunks_of(operands: TileOperands, needs: GradientNeeds, tiles: Tiles) -> lis
 
 def gradient_products(
     operands: TileOperands,
-    sides: FoldedSides,
+    sides: ProductSides,
     chunks: list[GradientChunk],
     grad_positive_logit: Tensor,
     needs: GradientNeeds,

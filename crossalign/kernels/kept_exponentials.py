@@ -78,8 +78,8 @@ def _kept_gradient_kernel(
     if SYMMETRIC:
         of_column = tl.load(column_vectors_ptr + columns, mask=columns < num_candidates, other=0.0)
         coefficient += of_column[None, :]
-    fold_ptrs = row_vectors_ptr + 3 * num_queries.to(tl.int64) + rows
-    tile *= coefficient * tl.load(fold_ptrs, mask=in_range_n, other=0.0)[:, None]
+    norm_share_ptrs = row_vectors_ptr + 3 * num_queries.to(tl.int64) + rows
+    tile *= coefficient * tl.load(norm_share_ptrs, mask=in_range_n, other=0.0)[:, None]
     offs_gradient = offs_n.to(tl.int64)[:, None] * stride_gn + offs_m[None, :]
     tl.store(gradient_ptr + offs_gradient, tile.to(gradient_ptr.dtype.element_ty))
 

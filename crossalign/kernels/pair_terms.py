@@ -83,7 +83,7 @@ def _pair_terms_fwd_kernel(
             MULTI_POSITIVE,
         )  # fmt: skip
         term = (term + column_term) / 2
-    # 0 * own is NaN for an infinite own logit, which alone would make the softplus 0.
+    # 0 * own is NaN for an infinite positive logit; without it the softplus would be 0.
     tl.store(terms_ptr + offs, term + 0 * positive_logit, mask=in_range)
 
 

@@ -87,8 +87,7 @@ def tie_bounds(
     """(N,), (N,) in log2 units: the least and the largest logit that tie with each own one.
 
     positive_log2: the positive logits in those units, if they were formed here. Others are known
-    in natural
-    units alone, which several neighbours round to: all of them tie.
+    only in natural units, to which several neighbors round: all of them tie.
     """
     if positive_log2 is not None and query.is_cuda:
         return positive_log2, positive_log2

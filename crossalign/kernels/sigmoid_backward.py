@@ -30,8 +30,8 @@ from crossalign.kernels.contrastive_logits import (
 from crossalign.kernels.gradient_products import (
     chunks_of,
     float16_factor,
-    folded_sides,
     gradient_products,
+    product_sides,
 )
 from crossalign.kernels.launch import device_guard, store_tile
 from crossalign.kernels.operands import SHORT_NAMES, TRITON_DTYPES, TileOperands
@@ -45,8 +45,8 @@ class SigmoidVectors(NamedTuple):
 
     bias: Tensor  # ()
     grad_terms: Tensor  # (N,)
-    row_fold: Tensor | None  # (N,)
-    column_fold: Tensor | None  # (M,)
+    row_norm_share: Tensor | None  # (N,)
+    column_norm_share: Tensor | None  # (M,)
 
 
 @triton.jit(
@@ -97,9 +97,10 @@ def _sigmoid_bwd_kernel(
             tl.store(scalar_partials[0] + first_partial + tile, tl.sum(counted * logits))
             tl.store(scalar_partials[1] + first_partial + tile, tl.sum(counted))
         if flags.NORMALIZE:
-            gradient *= tl.load(vectors.row_fold + offs_n, mask=in_range_n, other=0.0)[:, None]
-            column_fold = tl.load(vectors.column_fold + offs_m, mask=in_range_m, other=0.0)
-            gradient *= column_fold[None, :]
+            of_rows = tl.load(vectors.row_norm_share + offs_n, mask=in_range_n, other=0.0)
+            gradient *= of_rows[:, None]
+            of_columns = tl.load(vectors.column_norm_share + offs_m, mask=in_range_m, other=0.0)
+            gradient *= of_columns[None, :]
         store_tile(
             gradient_out, gradient.to(flags.DTYPE), strides[2], first_row - first_chunk_row,
             first_column - first_chunk_column, flags.USE_DESCRIPTORS,
@@ -146,7 +147,7 @@ def sigmoid_bwd(
     operands = TileOperands.make(query, key, problem.logits(key.shape[0]), norms)
     tiles = backward_tiles(query, operands.problem)
     factor = float16_factor(query, lambda: grad_terms.abs().amax())
-    sides, chunks = folded_sides(operands, factor), chunks_of(operands, needs, tiles)
+    sides, chunks = product_sides(operands, factor), chunks_of(operands, needs, tiles)
     num_partials = sum(chunk.num_tiles(tiles) for chunk in chunks)
     partials = problem.scale.new_empty(2, num_partials) if needs.scale else None
     with device_guard(query):
@@ -156,7 +157,7 @@ def sigmoid_bwd(
         grad_own = torch.zeros_like(logit)
         grad_own[own] = -grad_terms[own] * torch.sigmoid(-(logit[own] + problem.bias))
         scaled_terms = grad_terms if factor is None else grad_terms * factor
-        vectors = SigmoidVectors(problem.bias, scaled_terms, *sides.folds)
+        vectors = SigmoidVectors(problem.bias, scaled_terms, *sides.norm_shares)
 
         def fill(chunk: GradientChunk, gradient: Tensor) -> None:
             _gradient_tiles(operands, vectors, tiles, chunk, gradient, partials)
