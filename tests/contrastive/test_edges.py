@@ -133,7 +133,7 @@ def test_negatives_without_ids_are_masked_for_nobody(backend: str) -> None:
 
 @EACH_BACKEND
 def test_one_id_for_all_pairs_leaves_their_own_hard_negatives(backend: str) -> None:
-    """The way docs/loss.md gives to train on hard negatives alone, of any number each."""
+    """The way docs/loss.md gives to train on hard negatives only, of any number each."""
     query, key, negatives = torch.randn(4, 6), torch.randn(4, 6), torch.randn(5, 6)
     owner = torch.tensor([0, 0, 1, 3, 3])  # query 2 has none
     loss = fused_contrastive_loss(

@@ -21,8 +21,8 @@ from tests.support.contrastive_cases import (
     assert_outcome,
     fused,
     make_inputs,
-    upstream_of,
 )
+from tests.support.loss_outcomes import upstream_of
 from tests.support.pooling_cases import BACKENDS, RUNS, Run
 
 CPU = {backend: Run(backend, "cpu", torch.float32) for backend in ("torch", "triton")}

@@ -14,14 +14,13 @@ from tests.support.contrastive_cases import (
     POSITIVE,
     RAW,
     SYMMETRIC,
-    Inputs,
     LossCase,
     assert_outcome,
     dense,
     fused,
     make_inputs,
-    upstream_of,
 )
+from tests.support.loss_outcomes import Inputs, upstream_of
 from tests.support.pooling_cases import BACKENDS, INTERPRETED_DTYPES, RUNS, Run
 from tests.support.tolerances import assert_within_rule
 

@@ -144,7 +144,7 @@ OF_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 def _id(value: Any) -> str:
-    """Of a dictionary its names alone: the tensors in it are random."""
+    """Of a dictionary only its names: the tensors in it are random."""
     return ", ".join(value) if isinstance(value, dict) else str(value)[:30]
 
 

@@ -1,4 +1,4 @@
-"""The further options of the loss equal the reference: alone, in pairs, and in combinations."""
+"""The options of the loss equal the reference: one by one, in pairs, and in combinations."""
 
 from __future__ import annotations
 

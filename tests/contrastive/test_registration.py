@@ -247,7 +247,7 @@ def test_fake_tensors_tell_shapes(symmetric: bool) -> None:
 
 
 def test_one_pair_compiles() -> None:
-    """The warning for it is given in eager mode alone: a warning would break the graph."""
+    """The warning for it is given only in eager mode: a warning would break the graph."""
     torch.compiler.reset()
     compiled = torch.compile(fused_contrastive_loss, fullgraph=True, backend="aot_eager")
     assert compiled(torch.randn(1, 4), torch.randn(1, 4)).item() == 0

@@ -22,8 +22,8 @@ from tests.support.contrastive_cases import (
     assert_outcome,
     fused,
     make_inputs,
-    upstream_of,
 )
+from tests.support.loss_outcomes import upstream_of
 from tests.support.pooling_cases import Run, needs_interpreter
 
 pytest.importorskip("triton", reason="needs triton")

@@ -18,9 +18,9 @@ from tests.support.contrastive_cases import (
     fused,
     make_inputs,
     make_problem,
-    upstream_of,
 )
 from tests.support.counted import LargestAllocation
+from tests.support.loss_outcomes import upstream_of
 from tests.support.pooling_cases import BACKENDS, INTERPRETED_DTYPES, Run
 
 operands = pytest.importorskip("crossalign.kernels.operands", reason="needs triton")

@@ -17,9 +17,9 @@ from tests.support.contrastive_cases import (
     assert_outcome,
     fused,
     make_inputs,
-    upstream_of,
 )
 from tests.support.counted import multiply_adds
+from tests.support.loss_outcomes import upstream_of
 from tests.support.pooling_cases import BACKENDS, Run
 
 pytest.importorskip("triton", reason="needs triton")

@@ -1,4 +1,4 @@
-"""The further options in the kernels, interpreted, equal the reference: alone and in pairs."""
+"""The further options in the kernels, interpreted, equal the reference: one by one and in pairs."""
 
 from __future__ import annotations
 

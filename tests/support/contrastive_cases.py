@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 from crossalign import fused_contrastive_loss, reference
 from crossalign.contrastive.problem import ContrastiveProblem
 from crossalign.precision import accumulator
+from tests.support.loss_outcomes import Inputs, Outcome, assert_equals_reference, differentiate
 from tests.support.pooling_cases import Run
-from tests.support.tolerances import assert_within_rule
 
 SYMMETRIC = {"symmetric": True}
 POSITIVE = {"same_id": "positive"}
@@ -64,13 +63,6 @@ LOSS_CASES = {
 }
 
 
-class Inputs(NamedTuple):
-    """Tensors that may get a gradient, and every other argument."""
-
-    leaves: dict[str, Tensor]  # query, key, and where given negatives, temperature
-    options: dict[str, Any]
-
-
 def make_inputs(case: LossCase, run: Run) -> Inputs:
     """Rows of different length; keys near their queries, so that p spreads over (0, 1)."""
     num_pairs, num_negatives, num_features, given, plain = case
@@ -104,12 +96,6 @@ def make_inputs(case: LossCase, run: Run) -> Inputs:
     return Inputs(leaves, options)
 
 
-class Outcome(NamedTuple):
-    loss: Tensor
-    stats: dict[str, Tensor]
-    grads: dict[str, Tensor]
-
-
 def fused(inputs: Inputs, backend: str, upstream: Tensor, needs: Any = None) -> Outcome:
     """Loss, statistics and the gradients of `needs` (default: of every leaf)."""
     leaves = {name: value.detach() for name, value in inputs.leaves.items()}
@@ -119,7 +105,7 @@ def fused(inputs: Inputs, backend: str, upstream: Tensor, needs: Any = None) -> 
         loss, stats = fused_contrastive_loss(**options)
         return loss, stats._asdict()
 
-    return _differentiate(function, leaves, upstream, needs)
+    return differentiate(function, leaves, upstream, needs)
 
 
 def dense(inputs: Inputs, dtype: torch.dtype, upstream: Tensor, needs: Any = None) -> Outcome:
@@ -129,64 +115,12 @@ def dense(inputs: Inputs, dtype: torch.dtype, upstream: Tensor, needs: Any = Non
     def function(leaves: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return reference.contrastive_loss(**inputs.options | leaves, compute_dtype=dtype)
 
-    return _differentiate(function, leaves, upstream, needs)
-
-
-def _differentiate(
-    function: Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]],
-    leaves: dict[str, Tensor],
-    upstream: Tensor,
-    needs: Any,
-) -> Outcome:
-    names = tuple(leaves if needs is None else needs)
-    for name in names:
-        leaves[name].requires_grad_()
-    loss, stats = function(leaves)
-    sent = upstream.to(loss).expand(loss.shape)
-    grads = torch.autograd.grad(loss, [leaves[name] for name in names], sent)
-    return Outcome(loss.detach(), stats, dict(zip(names, grads, strict=True)))
-
-
-def upstream_of(case: LossCase, run: Run) -> Tensor:
-    """A different gradient for every element of the loss, and none of them 1."""
-    size = (case.num_pairs,) if case.options.get("reduction") == "none" else ()
-    return (torch.rand(size, dtype=torch.float64) * 2 + 0.1).to(run.device)
+    return differentiate(function, leaves, upstream, needs)
 
 
 def assert_outcome(got: Outcome, inputs: Inputs, upstream: Tensor, needs: Any = None) -> None:
-    """Everything within the rule; in float64, where the truth is no more exact, within 1e-9."""
-    dtype = inputs.leaves["query"].dtype
-    truth = dense(inputs, torch.float64, upstream, needs)
-    assert got.loss.dtype == accumulator(dtype)
-    for name, grad in got.grads.items():
-        assert grad.dtype == inputs.leaves[name].dtype, name
-    if dtype == torch.float64:
-        torch.testing.assert_close(got.loss, truth.loss, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(got.grads, truth.grads, rtol=1e-9, atol=1e-10)
-    else:
-        plains = [dense(inputs, torch.float32, upstream, needs)]
-        # The truth of inputs that the roundings of a float32 pass cannot tell from these.
-        plains += [dense(rounded(inputs), torch.float64, upstream, needs) for _ in range(3)]
-        assert_within_rule(got.loss, truth.loss, [plain.loss for plain in plains], "loss")
-        for name, grad in got.grads.items():
-            of_truth = truth.grads[name]
-            of_plain = [plain.grads[name].to(grad.dtype) for plain in plains]
-            # Float64 forms p - 1 to 1e-16 of its largest; where p tends to 1 ours is more exact.
-            largest = of_truth.abs().max() if of_truth.numel() else 0
-            of_plain.append(of_truth + 1e-14 * largest)
-            assert_within_rule(grad, of_truth, of_plain, f"gradient of {name}")
-    expected = {name: value.float() for name, value in truth.stats.items()}
-    torch.testing.assert_close(got.stats, expected, rtol=1e-5, atol=1e-6)
-
-
-def rounded(inputs: Inputs) -> Inputs:
-    """Every element of the leaves off by about three ulp of float32."""
-    eps = 3 * torch.finfo(torch.float32).eps
-    leaves = {
-        name: value.double() * (1 + eps * torch.randn_like(value, dtype=torch.float64))
-        for name, value in inputs.leaves.items()
-    }
-    return inputs._replace(leaves=leaves)
+    """Loss, gradients of `needs` and statistics as the reference gives them."""
+    assert_equals_reference(got, inputs, lambda given, dtype: dense(given, dtype, upstream, needs))
 
 
 def make_problem(num_keys: int, dtype: torch.dtype, **options: Any) -> ContrastiveProblem:

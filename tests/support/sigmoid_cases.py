@@ -9,8 +9,8 @@ from torch import Tensor
 
 from crossalign import fused_sigmoid_loss, reference
 from crossalign.precision import accumulator
+from tests.support.loss_outcomes import Inputs, Outcome, assert_equals_reference, differentiate
 from tests.support.pooling_cases import Run
-from tests.support.tolerances import assert_within_rule
 
 LEAVES = ("query", "key", "temperature", "bias")
 
@@ -41,13 +41,6 @@ SIGMOID_CASES = {
 }
 
 
-class Inputs(NamedTuple):
-    """Tensors that may get a gradient, and every other argument."""
-
-    leaves: dict[str, Tensor]
-    options: dict[str, Any]
-
-
 def make_inputs(case: SigmoidCase, run: Run) -> Inputs:
     """Rows of different length, keys near their queries; scalars as numbers or as tensors."""
     num_pairs, num_features, given, plain = case
@@ -72,68 +65,24 @@ def make_inputs(case: SigmoidCase, run: Run) -> Inputs:
     return Inputs(leaves, options)
 
 
-class Outcome(NamedTuple):
-    loss: Tensor
-    grads: dict[str, Tensor]
-
-
 def fused(inputs: Inputs, upstream: Tensor, needs: Any = None, **options: Any) -> Outcome:
     """Loss and the gradients of `needs` (default: of every leaf)."""
     leaves = {name: value.detach() for name, value in inputs.leaves.items()}
-    return _differentiate(fused_sigmoid_loss, leaves, inputs.options | options, upstream, needs)
+    given = inputs.options | options
+    return differentiate(
+        lambda tensors: (fused_sigmoid_loss(**given | tensors), {}), leaves, upstream, needs
+    )
 
 
 def dense(inputs: Inputs, dtype: torch.dtype, upstream: Tensor, needs: Any = None) -> Outcome:
     """The same by the reference, in this arithmetic."""
     leaves = {name: value.detach().to(dtype) for name, value in inputs.leaves.items()}
-    options = inputs.options | {"compute_dtype": dtype}
-    return _differentiate(reference.sigmoid_loss, leaves, options, upstream, needs)
-
-
-def _differentiate(
-    function: Any, leaves: dict[str, Tensor], options: dict[str, Any], upstream: Tensor, needs: Any
-) -> Outcome:
-    names = tuple(leaves if needs is None else needs)
-    for name in names:
-        leaves[name].requires_grad_()
-    loss = function(**leaves, **options)
-    sent = upstream.to(loss).expand(loss.shape)
-    grads = torch.autograd.grad(loss, [leaves[name] for name in names], sent)
-    return Outcome(loss.detach(), dict(zip(names, grads, strict=True)))
-
-
-def upstream_of(case: SigmoidCase, run: Run) -> Tensor:
-    """A different gradient for every element of the loss, and none of them 1."""
-    size = (case.num_pairs,) if case.options.get("reduction") == "none" else ()
-    return (torch.rand(size, dtype=torch.float64) * 2 + 0.1).to(run.device)
+    given = inputs.options | {"compute_dtype": dtype}
+    return differentiate(
+        lambda tensors: (reference.sigmoid_loss(**given | tensors), {}), leaves, upstream, needs
+    )
 
 
 def assert_outcome(got: Outcome, inputs: Inputs, upstream: Tensor, needs: Any = None) -> None:
-    """Everything within the rule; in float64, where the truth is no more exact, within 1e-9."""
-    dtype = inputs.leaves["query"].dtype
-    truth = dense(inputs, torch.float64, upstream, needs)
-    assert got.loss.dtype == accumulator(dtype)
-    for name, grad in got.grads.items():
-        assert grad.dtype == inputs.leaves[name].dtype, name
-    if dtype == torch.float64:
-        torch.testing.assert_close(got.loss, truth.loss, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(got.grads, truth.grads, rtol=1e-9, atol=1e-10)
-        return
-    plains = [dense(inputs, torch.float32, upstream, needs)]
-    # The truth of inputs that the roundings of a float32 pass cannot tell from these.
-    plains += [dense(_rounded(inputs), torch.float64, upstream, needs) for _ in range(3)]
-    assert_within_rule(got.loss, truth.loss, [plain.loss for plain in plains], "loss")
-    for name, grad in got.grads.items():
-        of_truth = truth.grads[name]
-        of_plain = [plain.grads[name].to(grad.dtype) for plain in plains]
-        assert_within_rule(grad, of_truth, of_plain, f"gradient of {name}")
-
-
-def _rounded(inputs: Inputs) -> Inputs:
-    """Every element of the leaves off by about three ulp of float32."""
-    eps = 3 * torch.finfo(torch.float32).eps
-    leaves = {
-        name: value.double() * (1 + eps * torch.randn_like(value, dtype=torch.float64))
-        for name, value in inputs.leaves.items()
-    }
-    return inputs._replace(leaves=leaves)
+    """Loss and gradients of `needs` as the reference gives them."""
+    assert_equals_reference(got, inputs, lambda given, dtype: dense(given, dtype, upstream, needs))

@@ -78,7 +78,7 @@ DISAGREEMENTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "hard_negative_weight=0.5 needs negative_owner, got None",
     ),
 }
-# What rank 1 does wrong alone: its own error, which rank 0 hears of.
+# What only rank 1 does wrong: its own error, which rank 0 hears of.
 LOCAL_ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "temperature": (inputs(temperature=-1.0), ValueError, "temperature must be a finite number"),
     "type": (inputs(query=None), TypeError, "query must be a torch.Tensor, got NoneType"),

@@ -23,7 +23,7 @@ from tests.support.contrastive.option_cases import (
     make_inputs,
     random_options,
 )
-from tests.support.contrastive_cases import Inputs
+from tests.support.loss_outcomes import Inputs
 from tests.support.pooling_cases import Run
 from tests.support.process_group import run_ranks
 

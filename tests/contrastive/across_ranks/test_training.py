@@ -136,7 +136,7 @@ def texts() -> dict[str, Tensor]:
 
 
 def align(rank: int | None, group: Any = None) -> tuple[list[Tensor], list[Any]]:
-    """Hard negatives for rank 0's pairs alone, texts on rank 1 alone; rank None: all of them."""
+    """Hard negatives for rank 0's pairs only, texts on rank 1 only; rank None: all of them."""
     model = tiny_model("gpt2").double()
     aligned = AlignmentModel(model, group=group, hard_negative_weight=0.5)
     count = {0: 3, 1: 2, None: 5}[rank]

@@ -16,6 +16,7 @@ from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid import torch_passes
 from crossalign.contrastive.sigmoid.problem import SigmoidProblem
 from tests.support.counted import LargestAllocation
+from tests.support.loss_outcomes import upstream_of
 from tests.support.pooling_cases import BACKENDS, RUNS, Run
 from tests.support.sigmoid_cases import (
     LEAVES,
@@ -24,7 +25,6 @@ from tests.support.sigmoid_cases import (
     assert_outcome,
     fused,
     make_inputs,
-    upstream_of,
 )
 
 SUBSETS = [subset for size in (1, 2, 3) for subset in combinations(LEAVES, size)]

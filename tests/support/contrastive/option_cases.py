@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.support.contrastive_cases import Inputs, Outcome, assert_outcome, fused
+from tests.support.contrastive_cases import assert_outcome, fused
+from tests.support.loss_outcomes import Inputs
 from tests.support.pooling_cases import Run
 
 Options = dict[str, Any]
@@ -188,5 +189,5 @@ def assert_equals_reference(options: Options, run: Run) -> None:
     got = fused(inputs, run.backend, upstream)
     negatives = got.grads.get("negatives")
     if negatives is not None and negatives.dim() == 3:
-        got = Outcome(got.loss, got.stats, got.grads | {"negatives": negatives.flatten(0, 1)})
+        got = got._replace(grads=got.grads | {"negatives": negatives.flatten(0, 1)})
     assert_outcome(got, flat(inputs), upstream)
