@@ -1,4 +1,4 @@
-"""From the blocks of the chosen directions to the term of every pair."""
+"""From the blocks of the chosen directions to the term of every pair, and from terms to the loss."""
 
 from __future__ import annotations
 
@@ -42,3 +42,28 @@ def has_no_rest(rests: Sequence[Tensor]) -> bool:
     """Whether no row has any logit but its positive's, where that may be read."""
     rest = functools.reduce(torch.logaddexp, rests)
     return values_may_be_read(rest) and bool((rest == -math.inf).all())
+
+
+def reduce_terms(terms: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    """(N,) terms -> the weighted mean or sum, or the weighted terms."""
+    if weights is None:
+        if reduction == "none":
+            return terms
+        return terms.sum() if reduction == "sum" else terms.mean()
+    weights = weights.to(terms.dtype)
+    weighted = weights * terms
+    if reduction == "none":
+        return weighted
+    if reduction == "sum":
+        return weighted.sum()
+    total = weights.sum()  # 0 only where no row has a positive, and then so is the loss
+    return weighted.sum() / torch.where(total > 0, total, 1)
+
+
+def term_weights(weights: Tensor | None, reduction: str, num_terms: int, like: Tensor) -> Tensor:
+    """d loss / d term of "mean" and "sum", dtype and device of like: (N,), or () for all terms."""
+    if weights is None:
+        share = 1 / num_terms if reduction == "mean" else 1.0
+        return like.new_full((), share)
+    weights = weights.to(like.dtype)
+    return weights / weights.sum() if reduction == "mean" else weights.contiguous()

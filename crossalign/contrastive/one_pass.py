@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossalign.contrastive.combine import reduce_terms, term_weights
 from crossalign.contrastive.ops import refuse_twice
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums
 from crossalign.contrastive.sides import joined, needs_of
-from crossalign.contrastive.terms import reduce_terms
 from crossalign.operators.transforms import ops_are_watched, transforms_are_active
 from crossalign.precision import without_autocast
 
@@ -74,7 +74,7 @@ class _OnePassLoss(torch.autograd.Function):
                 query,
                 joined(key, negatives),
                 problem,
-                _term_weights(weights, reduction, query.shape[0], problem.scale),
+                term_weights(weights, reduction, query.shape[0], problem.scale),
                 with_stats,
                 needs,
             )
@@ -134,11 +134,3 @@ def _of_backward(problem: ContrastiveProblem) -> ContrastiveProblem:
         query_guide=None,
         candidate_guide=None,
     )
-
-
-def _term_weights(weights: Tensor | None, reduction: str, num_queries: int, like: Tensor) -> Tensor:
-    """(N,), or () for all rows: d loss / d term."""
-    if weights is None:
-        return torch.full_like(like, 1 / num_queries if reduction == "mean" else 1.0)
-    weights = weights.to(like.dtype)
-    return weights / weights.sum() if reduction == "mean" else weights.contiguous()

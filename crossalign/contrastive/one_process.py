@@ -8,7 +8,7 @@ from torch import Tensor
 from crossalign.argument_checks import values_may_be_read
 from crossalign.contrastive.arguments import takes_triton
 from crossalign.contrastive.blocks import Pass, all_passes, blocks_of, query_key_pass
-from crossalign.contrastive.combine import combined_terms, has_no_rest
+from crossalign.contrastive.combine import combined_terms, has_no_rest, reduce_terms
 from crossalign.contrastive.one_pass import one_pass_loss, one_pass_takes
 from crossalign.contrastive.ops import contrastive_sums
 from crossalign.contrastive.options import LossArguments
@@ -20,7 +20,6 @@ from crossalign.contrastive.terms import (
     TermRules,
     contrastive_stats,
     counted_weights,
-    reduce_terms,
     term_rules,
     warn_without_negatives,
     warn_without_positives,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from crossalign.contrastive.combine import reduce_terms, term_weights
 from crossalign.contrastive.exponentials import Exponentials
 from crossalign.contrastive.gradient_sums import GradientSums, RowParts
 from crossalign.contrastive.ops import refuse_twice
@@ -37,7 +38,6 @@ from crossalign.contrastive.terms import (
     TermGradients,
     TermRules,
     block_term,
-    reduce_terms,
     row_block,
     term_gradients,
 )
@@ -126,7 +126,8 @@ def _row_loss_fwd(
     with without_autocast(query.device.type):
         candidates = joined(key, negatives)
         chunks = LogitChunks(query, candidates, problem, may_compare_late=not with_stats)
-        coefficients = _coefficients(chunks, weights, reduction)
+        like = query.new_empty((), dtype=chunks.dtype)
+        coefficients = term_weights(weights, reduction, len(query), like).expand(len(query))
         gradients = GradientSums(chunks, chunks.dtype, needs_of(needs_grad, key, negatives))
         sums = _sums_with_gradients(chunks, coefficients, rules, gradients, with_stats)
         terms = block_term(sums.positive_logit, row_block(sums), rules)
@@ -136,16 +137,6 @@ def _row_loss_fwd(
     num_keys = key.shape[0] if needs_grad[1] else 0
     of_sides = separated(of_candidates[:num_keys], of_candidates[num_keys:])
     return (loss, *shared, of_query.contiguous(), *of_sides, of_scale)
-
-
-def _coefficients(chunks: LogitChunks, weights: Tensor | None, reduction: str) -> Tensor:
-    """(N,) d loss / d term."""
-    num_queries = chunks.query.shape[0]
-    if weights is None:
-        share = 1 / num_queries if reduction == "mean" else 1.0
-        return chunks.query.new_full((num_queries,), share, dtype=chunks.dtype)
-    weights = weights.to(chunks.dtype)
-    return weights / weights.sum() if reduction == "mean" else weights
 
 
 def _sums_with_gradients(

@@ -147,7 +147,7 @@ def block_term(
     rest, _, _, _ = _debiased(positive_logit, block, rules)
     if num_positives > 1:
         rest = rest - math.log(num_positives)
-    # 0 * own is NaN for an infinite positive logit, which alone would make the softplus 0.
+    # 0 * own is NaN for an infinite positive logit; without it the softplus would be 0.
     term = F.softplus(rest - positive_logit, threshold=SOFTPLUS_THRESHOLD) + 0 * positive_logit
     if num_positives > 1:
         term = term + math.log(num_positives)
@@ -224,22 +224,6 @@ def term_gradients(positive_logit: Tensor, block: BlockSums, rules: TermRules) -
         logit_sum = -smoothing / (1 + block.logit_count)
         by_own = by_own - block.logit_count * logit_sum
     return TermGradients(by_own, by_rest, by_positive, logit_sum, by_scale)
-
-
-def reduce_terms(terms: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
-    """(N,) terms -> the weighted mean or sum, or the weighted terms."""
-    if weights is None:
-        if reduction == "none":
-            return terms
-        return terms.sum() if reduction == "sum" else terms.mean()
-    weights = weights.to(terms.dtype)
-    weighted = weights * terms
-    if reduction == "none":
-        return weighted
-    if reduction == "sum":
-        return weighted.sum()
-    total = weights.sum()  # 0 only where no row has a positive, and then so is the loss
-    return weighted.sum() / torch.where(total > 0, total, 1)
 
 
 def counted_weights(sums: ContrastiveSums, weights: Tensor | None) -> Tensor:

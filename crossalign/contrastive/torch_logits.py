@@ -22,6 +22,8 @@ from crossalign.precision import NORM_FLOOR, accumulator, norm_divisor
 CPU_CHUNK_LOGITS = 2**22
 GPU_CHUNK_LOGITS = 2**26
 MIN_ROWS = 64
+# With same_side a chunk skips the candidates before its first row, and forms its block on the
+# diagonal twice over: with 8 chunks that is a ninth of the logits.
 SAME_SIDE_CHUNKS = 8
 
 

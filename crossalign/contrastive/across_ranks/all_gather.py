@@ -1,9 +1,9 @@
 """The sums of a sharded batch, with every rank's candidates gathered once and queries never.
 
-A rank's queries meet all candidates, so its row terms are whole; of the column terms it has a part,
-which goes to the rank that owns the key: one log-sum-exp per key and rank instead of a second
-product. Backward hands each key's coefficients to all ranks, forms the gradient of this rank's
-queries against all candidates, and sums the candidates' gradients at their owners.
+A rank compares its queries with all candidates, so its row terms are whole; of the column terms it
+has a part, which goes to the rank that owns the key: one log-sum-exp per key and rank instead of
+a second product. Backward hands each key's coefficients to all ranks, forms the gradient of this
+rank's queries against all candidates, and sums the candidates' gradients at their owners.
 
 Shapes: N_r pairs and H_r further negatives of rank r, N, H and M = N + H of all, D features.
 """
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossalign.contrastive.across_ranks.shards import (
+    BackwardPass,
     ShardedBatch,
     block_gradients,
     block_sums,
@@ -25,7 +26,7 @@ from crossalign.contrastive.across_ranks.shards import (
     with_column_coefficients,
     with_column_parts,
 )
-from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveProblem, ContrastiveSums
+from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums
 from crossalign.distributed.gather import exchange_rows, gather_rows, reduce_rows
 from crossalign.precision import concatenated
 
@@ -86,22 +87,16 @@ def gathered_sums(
 
 
 def gathered_gradients(
-    query: Tensor,
-    candidates: Tensor,
-    problem: ContrastiveProblem,
-    sums: ContrastiveSums,
-    grads: ContrastiveGrads,
-    batch: ShardedBatch,
-    need_query: bool,
-    need_scale: bool,
+    given: BackwardPass,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Of this rank's query, key, negatives, and of scale (this rank's part)."""
+    query, candidates, problem, sums, grads, batch, *_ = given
     coefficients = column_coefficients(sums, grads, problem)
     if problem.symmetric:
         coefficients = gather_rows(coefficients, batch.keys)
     sums, grads = with_column_coefficients(sums, grads, coefficients, problem)
     grad_query, grad_candidates, grad_scale = block_gradients(
-        query, candidates, problem, sums, grads, batch, need_query, need_scale
+        given._replace(sums=sums, grads=grads)
     )
     grad_key = grad_negatives = None
     num_keys = problem.num_keys if batch.keys_need_grad else 0

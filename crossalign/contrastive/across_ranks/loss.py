@@ -30,10 +30,10 @@ from crossalign.contrastive.across_ranks.all_gather import (
     gathered_sums,
 )
 from crossalign.contrastive.across_ranks.ring import ring_gradients, ring_sums
-from crossalign.contrastive.across_ranks.shards import ShardedBatch
+from crossalign.contrastive.across_ranks.shards import BackwardPass, ShardedBatch
 from crossalign.contrastive.arguments import check_owner_given
 from crossalign.contrastive.blocks import Pass, all_passes, blocks_of, query_key_pass
-from crossalign.contrastive.combine import combined_terms
+from crossalign.contrastive.combine import combined_terms, reduce_terms
 from crossalign.contrastive.ops import upstream_gradients
 from crossalign.contrastive.options import LossArguments
 from crossalign.contrastive.problem import (
@@ -45,7 +45,6 @@ from crossalign.contrastive.terms import (
     ContrastiveStats,
     TermRules,
     counted_weights,
-    reduce_terms,
     stat_rows,
     term_rules,
     warn_without_negatives,
@@ -58,12 +57,11 @@ _NAME = "fused_contrastive_loss"
 
 
 class _Schedule(NamedTuple):
-    """How queries meet the candidates of other ranks; the functions are described where they
-    are."""
+    """How queries reach the candidates of other ranks; the functions have docstrings."""
 
     problem: Callable[[ContrastiveProblem, ShardedBatch], ContrastiveProblem]
     sums: Callable[..., tuple[ContrastiveSums, Tensor]]
-    gradients: Callable[..., tuple[Tensor, Tensor | None, Tensor | None, Tensor]]
+    gradients: Callable[[BackwardPass], tuple[Tensor, Tensor | None, Tensor | None, Tensor]]
 
 
 _SCHEDULES = {
@@ -197,14 +195,16 @@ class _SumsAcrossRanks(torch.autograd.Function):
         for each, problem, (candidates, *fields), of_sums in parts:
             sums = ContrastiveSums(*fields)
             of_rows, of_keys, of_negatives, of_scale = ctx.schedule.gradients(
-                query if each.given.query == "query" else key,
-                candidates,
-                problem._replace(scale=scale),
-                sums,
-                upstream_gradients(of_sums, sums),
-                each.batch,
-                needed[each.given.query],
-                ctx.need_scale,
+                BackwardPass(
+                    query if each.given.query == "query" else key,
+                    candidates,
+                    problem._replace(scale=scale),
+                    sums,
+                    upstream_gradients(of_sums, sums),
+                    each.batch,
+                    needed[each.given.query],
+                    ctx.need_scale,
+                )
             )
             add(each.given.query, of_rows)
             add(each.given.key, of_keys)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from crossalign.contrastive.across_ranks.ring_pass import Travelling, circulate
 from crossalign.contrastive.across_ranks.shards import (
+    BackwardPass,
     ShardedBatch,
     block_gradients,
     block_sums,
@@ -28,7 +29,6 @@ from crossalign.contrastive.across_ranks.shards import (
     with_column_parts,
 )
 from crossalign.contrastive.problem import (
-    ContrastiveGrads,
     ContrastiveProblem,
     ContrastiveSums,
 )
@@ -73,16 +73,10 @@ def _ring_pass(
 
 
 def ring_gradients(
-    query: Tensor,
-    candidates: Tensor,
-    problem: ContrastiveProblem,
-    sums: ContrastiveSums,
-    grads: ContrastiveGrads,
-    batch: ShardedBatch,
-    need_query: bool,
-    need_scale: bool,
+    given: BackwardPass,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Of this rank's query, key, negatives, and of scale (this rank's part)."""
+    query, candidates, problem, sums, grads, batch, need_query, need_scale = given
     wide = accumulator(query.dtype)
     grad_query = query.new_zeros(query.shape if need_query else (0,), dtype=wide)
     grad_scale = torch.zeros_like(problem.scale)
@@ -100,7 +94,7 @@ def ring_gradients(
         if inverse_norm:
             block_sums = block_sums._replace(candidate_inverse_norm=inverse_norm[0])
         of_query, of_columns, of_scale = block_gradients(
-            query, arrived[0], block, block_sums, block_grads, batch, need_query, need_scale
+            given._replace(candidates=arrived[0], problem=block, sums=block_sums, grads=block_grads)
         )
         if need_query:
             grad_query.add_(of_query)

@@ -82,18 +82,23 @@ def block_sums(
     )
 
 
-def block_gradients(
-    query: Tensor,
-    candidates: Tensor,
-    problem: ContrastiveProblem,
-    sums: ContrastiveSums,
-    grads: ContrastiveGrads,
-    batch: ShardedBatch,
-    need_query: bool,
-    need_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+class BackwardPass(NamedTuple):
+    """What the gradients of a rank, or of one block of its candidates, are formed from."""
+
+    query: Tensor
+    candidates: Tensor
+    problem: ContrastiveProblem
+    sums: ContrastiveSums
+    grads: ContrastiveGrads
+    batch: ShardedBatch
+    need_query: bool
+    need_scale: bool
+
+
+def block_gradients(given: BackwardPass) -> tuple[Tensor, Tensor, Tensor]:
     """Of query, wanted candidates and scale, in the accumulator dtype; sums and grads are those of
     the whole batch."""
+    query, candidates, problem, sums, grads, batch, need_query, need_scale = given
     wanted = wanted_candidates(batch, problem.num_keys, candidates.shape[0])
     needs = GradientNeeds(need_query, wanted.start < wanted.stop, need_scale, wanted, True)
     return contrastive_gradients(

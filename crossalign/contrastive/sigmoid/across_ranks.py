@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from crossalign.argument_checks import values_may_be_read
 from crossalign.contrastive.across_ranks.ring_pass import Travelling, circulate
+from crossalign.contrastive.combine import reduce_terms
 from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid.agreement import (
     ShardedPairs,
@@ -31,7 +32,6 @@ from crossalign.contrastive.sigmoid.problem import (
     SigmoidProblem,
     SigmoidSums,
 )
-from crossalign.contrastive.terms import reduce_terms
 from crossalign.distributed.gather import agree_on_backward, gather_rows, reduce_rows
 from crossalign.distributed.rank_agreement import check_group, graph_break
 from crossalign.precision import accumulator

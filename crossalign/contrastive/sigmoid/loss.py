@@ -7,11 +7,11 @@ from torch.distributed import ProcessGroup
 
 from crossalign.backends import Backend, choose_backend
 from crossalign.contrastive.choices import Gather, Reduction
+from crossalign.contrastive.combine import reduce_terms
 from crossalign.contrastive.sigmoid.across_ranks import loss_across_ranks
 from crossalign.contrastive.sigmoid.arguments import NAME, build_problem, check_arguments
 from crossalign.contrastive.sigmoid.ops import sigmoid_sums
 from crossalign.contrastive.sigmoid.problem import SigmoidArguments
-from crossalign.contrastive.terms import reduce_terms
 
 
 def fused_sigmoid_loss(
@@ -45,7 +45,7 @@ def fused_sigmoid_loss(
         reduction: "mean": sum w l / sum w; "sum": sum w l; "none": (N,) w l.
         group: torch.distributed process group over whose ranks the batch is spread; None: this
             process only.
-        gather: with a group, how the keys meet: "auto", "all_gather" or "ring".
+        gather: with a group, how keys reach the other ranks: "auto", "all_gather" or "ring".
         backend: "auto": Triton on CUDA, PyTorch elsewhere and for float64; "triton"; "torch".
 
     Returns:
