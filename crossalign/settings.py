@@ -93,6 +93,25 @@ def required(text: str, **options: Any) -> Any:
     return setting(dataclasses.MISSING, text, **options)
 
 
+def device_setting(group: str) -> Any:
+    """--device, as all commands that run a model take it."""
+    text = "auto (a GPU if there is one), cpu, cuda, cuda:1, ..."
+    return setting("auto", text, group=group, metavar="DEVICE")
+
+
+def dtype_setting(group: str) -> Any:
+    """--dtype of the commands that only run models."""
+    dtypes = ("float32", "bfloat16", "float16")
+    text = "dtype in which the models run, whatever their files hold"
+    return setting("float32", text, group=group, choices=dtypes)
+
+
+def overwrite_setting(group: str = "") -> Any:
+    """--overwrite, as all commands that write a file or a directory of results take it."""
+    text = "replace what an earlier call wrote to --output"
+    return setting(False, text, group=group, switch=True)
+
+
 def flag_name(name: str) -> str:
     """batch_size -> --batch-size"""
     return f"--{name.replace('_', '-')}"

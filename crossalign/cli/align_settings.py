@@ -50,7 +50,10 @@ class AlignPaths:
         choices=MIXINGS,
     )
     mix_temperature: float = setting(
-        5.0, "of --mix temperature: 1 is by size, more is more equal", group=_DATA, above=0
+        5.0,
+        "for --mix temperature: 1 = in proportion to size; larger = closer to equal",
+        group=_DATA,
+        above=0,
     )
     batch_languages: str = setting(
         "mixed",
@@ -60,7 +63,7 @@ class AlignPaths:
     )
     skip_bad_lines: int = setting(
         0,
-        "lines of each corpus that may be unusable: they are counted and left out",
+        "unusable lines that each corpus may have; they are counted and left out",
         group=_DATA,
         lowest=0,
     )

@@ -14,8 +14,11 @@ from crossalign.settings import (
     SettingError,
     add_flags,
     check_settings,
+    device_setting,
+    dtype_setting,
     from_arguments,
     names_of,
+    overwrite_setting,
     required,
     setting,
 )
@@ -49,9 +52,7 @@ class AnalyzeSettings:
     output: Path = required(
         "new directory for tables, pictures and report.html", group=_DATA, metavar="DIR"
     )
-    overwrite: bool = setting(
-        False, "replace what an earlier call wrote to --output", group=_DATA, switch=True
-    )
+    overwrite: bool = overwrite_setting(_DATA)
     languages: tuple[str, ...] = setting(
         (),
         "names of the languages, such as en de, in the order of the files; more than two files "
@@ -83,16 +84,13 @@ class AnalyzeSettings:
         "mean that is subtracted from the sentence vectors: none, batch = of all languages, side = "
         "of each language; None = as --model was aligned, else none",
     )
-    max_length: int | None = setting(None, "tokens kept; None = what the model takes", lowest=1)
-    seed: int = setting(0, "seed of all that is drawn", lowest=0)
-    batch_size: int = setting(64, "sentences run at once", group=_MODEL, lowest=1)
-    device: str = setting("auto", "auto, cpu, cuda, ...", group=_MODEL, metavar="DEVICE")
-    dtype: str = setting(
-        "float32",
-        "in which both models run, whatever their files hold",
-        group=_MODEL,
-        choices=("float32", "bfloat16", "float16"),
+    max_length: int | None = setting(
+        None, "tokens after which a sentence is cut; None = what the model takes", lowest=1
     )
+    seed: int = setting(0, "seed of everything that is drawn", lowest=0)
+    batch_size: int = setting(64, "sentences run at once", group=_MODEL, lowest=1)
+    device: str = device_setting(_MODEL)
+    dtype: str = dtype_setting(_MODEL)
 
     def __post_init__(self) -> None:
         check_settings(self)

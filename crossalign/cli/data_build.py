@@ -32,6 +32,7 @@ from crossalign.settings import (
     add_flags,
     check_settings,
     from_arguments,
+    overwrite_setting,
     required,
     setting,
 )
@@ -44,7 +45,7 @@ _INPUT_HELP = (
     "or JSON-lines file of pairs, or two parallel text files; .gz of each; several corpora: "
     "en-de:FILE or en-de:FILE,FILE ... All modes: "
     "hub:NAME[:CONFIG][:SPLIT], a data set of the Hugging Face Hub or a folder of that form; "
-    "CONFIG may hold {language}, which it is if not given for instructions; SPLIT is train"
+    "CONFIG may contain {language}, which is its default for instructions; SPLIT defaults to train"
 )
 
 
@@ -61,9 +62,9 @@ class BuildSettings:
     )
     input: tuple[str, ...] = required(_INPUT_HELP, metavar="PATH")
     output: Path = required("result", metavar="FILE.jsonl")
-    overwrite: bool = setting(False, "replace what an earlier call wrote to --output", switch=True)
+    overwrite: bool = overwrite_setting()
     repeats: int = setting(3, "uses of each record or pair", lowest=1)
-    seed: int = setting(0, "seed of all random choices")
+    seed: int = setting(0, "seed of everything that is drawn")
     ids: str = setting(
         "common",
         "records whose id is not in every language: common leaves them out and says how many, "
@@ -72,8 +73,7 @@ class BuildSettings:
     )
     cache: Path | None = setting(
         None,
-        "where the index of a text file is kept for the next time; None = for this run only, "
-        "where temporary files live",
+        "directory for the index of --input, to be used again; None = a temporary one",
         metavar="DIR",
     )
 

@@ -41,11 +41,13 @@ class CheckSettings:
     )
     model: str | None = setting(
         None,
-        "whose tokenizer gives lengths in tokens; None = none are given",
+        "model whose tokenizer counts tokens; None = no lengths in tokens",
         metavar="NAME_OR_DIR",
     )
     max_ratio: float = setting(
-        5.0, "of the UTF-8 bytes of the sides of a pair, above which it is doubtful", lowest=1
+        5.0,
+        "a pair is doubtful if one side has more than X times the UTF-8 bytes of the other",
+        lowest=1,
     )
     json: bool = setting(False, "as JSON", switch=True)
 

@@ -12,6 +12,7 @@ from crossalign.settings import (
     add_flags,
     check_settings,
     from_arguments,
+    overwrite_setting,
     required,
     setting,
 )
@@ -24,7 +25,7 @@ class DemoOptions:
     """The flags of `crossalign demo`."""
 
     output: Path = required("new directory for the results", metavar="DIR")
-    overwrite: bool = setting(False, "replace what an earlier demo wrote to --output", switch=True)
+    overwrite: bool = overwrite_setting()
     model: str | None = setting(
         None,
         "your causal language model: a directory, a .gguf file or a name; None = a tiny one from "

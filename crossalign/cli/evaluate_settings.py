@@ -8,7 +8,15 @@ from typing import Any
 
 from crossalign.evaluation.tasks.items import TASKS
 from crossalign.files.output import check_is_no_input
-from crossalign.settings import SettingError, check_settings, names_of, required, setting
+from crossalign.settings import (
+    SettingError,
+    check_settings,
+    device_setting,
+    dtype_setting,
+    names_of,
+    overwrite_setting,
+    setting,
+)
 
 TRANSLATION = "flores"
 _DATA, _ITEMS, _MODEL = "models, data and output", "items and prompts", "how the models run"
@@ -34,7 +42,8 @@ class EvaluateSettings:
     languages: tuple[str, ...] = setting(
         (), "such as en zh; a task without one says so", group=_DATA, metavar="CODE"
     )
-    data: str = required(
+    data: str = setting(
+        "",
         'folder of the task files in their release formats, or "hub" for the Hugging Face hub',
         group=_DATA,
         metavar="DIR",
@@ -42,9 +51,7 @@ class EvaluateSettings:
     output: Path | None = setting(
         None, "result; FILE.items.jsonl logs each item", group=_DATA, metavar="FILE.json"
     )
-    overwrite: bool = setting(
-        False, "replace what an earlier call wrote to --output", group=_DATA, switch=True
-    )
+    overwrite: bool = overwrite_setting(_DATA)
     resume: bool = setting(
         False,
         "go on with a stopped evaluation of --output; its finished parts are in FILE.parts.jsonl",
@@ -53,20 +60,20 @@ class EvaluateSettings:
     )
     check_data: bool = setting(
         False,
-        "list the files in --data with their numbers of items, and do nothing else",
+        "list the files in --data with their numbers of items, and do nothing else; needs no model",
         group=_DATA,
         switch=True,
     )
     shots: tuple[int, ...] = setting(
         (0,), "demonstrations per item", group=_ITEMS, metavar="K", lowest=0
     )
-    seeds: tuple[int, ...] = setting((0,), "which demonstrations", group=_ITEMS)
+    seeds: tuple[int, ...] = setting((0,), "seeds that choose the demonstrations", group=_ITEMS)
     limit: int | None = setting(
         None, "the first N items of each task; None = all", group=_ITEMS, lowest=1
     )
     prompts: str = setting(
         "paper",
-        "paper: each choice in a text, the whole of which is scored; lm-eval: its own prompts",
+        "paper: scores the whole text that each choice completes; lm-eval: uses lm-eval's prompts",
         group=_ITEMS,
         choices=("paper", "lm-eval"),
     )
@@ -82,32 +89,26 @@ class EvaluateSettings:
         group=_ITEMS,
         metavar="CODE-CODE",
     )
-    max_new_tokens: int = setting(256, "of a translation", group=_ITEMS, lowest=1)
+    max_new_tokens: int = setting(256, "longest translation, in tokens", group=_ITEMS, lowest=1)
     too_long: str = setting(
         "error",
-        "what to do with an item beyond the model's positions; demonstrations are dropped first, "
-        "and no text is ever cut",
+        "what to do with an item longer than the model's context; demonstrations are dropped "
+        "first, and no text is ever cut",
         group=_ITEMS,
         choices=("error", "skip"),
     )
     batch_size: int = setting(8, "texts run at once", group=_MODEL, lowest=1)
-    device: str = setting("auto", "auto, cpu, cuda, ...", group=_MODEL, metavar="DEVICE")
-    dtype: str = setting(
-        "float32",
-        "in which the models run",
-        group=_MODEL,
-        choices=("float32", "bfloat16", "float16"),
-    )
+    device: str = device_setting(_MODEL)
+    dtype: str = dtype_setting(_MODEL)
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.check_data:
-            return
-        missing = [
-            f"--{name}" for name in ("model", "languages", "output") if not getattr(self, name)
-        ]
+        needed = ("data",) if self.check_data else ("model", "languages", "data", "output")
+        missing = [f"--{name}" for name in needed if not getattr(self, name)]
         if missing and not (missing == ["--languages"] and self.translation_pairs):
             raise SettingError(f"missing: {', '.join(missing)}")
+        if self.check_data:
+            return
         assert self.output is not None
         if self.resume and self.overwrite:
             message = "resume and overwrite exclude one another; drop one of them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -18,6 +19,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("the following arguments are required: ", "missing: ")
+        if one_of := re.fullmatch("one of the arguments (.+) is required", message):
+            message = f"missing: {' or '.join(one_of[1].split())}"
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
     @contextlib.contextmanager
@@ -45,7 +49,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
             return f"{text} (default: {shown})" if default else text
         if action.nargs == 0 and not isinstance(action, argparse.BooleanOptionalAction):
             return text  # a switch is off
-        if default is None and "None" not in text:
+        if default == "" or (default is None and "None" not in text):
             return text
         return super()._get_help_string(action)
 

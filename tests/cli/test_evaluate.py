@@ -211,7 +211,9 @@ def test_wrong_arguments_exit_with_2(
 
 def test_missing_arguments_are_named(run: Any, folder: Path, models: Any) -> None:
     status, _, err = run("--data", folder)
-    assert (status, "missing: --model, --languages, --output" in err) == (2, True)
+    assert (status, "missing: --model, --languages, --output (see" in err) == (2, True)
+    status, _, err = run("--check-data")
+    assert (status, "missing: --data (see" in err) == (2, True)
     both = ["--model", models / "one", "--compare", models / "one"]
     status, _, err = run("--data", folder, *both, "--languages", "en", "--output", "x.json")
     assert (status, "--compare must differ from --model" in err) == (2, True)

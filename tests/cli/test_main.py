@@ -171,6 +171,25 @@ def test_data_build_errors(run: Run, tmp_path: Path, pairs_file: Path) -> None:
     assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (("align",), "--model, --pairs, --output"),
+        (("analyze",), "--model, --pairs, --output"),
+        (("data", "build"), "--mode, --languages, --input, --output"),
+        (("data", "check"), "--pairs or --lm-data"),
+        (("demo",), "--output"),
+        (("evaluate",), "--model, --languages, --data, --output"),
+    ],
+)
+def test_what_is_missing_is_said_in_the_same_words(
+    run: Run, command: tuple[str, ...], flags: str
+) -> None:
+    name = " ".join(command)
+    expected = f"crossalign {name}: error: missing: {flags} (see crossalign {name} --help)\n"
+    assert run(*command) == (2, "", expected)
+
+
 def test_demo_tells_its_story(run: Run, tmp_path: Path) -> None:
     status, out, error = run("demo", "--smoke", "--output", tmp_path / "demo")
     assert (status, error) == (0, "")

@@ -168,7 +168,7 @@ def test_command_fails_where_align_would(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "one of the arguments --pairs --lm-data is required"),
+        ([], "error: missing: --pairs or --lm-data (see"),
         (["--pairs", "a", "b", "c"], "--pairs must be one file or two, got 3"),
         (["--pairs", "a", "--lm-data", "b"], "not allowed with argument"),
         (["--pairs", "a", "--max-ratio", "0.5"], "--max-ratio must be at least 1, got 0.5"),
