@@ -20,8 +20,9 @@ demo: $(VENV)/.installed-train
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not cuda and not slow" $(TEST_ARGS)
 
-# What takes minutes: thirty kills of a run, the launches recorded with Triton's compiler, three ranks.
-test-slow: $(VENV)/.installed-test
+# What takes minutes: thirty kills of a run, the launches recorded with Triton's compiler, three ranks,
+# and two type checkers.
+test-slow: $(VENV)/.installed-types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "slow and not cuda" $(TEST_ARGS)
 
 lint: $(VENV)/.installed-dev

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from crossalign.contrastive.choices import ONE_WAY, Direction
 from crossalign.pooling.choices import Center, Pooling, PoolTokens
-from crossalign.settings import SettingError, check_settings, setting
+from crossalign.settings import SettingError, check_settings, device_setting, setting
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 FROZEN_BLOCKS = re.compile(r"blocks:([1-9]\d*)(-([1-9]\d*)?)?")  # of --freeze, from 1 on
@@ -52,7 +52,9 @@ class TrainingConfig:
         0.05, "divides the cosine similarities (dimensionless)", group=_LOSS, above=0
     )
     learn_temperature: bool = setting(
-        False, "train the temperature too, from this value on and down to 0.01", group=_LOSS
+        False,
+        "also train the temperature, which starts at --temperature and never falls below 0.01",
+        group=_LOSS,
     )
     contrastive_weight: float = setting(
         1.0, "weight of the contrastive loss", group=_LOSS, lowest=0
@@ -68,15 +70,16 @@ class TrainingConfig:
     )
     directions: tuple[Direction, ...] = setting(
         ONE_WAY,
-        "what competes with a pair, in one sum: query_to_key = the targets (always), key_to_query "
-        "= the sources, query_to_query, key_to_key = other sources, other targets; --symmetric is "
-        "the mean of the first two instead",
+        "logits in the denominator of a pair: query_to_key = its source with all targets (always), "
+        "key_to_query = its target with all sources, query_to_query = its source with the other "
+        "sources, key_to_key = its target with the other targets; --symmetric takes the mean of "
+        "one term for each of the first two instead",
         group=_CANDIDATES,
         metavar="DIRECTION",
     )
     false_negative_margin: float | None = setting(
         None,
-        "leave out what is more similar than the pair itself by more than this cosine; None = keep",
+        "leave out candidates whose cosine exceeds the pair's by more than this; None = none",
         group=_CANDIDATES,
     )
     hardness: float = setting(
@@ -84,14 +87,15 @@ class TrainingConfig:
     )
     label_smoothing: float = setting(
         0.0,
-        "share of the target that all candidates have in equal parts, for pairs that may be wrong",
+        "share of the target distribution that is spread evenly over all candidates; helps where "
+        "pairs may be wrong",
         group=_CANDIDATES,
         lowest=0,
     )
     debias: float = setting(
         0.0,
-        "how likely a negative is a translation in truth: what they are expected to add is taken "
-        "off",
+        "assumed probability that a negative is in fact a translation; the expected share of such "
+        "negatives is subtracted from the denominator",
         group=_CANDIDATES,
         lowest=0,
     )
@@ -176,12 +180,7 @@ class TrainingConfig:
         False, "run combinations that docs/parallelism.md calls untested", group=_MODEL
     )
     seed: int = setting(0, "seed of data order, items and dropout", group=_UPDATES, lowest=0)
-    device: str = setting(
-        "auto",
-        "auto (a GPU if there is one), cpu, cuda, cuda:1, ...",
-        group=_MODEL,
-        metavar="DEVICE",
-    )
+    device: str = device_setting(_MODEL)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ Shapes: N pairs, H hard negatives, B sentences, T tokens, C hidden size, L align
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -55,7 +55,7 @@ class AlignmentOutput(NamedTuple):
 
 
 class AlignmentModel(OwnsGroup, LearnsTemperature):
-    """A causal LM with the AFP loss: sentences meet after block `layer`, texts after the last one.
+    """A causal LM with the AFP loss: of sentences after block `layer`, of texts after the last one.
 
     Wrap it, not the language model inside, in DistributedDataParallel or FSDP; with
     DistributedDataParallel and no lm, the blocks past `layer` get no gradient, so freeze them or
@@ -177,11 +177,10 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
 
         Cost: `layer` blocks for the sentences, all blocks for lm; no (tokens x vocabulary) logits.
         """
-        batches = {"source": source, "target": target}
-        if negatives is not None:
-            batches["negatives"] = negatives
+        batches = {"source": source, "target": target, "negatives": negatives}
         for name, batch in batches.items():
-            check_batch(name, batch, ("input_ids", "attention_mask"), self._model_takes)
+            if batch is not None:
+                check_batch(name, batch, ("input_ids", "attention_mask"), self._model_takes)
         if lm is not None:
             check_batch("lm", lm, ("input_ids", "labels"), self._model_takes)
         owner = self.negative_owner(source, target, negatives)
@@ -200,6 +199,9 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
             dist.all_reduce(torch.zeros_like(lm_loss), group=self.group)
         loss = self.contrastive_weight * contrastive_loss + self.lm_weight * lm_loss
         return AlignmentOutput(loss, contrastive_loss, lm_loss, stats)
+
+    if TYPE_CHECKING:
+        __call__ = forward  # nn.Module's returns Any
 
     @property
     def temperature(self) -> float | Tensor:
@@ -246,8 +248,7 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
         options = self.loss_options._replace(group=self.group)
         if owner is None:
             options = options._replace(hard_negative_weight=0.0)
-        named: dict[str, Any] = options._asdict() | {"ids": ids, "negative_ids": negative_ids}
-        named["negative_owner"] = owner
+        named: dict[str, Any] = {"ids": ids, "negative_ids": negative_ids, "negative_owner": owner}
         count = len(self.layers)
         results = [
             fused_contrastive_loss(
@@ -255,7 +256,7 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
                 key.chunk(count, 1)[index],
                 negatives if negatives is None else negatives.chunk(count, 1)[index],
                 temperature=self.temperature,
-                **named,
+                **named | options._asdict(),
             )
             for index in range(count)
         ]

@@ -8,7 +8,7 @@ choose_packing asks the model itself, and names a reason:
 - mask: besides, a prepared (B, 1, T, T) attention_mask says who may look at whom. XGLM and OPT,
   whose code does not hand their position_ids to masking_utils.
 - padding: a row for each text. BLOOM, whose ALiBi needs a (B, T) mask and no positions; flash
-  attention, which drops padding itself and sees packed texts in a batch of one row alone; models
+  attention, which drops padding itself and sees packed texts only in a batch of one row; models
   with recurrent layers.
 
 Shapes: B blocks, T tokens of a block.
@@ -42,7 +42,7 @@ class Packing(NamedTuple):
 
 
 def choose_packing(model: Any) -> Packing:
-    """The first way in which the model gives a packed text the states that it has alone.
+    """The first way in which the model gives a packed text the states that it has by itself.
 
     Runs a row of nine tokens through it in each way, without gradient. Ask before the model is
     sharded.
@@ -64,7 +64,7 @@ def choose_packing(model: Any) -> Packing:
     # Added to the scores, a mask of booleans would add 1 where it forbids nothing.
     dtype = torch.bool if attention == "sdpa" else _floating_dtype(model)
     if _keeps_apart(model, Packing(MASK, "", dtype)):
-        return Packing(MASK, "its position_ids alone do not keep texts apart, a mask does", dtype)
+        return Packing(MASK, "its position_ids do not keep texts apart, a mask does", dtype)
     return Packing(PADDING, "neither position_ids nor a prepared mask keep its texts apart")
 
 
@@ -126,7 +126,7 @@ def _prepared_mask(text_of: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _keeps_apart(model: Any, packing: Packing) -> bool:
-    """Whether a text behind another in a row has the states that it has alone.
+    """Whether a text behind another in a row has the states that it has by itself.
 
     Measured against the states that it has where nothing keeps the two apart: the same row and
     positions under a mask that hides nothing.

@@ -142,7 +142,7 @@ def fused_contrastive_loss(
         reduction: "mean": sum w l / sum w; "sum": sum w l; "none": (N,) w l.
         group: torch.distributed process group over whose ranks the batch is spread; None: this
             process only.
-        gather: with a group, how the keys meet: "auto", "all_gather" or "ring".
+        gather: with a group, how keys reach the other ranks: "auto", "all_gather" or "ring".
         backend: "auto": Triton on CUDA, PyTorch elsewhere, for float64, and for options that the
             kernels do not have; "triton"; "torch".
         return_stats: also return ContrastiveStats of the batch, computed in the same pass.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from crossalign.argument_checks import check_finite, check_integer_number, check_tensor
 
 _NAME = "MatryoshkaLoss"
+_Result = TypeVar("_Result")  # of the loss
 
 
-class MatryoshkaLoss(nn.Module):
+class MatryoshkaLoss(nn.Module, Generic[_Result]):
     """A loss summed over prefixes of the embeddings, so that they can be cut after training.
 
     loss = sum over d of weight_d * loss(query[:, :d], key[:, :d], negatives[:, :d]). Our losses
@@ -40,7 +41,7 @@ class MatryoshkaLoss(nn.Module):
 
     def __init__(
         self,
-        loss: Callable[..., Any],
+        loss: Callable[..., _Result],
         dims: Sequence[int],
         weights: Sequence[float] | None = None,
     ) -> None:
@@ -64,7 +65,7 @@ class MatryoshkaLoss(nn.Module):
 
     def forward(
         self, query: Tensor, key: Tensor, negatives: Tensor | None = None, **options: Any
-    ) -> Any:
+    ) -> _Result:
         """The sum over prefixes; options (ids, weights, ...) are for the loss.
 
         Returns:
@@ -87,12 +88,16 @@ class MatryoshkaLoss(nn.Module):
         total: Any = 0
         stats: Any = None
         for dim, weight in zip(self.dims, self.weights, strict=True):
-            value = self.loss(*(side[..., :dim] for side in sides), **options)
+            value: Any = self.loss(*(side[..., :dim] for side in sides), **options)
             if isinstance(value, tuple):
                 value, found = value
                 stats = found if dim == longest else stats
             total = total + weight * value
-        return total if stats is None else (total, stats)
+        result: _Result = total if stats is None else (total, stats)
+        return result
+
+    if TYPE_CHECKING:  # nn.Module's returns Any
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"dims={list(self.dims)}, weights={list(self.weights)}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, cast, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar  # of PyTorch's own requirements
 
 from crossalign.argument_checks import (
     check_has_data,
@@ -25,7 +26,10 @@ from crossalign.distributed.group_owner import OwnsGroup
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from crossalign.contrastive.options import OptionKeywords
+    from crossalign.contrastive.options import OptionKeywords, TermKeywords
+
+# What a call returns: with return_stats the statistics too.
+Result = TypeVar("Result", default=Tensor)
 
 
 class LearnsTemperature(nn.Module):
@@ -75,7 +79,7 @@ def start_logit_scale(
     return nn.Parameter(torch.tensor(-math.log(start)))
 
 
-class ContrastiveLoss(OwnsGroup, LearnsTemperature):
+class ContrastiveLoss(OwnsGroup, LearnsTemperature, Generic[Result]):
     """fused_contrastive_loss as a module; with learn_temperature it owns its logit scale.
 
     A deep copy shares the process group; a pickle leaves it out, and says so when it is loaded.
@@ -101,6 +105,36 @@ class ContrastiveLoss(OwnsGroup, LearnsTemperature):
         False
     """
 
+    @overload
+    def __init__(
+        self: ContrastiveLoss[Tensor],
+        temperature: float | Tensor = 0.05,
+        *,
+        learn_temperature: bool = False,
+        max_logit_scale: float = 100.0,
+        return_stats: Literal[False] = False,
+        **options: Unpack[TermKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: ContrastiveLoss[tuple[Tensor, ContrastiveStats]],
+        temperature: float | Tensor = 0.05,
+        *,
+        learn_temperature: bool = False,
+        max_logit_scale: float = 100.0,
+        return_stats: Literal[True],
+        **options: Unpack[TermKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: ContrastiveLoss[Tensor | tuple[Tensor, ContrastiveStats]],
+        temperature: float | Tensor = 0.05,
+        *,
+        learn_temperature: bool = False,
+        max_logit_scale: float = 100.0,
+        return_stats: bool,
+        **options: Unpack[TermKeywords],
+    ) -> None: ...
     def __init__(
         self,
         temperature: float | Tensor = 0.05,
@@ -154,13 +188,13 @@ class ContrastiveLoss(OwnsGroup, LearnsTemperature):
         guide_query: Tensor | None = None,
         guide_key: Tensor | None = None,
         guide_negatives: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, ContrastiveStats]:
+    ) -> Result:
         """The loss (and stats) of one batch; arguments as in fused_contrastive_loss."""
         temperature = self.fixed_temperature
         if self.logit_scale is not None:
             temperature = self.learned_temperature(self.logit_scale)
         options = self.options._replace(group=self.group)
-        return fused_contrastive_loss(
+        result = fused_contrastive_loss(
             query,
             key,
             negatives,
@@ -175,6 +209,10 @@ class ContrastiveLoss(OwnsGroup, LearnsTemperature):
             guide_negatives=guide_negatives,
             **options._asdict(),
         )
+        return cast(Result, result)
+
+    if TYPE_CHECKING:  # nn.Module's returns Any
+        __call__ = forward
 
     def extra_repr(self) -> str:
         """The temperature in use and every option that is not the default."""

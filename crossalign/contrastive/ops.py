@@ -242,7 +242,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     problem = ctx.options._replace(**dict(zip(PROBLEM_TENSORS, tensors, strict=True)))
     sums = ContrastiveSums(*outputs)
     grads = upstream_gradients(upstream, sums)
-    # A second differentiation has to meet the op, whose formula refuses it.
+    # A second differentiation has to go through the op, whose formula refuses it.
     is_seen = torch.is_grad_enabled() or ops_are_watched() or transforms_are_active()
     needs_grad = tuple(ctx.needs_input_grad[:4])
     arguments = (query, key, negatives, *problem, *sums, *grads, *needs_grad, ctx.use_triton)

@@ -1,4 +1,4 @@
-"""The checks of LossOptions: each option alone, and which do not go together."""
+"""The checks of LossOptions: each option by itself, and which cannot be combined."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class DeepSpeedEngine(AccelerateEngine):
     """One rank of several; see Engine."""
 
     def __init__(self, config: TrainingConfig, strategy: Strategy) -> None:
-        # accelerate makes the ranks meet; DeepSpeed is started by prepare, with checked settings.
+        # accelerate starts the process group, prepare starts DeepSpeed with checked settings.
         asked_for = os.environ.pop(_SWITCH, "true")
         try:
             super().__init__(config, strategy)
