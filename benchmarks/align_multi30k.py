@@ -97,7 +97,7 @@ def timed(name: str, work: Callable[[], None]) -> dict[str, float]:
 
 
 def make_model(texts: list[str], directory: Path, args: argparse.Namespace) -> None:
-    """Tokenizer and model from scratch, of monolingual text alone."""
+    """Tokenizer and model from scratch, of monolingual text only."""
     tokenizer = train_tokenizer(texts, args.vocabulary_size)
     model = new_model(
         tokenizer, hidden_size=args.hidden_size, num_blocks=args.blocks, seed=args.seed

@@ -16,6 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES, KERNEL_LINES, KERNEL_PARAMETERS, FOLDER_FILES = 300, 60, 80, 24, 24
 # What is over a budget today. The lists may only shrink: an entry that fits again must go.
+# One line an argument in its signature, and one to hand it on by name: **options would hide the
+# signature from help(), and torch.compile cannot look through locals().
 LONG_FUNCTIONS = {"crossalign/contrastive/loss.py fused_contrastive_loss"}
 LARGE_KERNELS: set[str] = set()
 

@@ -4,7 +4,7 @@ python -m benchmarks.reproduction.reproduce_afp --preset cpu  # one to two hours
 python -m benchmarks.reproduction.reproduce_afp --preset gpu  # larger, eight more languages
 
 A multilingual model is pre-trained on monolingual text and aligned with both losses (AFP), with
-prompted translations alone (CIF) and with the contrastive loss alone (MCL), that one and AFP also
+prompted translations only (CIF) and with the contrastive loss only (MCL), that one and AFP also
 at other layers and MCL with other batch sizes, every time on as many pairs. Each configuration of
 each seed appends one line to the result file as soon as it is done; a further call goes on with
 what is missing, and one with --only can work on another part of it at the same time.

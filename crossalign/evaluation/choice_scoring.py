@@ -170,7 +170,7 @@ class ChoiceScorer:
         return self.limit is None or len(self._lm.tok_encode(prompt)) + max_tokens <= self.limit
 
     def _ask(self, kind: str, asked: list[tuple[Any, ...]]) -> list[Any]:
-        """lm-eval's answers to requests of one kind, each asked of one process alone."""
+        """lm-eval's answers to requests of one kind, each asked of one process only."""
         import torch.distributed as dist
         from lm_eval.api.instance import Instance
 

@@ -51,7 +51,7 @@ def guided_loss(
     }
 
     def against(negatives: list[Tensor], guides: list[Tensor], ranks: Any) -> Tensor:
-        """Against these alone: pairs of one id are no candidates of one another."""
+        """Against these only: pairs of one id are no candidates of one another."""
         rows = concatenated(negatives)
         found: Tensor = fused_contrastive_loss(
             query,
@@ -80,7 +80,7 @@ def guided_loss(
         group=group,
         **options,
     )
-    if further and with_keys:  # which would meet the further negatives too
+    if further and with_keys:  # which would include the further negatives too
         terms = union(terms, against(further, guide_further, group))
     sides = {"query_to_query": guide_query, "key_to_key": guide_key}
     of_selves = [sides[name] for name in directions[1:]]

@@ -131,7 +131,7 @@ with warnings.catch_warnings():
 class GISTEmbedLoss(_host.GISTEmbedLoss):
     """sentence_transformers' GISTEmbedLoss without its matrices of scores.
 
-    With gather_across_devices anchors meet the anchors of their own rank, as in the host's.
+    With gather_across_devices an anchor's other anchors are those of its rank, as in the host's.
     """
 
     def forward(

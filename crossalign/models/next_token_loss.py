@@ -210,7 +210,7 @@ def _check_arguments(
 
 
 def product_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype in which a linear layer would multiply here: autocast leaves float64 alone."""
+    """The dtype in which a linear layer would multiply here: autocast does not change float64."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
         return torch.get_autocast_dtype(device)

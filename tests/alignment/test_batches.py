@@ -94,8 +94,8 @@ def test_recurring_sentences_have_one_id_across_ranks() -> None:
     assert len(set(targets)) == len(set(ids)) == len(set(zip(targets, ids, strict=True))) == 3
 
 
-def test_ids_join_within_the_batch_alone() -> None:
-    """a-b and b-c are one meaning where they meet, and a-b, c-d need b-c beside them."""
+def test_ids_join_within_the_batch_only() -> None:
+    """a-b and b-c in one batch are one meaning; a-b and c-d are one only beside b-c."""
     chain = [Pair("w3", "w4"), Pair("w5", "w6"), Pair("w4", "w5")]
     assert len(set(make_batches(chain, batch_size=3).at(0, CPU).ids.tolist())) == 1
     two = make_batches(chain[:2], batch_size=2).at(0, CPU)

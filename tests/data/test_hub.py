@@ -19,7 +19,7 @@ Asked = list[tuple[Any, ...]]
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """Stands in for datasets.load_dataset alone, with its signature: what was asked of it."""
+    """Stands in for datasets.load_dataset only, with its signature: what was asked of it."""
     calls: Asked = []
 
     def load_dataset(path: str, name: str | None = None, *, split: str) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ def test_modes_are_those_of_any_new_file(tmp_path: Path) -> None:
 
 
 def test_files_that_others_made_private_are_readable(tmp_path: Path) -> None:
-    """model.safetensors was readable for its owner alone."""
+    """model.safetensors was readable for its owner only."""
     weights = tmp_path / "model" / "model.safetensors"
     weights.parent.mkdir()
     weights.touch(mode=0o600)

@@ -1,4 +1,4 @@
-"""encode: sentence vectors that depend on the sentence alone."""
+"""encode: sentence vectors that depend on their sentence only."""
 
 from __future__ import annotations
 
