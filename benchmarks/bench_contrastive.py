@@ -70,7 +70,7 @@ def check(name: str, loss: Loss, case: Case, inputs: Inputs) -> Verdict:
 
 
 def truth(name: str, inputs: Inputs) -> list[Tensor]:
-    """float64 loss and gradients; crossalign's own include the normalisation, its peers' do not."""
+    """float64 loss and gradients; crossalign's own include the normalization, its peers' do not."""
 
     def double(tensor: Tensor) -> Tensor:
         return tensor.detach().double().requires_grad_(tensor.requires_grad)

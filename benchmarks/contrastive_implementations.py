@@ -30,7 +30,7 @@ def is_installed(name: str) -> bool:
 
 
 def implementation(name: str, symmetric: bool) -> Loss:
-    """Peers get unit vectors, as they ask for; crossalign normalises them itself all the same."""
+    """Peers get unit vectors, as they ask for; crossalign normalizes them itself all the same."""
     if name == OURS:
         return lambda inputs: _crossalign(inputs, "auto")
     if name == "crossalign torch":

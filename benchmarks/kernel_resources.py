@@ -93,7 +93,7 @@ def compile_cases() -> list[CompileCase]:
 
 
 def divisible_by_16(case: CompileCase) -> dict[tuple[int, ...], list[list[object]]]:
-    """What the launcher specialises on at common sizes: aligned pointers, sizes, strides."""
+    """What the launcher specializes on at common sizes: aligned pointers, sizes, strides."""
     parameters = {parameter.name: parameter for parameter in case.kernel.params}
     divisible = [["tt.divisibility", 16]]
     found: dict[tuple[int, ...], list[list[object]]] = {}

@@ -29,7 +29,7 @@ def packed_blocks(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int, seed: str
 ) -> Tensor:
     """(blocks, length) token ids: the sentences in a random order, each from BOS to EOS, cut into
-    blocks. Which sentences are neighbours is chance, so no block says what translates what."""
+    blocks. Which sentences are neighbors is chance, so no block says what translates what."""
     shuffled = list(texts)
     random.Random(seed).shuffle(shuffled)
     ids = tokenizer(shuffled, return_attention_mask=False)["input_ids"]

@@ -1,7 +1,7 @@
 """What one contrastive step costs each rank, by counting; the text to it is docs/scaling.md.
 
 Counted are the matrix products and what embeddings and their gradients travel and occupy, with
-equal shards. Not modelled: element-wise work, the efficiency of small products, workspaces of fixed
+equal shards. Not modeled: element-wise work, the efficiency of small products, workspaces of fixed
 size, and contention on the network.
 
 Shapes: N pairs and H further negatives of all W ranks, M = N + H, n = N / W, m = M / W, D features.
@@ -24,7 +24,7 @@ class Machine(NamedTuple):
 
     matrix_tflops: float = 400.0  # of 16-bit products; tf32 and float32 are taken at half of it
     link_gbps: float = 50.0  # gigabytes per second that a rank sends, and receives, at once
-    latency_us: float = 10.0  # of one transfer between neighbours
+    latency_us: float = 10.0  # of one transfer between neighbors
 
 
 class RankCost(NamedTuple):

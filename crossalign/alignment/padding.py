@@ -35,7 +35,7 @@ def share(count: int, rank: int, world_size: int) -> slice:
 
 
 def no_text(device: torch.device) -> dict[str, Tensor]:
-    """An lm batch of one token without a label: every block runs, and nothing is learnt."""
+    """An lm batch of one token without a label: every block runs, and nothing is learned."""
     ids = torch.zeros(1, 1, dtype=torch.long, device=device)
     return {**one_token(ids), "labels": torch.full((1, 1), IGNORED_LABEL)}
 

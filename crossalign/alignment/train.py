@@ -212,7 +212,7 @@ class AlignmentRun:
             group["lr"] = learning_rate
         values = self._backward(batch)
         norm = self.engine.clip(self.optimizer, self.parameters)
-        # Tokenising the next batch while the device computes hides its time.
+        # Tokenizing the next batch while the device computes hides its time.
         is_last = self.step + 1 == self.config.steps
         following = batch if is_last else self.batches.at(self.step + 1, self.device)
         counts = values.new_tensor([batch.num_pairs, batch.num_tokens]) * self.engine.world_size

@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-# Told apart without colour vision, too (Okabe and Ito; the yellow left out, too pale for white).
+# Told apart without color vision, too (Okabe and Ito; the yellow left out, too pale for white).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 SHADES = (
     "#00395A",
@@ -48,16 +48,16 @@ class Curve(NamedTuple):
 
 
 def look(index: int) -> tuple[str, str]:
-    """Colour and marker of a language: 14 colours, and no two alike among the first 49."""
+    """Color and marker of a language: 14 colors, and no two alike among the first 49."""
     turn, place = divmod(index, len(COLOURS))
-    colour = (SHADES if turn % 2 else COLOURS)[place]
-    return colour, MARKERS[(place + turn) % len(MARKERS)]
+    color = (SHADES if turn % 2 else COLOURS)[place]
+    return color, MARKERS[(place + turn) % len(MARKERS)]
 
 
 def draw_languages(
     points: Mapping[str, Tensor], *, num_linked: int, names: Mapping[str, str] | None = None
 ) -> bytes:
-    """One point per sentence, coloured by language; names at their centers where these are apart.
+    """One point per sentence, colored by language; names at their centers where these are apart.
 
     Args:
         points: language -> (n, 2), rows translate rows.
@@ -101,7 +101,7 @@ def draw_curves(
     is_percent: bool = False,
     chance: float | None = None,
 ) -> bytes:
-    """Values by layer: the last curve in colour, an earlier one ("before") grey and dashed.
+    """Values by layer: the last curve in color, an earlier one ("before") gray and dashed.
 
     Layers at which a curve has no value are named in the picture.
 
@@ -116,12 +116,12 @@ def draw_curves(
     axes = figure.subplots()
     axes.axvline(shown_layer, color=FRAME, linewidth=6, zorder=0, label=f"layer {shown_layer}")
     styles = [(AFTER, "-", "o")] if len(curves) == 1 else [(BEFORE, "--", "s"), (AFTER, "-", "o")]
-    for (name, curve), (colour, line, marker) in zip(curves.items(), styles, strict=True):
+    for (name, curve), (color, line, marker) in zip(curves.items(), styles, strict=True):
         axes.fill_between(
-            curve.layers, curve.lows, curve.highs, color=colour, alpha=0.14, linewidth=0
+            curve.layers, curve.lows, curve.highs, color=color, alpha=0.14, linewidth=0
         )
         axes.plot(
-            curve.layers, curve.means, line, color=colour, marker=marker, markersize=4, label=name
+            curve.layers, curve.means, line, color=color, marker=marker, markersize=4, label=name
         )
     if chance is not None:
         axes.axhline(chance, color=INK, linewidth=1, linestyle=":", label="by chance")
@@ -154,9 +154,9 @@ def draw_matrix(shares: Tensor, languages: Sequence[str]) -> bytes:
     if len(languages) <= _MOST_ANNOTATED:
         for row, column in ((i, j) for i in ticks for j in ticks if i != j):
             value = percent[row, column].item()
-            colour = "white" if value < 55 else INK
+            color = "white" if value < 55 else INK
             size = 8 if len(languages) <= 10 else 6.5
-            _write(axes, (column, row), f"{value:.0f}", color=colour, fontsize=size)
+            _write(axes, (column, row), f"{value:.0f}", color=color, fontsize=size)
     figure.colorbar(image, ax=axes, label="found first, %", shrink=0.8)
     return _png(figure)
 
@@ -171,15 +171,15 @@ def _scatter(
 ) -> None:
     middles = torch.stack(list(points.values())).mean(dim=0)[:num_linked].tolist()
     for index, (language, places) in enumerate(points.items()):
-        colour, marker = look(index)
+        color, marker = look(index)
         x, y = places.T.tolist()
         label = names[language] if names else language
-        axes.scatter(x, y, s=size, c=colour, marker=marker, alpha=0.55, linewidths=0, label=label)
+        axes.scatter(x, y, s=size, c=color, marker=marker, alpha=0.55, linewidths=0, label=label)
         for middle, place in zip(middles, places.tolist(), strict=False):
             line_x, line_y = zip(middle, place, strict=True)
             axes.plot(line_x, line_y, color=INK, linewidth=0.9, zorder=2)
         x, y = places[:num_linked].T.tolist()
-        axes.scatter(x, y, s=30, c=colour, marker=marker, linewidths=0.9, edgecolors=INK, zorder=3)
+        axes.scatter(x, y, s=30, c=color, marker=marker, linewidths=0.9, edgecolors=INK, zorder=3)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.margins(0.06)

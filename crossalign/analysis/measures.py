@@ -31,9 +31,9 @@ MEASURES = (
     Measure("margin_accuracy", "found first by margin", True, "higher: languages closer"),
     Measure("mean_margin", "mean margin of translations", False, "above 1: nearer than the rest"),
     Measure("alignment", "alignment", False, "lower: translations nearer"),
-    Measure("centre_distance", "distance of language centres", False, "lower: languages closer"),
+    Measure("centre_distance", "distance of language centers", False, "lower: languages closer"),
     Measure(
-        "language_identification", "language recognised", True, "lower: languages harder to tell"
+        "language_identification", "language recognized", True, "lower: languages harder to tell"
     ),
     Measure("uniformity", "uniformity of a language", False, "lower: more evenly spread"),
     Measure("uniformity_of_all", "uniformity of all", False, "lower: more evenly spread"),

@@ -103,8 +103,8 @@ def _tiles(before: LayerMeasurement | None, studied: LayerMeasurement) -> list[T
     notes = {
         "accuracy": "sentences find their translation first, by cosine; by chance "
         f"{100 / num_pairs:.2g} %",
-        "margin_accuracy": "find it first by ratio margin, which allows for crowded neighbourhoods",
-        "language_identification": "are nearest to the centre of their own language; by chance "
+        "margin_accuracy": "find it first by ratio margin, which allows for crowded neighborhoods",
+        "language_identification": "are nearest to the center of their own language; by chance "
         f"{100 / num_languages:.3g} %",
         "centre_distance": "distance between the centers of two languages, on the unit sphere",
     }

@@ -33,7 +33,7 @@ ENTRIES = ("*.csv", "*.png", "analysis.json", "report.html")
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSettings:
-    """What to analyse; the flags of `crossalign analyze` of the same names."""
+    """What to analyze; the flags of `crossalign analyze` of the same names."""
 
     model: str
     compare: str | None = None
@@ -70,7 +70,7 @@ def analyze(settings: AnalysisSettings, output: Path, *, overwrite: bool = False
     Everything is in `output` at the end, or nothing.
 
     Args:
-        settings: what to analyse.
+        settings: what to analyze.
         output: directory that is absent or empty.
         overwrite: it may hold the results of an earlier analysis too, which are replaced.
 

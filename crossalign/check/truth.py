@@ -25,7 +25,7 @@ class Truth(NamedTuple):
 def sampled_truth(
     query: Tensor, key: Tensor, weights: Tensor, temperature: float, symmetric: bool, sample: Tensor
 ) -> Truth:
-    """Of sum_i w_i l_i, everything in float64; query, key: (N, D), normalised here."""
+    """Of sum_i w_i l_i, everything in float64; query, key: (N, D), normalized here."""
     query, key, weights = (x.detach().double() for x in (query, key, weights))
     unit_query, unit_key = F.normalize(query, dim=1), F.normalize(key, dim=1)
     num_pairs, share = len(query), 0.5 if symmetric else 1.0

@@ -118,7 +118,7 @@ class LogitChunks:
         return self._candidate_sum_D
 
     def scaled_queries(self, rows: slice) -> Tensor:
-        """(R, D) queries times 1 / temperature, normalised if asked."""
+        """(R, D) queries times 1 / temperature, normalized if asked."""
         query_RD = self.query[rows].to(self.dtype)
         if self.problem.normalize:
             return query_RD * (self.query_inverse_norm[rows, None] * self.problem.scale)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossalign.data.items import parse_item
-from crossalign.data.meaning_ids import normalised
+from crossalign.data.meaning_ids import normalized
 from crossalign.data.pairs import Pair, parse_sentence, parse_tsv, parser_of
 from crossalign.data.text_statistics import Lengths, Repeats, TextStatistics
 from crossalign.files.indexed_lines import stream_lines
@@ -115,14 +115,14 @@ def check_pairs(
                     doubts.add_characters(text, where)
                 named["-".join(pair.in_languages(*unnamed)[2:4])] += 1
                 exact.add(f"{pair.source}\n{pair.target}")
-                forms = (normalised(pair.source), normalised(pair.target))
+                forms = (normalized(pair.source), normalized(pair.target))
                 same.add("\n".join(forms))
                 if forms[0] == forms[1]:
                     doubts.add("identical sides", where)
                 sizes = sorted(len(text.encode()) for text in pair[:2])
                 if sizes[1] > max_ratio * sizes[0]:
                     doubts.add(f"length ratio above {max_ratio:g}", where)
-                if pair.negative and normalised(pair.negative) in forms:
+                if pair.negative and normalized(pair.negative) in forms:
                     doubts.add("negative is a side of its pair", where)
             for number, side in enumerate(statistics):
                 texts = [(where, pair[number]) for where, pair in block]

@@ -41,7 +41,7 @@ def parse_item(line: str, where: str) -> TrainingItem:
 def label_answers(
     tokenizer: PreTrainedTokenizerBase, items: Sequence[TrainingItem], max_length: int
 ) -> list[LabelledTokens]:
-    """Tokens of each clm_text, labelled where they belong to the answer.
+    """Tokens of each clm_text, labeled where they belong to the answer.
 
     A token belongs to the answer if one of its characters stands behind the first clm_prompt_len
     characters; so the token that spans the border counts. An end-of-sequence token closes a text

@@ -17,7 +17,7 @@ class MeaningIds(NamedTuple):
     negatives: list[int]  # of the hard negative of each pair; -1 for ""
 
 
-def normalised(sentence: str) -> str:
+def normalized(sentence: str) -> str:
     """What two sentences must share to count as the same.
 
     NFKC (so that full-width letters, ligatures and other forms of a character do not count), case
@@ -50,11 +50,11 @@ def meaning_ids(pairs: Sequence[Pair]) -> MeaningIds:
     first_with: dict[str, int] = {}
     for index, pair in enumerate(pairs):
         for sentence in (pair.source, pair.target):
-            same = first_with.setdefault(normalised(sentence), index)
+            same = first_with.setdefault(normalized(sentence), index)
             parent[root(index)] = root(same)
     number_of = {sentence: root(index) for sentence, index in first_with.items()}
     negatives = [
-        number_of.setdefault(normalised(pair.negative), len(pairs) + index) if pair.negative else -1
+        number_of.setdefault(normalized(pair.negative), len(pairs) + index) if pair.negative else -1
         for index, pair in enumerate(pairs)
     ]
     return MeaningIds([root(index) for index in range(len(pairs))], negatives)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from crossalign.data.meaning_ids import normalised
+from crossalign.data.meaning_ids import normalized
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
 _SORTED_AT_ONCE = 2**22  # hashes, 8 bytes each
@@ -102,7 +102,7 @@ class TextStatistics:
     def add(self, text: str) -> None:
         self.characters.add((len(text),))
         self._exact.add(text)
-        self._normalised.add(normalised(text))
+        self._normalised.add(normalized(text))
         self._letters.update(text)
 
     def summary(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ MOST_SHOWN = 5  # layers in the table on the terminal
 
 class Measurement(NamedTuple):
     """rows: of every layer and language pair. neighbours: per layer, the share of sentences whose
-    nearest neighbour speaks their own language. perplexities: per language. vectors: language ->
+    nearest neighbor speaks their own language. perplexities: per language. vectors: language ->
     (n, C), unit length, of the aligned layer."""
 
     rows: list[RetrievalRow]

@@ -53,7 +53,7 @@ FULL = DemoSettings(
     pretraining=TrainingConfig(steps=300, batch_size=64, learning_rate=2e-3),
     alignment=TrainingConfig(steps=260, batch_size=192, lm_batch_size=24, learning_rate=3e-3),
 )
-# Every part of the story in seconds, for tests; too short for much to be learnt.
+# Every part of the story in seconds, for tests; too short for much to be learned.
 SMOKE = DemoSettings(
     texts_per_language=200,
     num_pairs=200,
@@ -171,7 +171,7 @@ def _tell(settings: DemoSettings, device: torch.device) -> Story:
 def _language_model_items(
     pairs: Sequence[Pair], texts: Sequence[str], seed: int
 ) -> list[TrainingItem]:
-    """As many translations as plain texts again, so that the model keeps what it has learnt."""
+    """As many translations as plain texts again, so that the model keeps what it has learned."""
     translations = build_items("translation", pairs, repeats=1, seed=seed)
     rehearsed = random.Random(seed).sample(texts, min(len(texts), len(pairs)))
     plain: list[TrainingItem] = [

@@ -67,7 +67,7 @@ def gather_negatives(
         x: (N_r, D) float16, bfloat16, float32 or float64; any strides. N_r may differ between
             ranks and may be 0; D, dtype and the options may not.
         group: the ranks that take part. None: the default group; a single process if
-            torch.distributed is not initialised.
+            torch.distributed is not initialized.
         normalize: scale each row to unit length on the way.
         dtype: what travels and comes back; None: x.dtype. float64 cannot be changed.
         backend: "collective": PyTorch's collectives. "extension": direct reads of the peers'
@@ -269,7 +269,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def _convert(x: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
-    """x itself where nothing is to be done; a row is normalised before it is rounded to dtype."""
+    """x itself where nothing is to be done; a row is normalized before it is rounded to dtype."""
     return (_unit_rows(x.to(accumulator(x.dtype))) if normalize else x).to(dtype)
 
 

@@ -126,7 +126,7 @@ class ChoiceScorer:
         return Request([self._lm.prefix_token_id], tokens)
 
     def _scores(self, requests: list[Request]) -> list[float]:
-        """Each is scored once, by one of the processes; neighbours, which share most, by the same
+        """Each is scored once, by one of the processes; neighbors, which share most, by the same
         one."""
         import torch.distributed as dist
 

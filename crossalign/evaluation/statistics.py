@@ -18,10 +18,10 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = correct / total
     spread = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
-    centre, scale = share + z * z / (2 * total), 1 + z * z / total
+    center, scale = share + z * z / (2 * total), 1 + z * z / total
     # Exactly the end where all or none are right, which rounding would miss.
-    low = (centre - spread) / scale if correct > 0 else 0.0
-    return low, (centre + spread) / scale if correct < total else 1.0
+    low = (center - spread) / scale if correct > 0 else 0.0
+    return low, (center + spread) / scale if correct < total else 1.0
 
 
 def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:

@@ -49,7 +49,7 @@ def continuation_log_probabilities(
     """In the order of the requests; the model runs as it is, without gradients.
 
     Cost: one forward over the texts, the longest first, and the output embedding at each position
-    that counts, once for those that neighbouring requests share.
+    that counts, once for those that neighboring requests share.
     """
     unique: dict[tuple[tuple[int, ...], ...], int] = {}  # equal texts have the very same score
     places = [unique.setdefault(tuple(map(tuple, each)), len(unique)) for each in requests]

@@ -3,7 +3,7 @@
     z2[i, j] = log2(e) * (scale * <q_i, k_j> * rq_i * rk_j + b[i, j])
 
 Logits live in units of log2, so that exp is the hardware's exp2. Raw operands are multiplied and
-the inverse norms rq, rk scale the accumulator: normalising costs no copy and no rounding.
+the inverse norms rq, rk scale the accumulator: normalizing costs no copy and no rounding.
 
 Shapes: N queries, M candidates (the first K are keys), D features. Operands come through tensor
 descriptors: 64-bit addresses, zeros outside the tensor, TMA on Hopper and later.
@@ -18,7 +18,7 @@ from crossalign.kernels.launch import dot_operand
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-# Sizes that follow the batch: never specialised, so another batch size never compiles again.
+# Sizes that follow the batch: never specialized, so another batch size never compiles again.
 BATCH_SIZES = (
     "num_queries",
     "num_candidates",
@@ -96,7 +96,7 @@ def scaled_tile(
     num_candidates,
     NORMALIZE: tl.constexpr,
 ):
-    """Similarities to logits in log2 units: scaled, and normalised if asked.
+    """Similarities to logits in log2 units: scaled, and normalized if asked.
 
     An infinite logit becomes NaN: from here on -inf is what is left out.
     """

@@ -5,7 +5,7 @@
 A kernel of the loss writes a chunk of H = G * rq_i * rk_j, rounded to the input dtype and 0 at the
 positives, to a bounded workspace; the library's matrix product then multiplies H with the raw
 operands in float32 accumulation. Folding both inverse norms into H lets one chunk serve both
-products without normalised copies; row_gradients divides each product by its own side's norm and
+products without normalized copies; row_gradients divides each product by its own side's norm and
 adds what flows through the positives.
 
 In float16 H is kept within range: its coefficients are scaled to a largest of 2^13, and the

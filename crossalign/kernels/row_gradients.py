@@ -8,7 +8,7 @@ matrix it would be rounded to the operands' dtype, an error twenty times that of
 together. Below the floor of the norm that is a constant, and nothing is projected away. One launch
 for both sides: for small batches launch overhead dominates.
 
-Reads each row of the sums, of x and of the partner once (normalised: twice, the second time from
+Reads each row of the sums, of x and of the partner once (normalized: twice, the second time from
 cache), accumulates in float32 (float64 for float64), writes each element once.
 """
 

@@ -32,7 +32,7 @@ def output_head(model: Any) -> OutputHead:
         raise ValueError(
             f"lm: the output embedding of {type(model).__name__} must be a torch.nn.Linear with a "
             f"floating-point weight, got {type(head).__name__}; leave it out of adapters and of "
-            "quantisation"
+            "quantization"
         )
     config = model.config.get_text_config(decoder=True)
     scale = 1.0

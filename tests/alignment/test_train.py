@@ -1,4 +1,4 @@
-"""The alignment loop in memory: what it optimises, its batches, its labels, its records."""
+"""The alignment loop in memory: what it optimizes, its batches, its labels, its records."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_text_can_be_told_from_its_ground(browser: Browser, page: Path) -> None:
     """The contrast of WCAG AA, 4.5, of every kind of text, in both schemes."""
     contrast = """(() => {
       const numbers = text => text.match(/[\\d.]+/g).map(Number);
-      const light = colour => numbers(colour).slice(0, 3).map(v => v / 255)
+      const light = color => numbers(color).slice(0, 3).map(v => v / 255)
         .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
         .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
       const ground = e => { for (; e; e = e.parentElement) {

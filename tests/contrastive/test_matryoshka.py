@@ -1,4 +1,4 @@
-"""MatryoshkaLoss against the reference on prefixes that are cut and normalised by hand."""
+"""MatryoshkaLoss against the reference on prefixes that are cut and normalized by hand."""
 
 from __future__ import annotations
 

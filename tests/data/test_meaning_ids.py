@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crossalign.data.meaning_ids import meaning_ids, normalised
+from crossalign.data.meaning_ids import meaning_ids, normalized
 from crossalign.data.pairs import Pair, read_pairs
 
 
@@ -45,8 +45,8 @@ def test_ids_join_chains_of_any_order() -> None:
     ],
 )
 def test_forms_of_a_text_are_one(one: str, other: str) -> None:
-    assert normalised(one) == normalised(other)
-    assert normalised(normalised(one)) == normalised(one)
+    assert normalized(one) == normalized(other)
+    assert normalized(normalized(one)) == normalized(one)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_forms_of_a_text_are_one(one: str, other: str) -> None:
 )
 def test_other_texts_stay_apart(one: str, other: str) -> None:
     """The last two differ in a Latin letter."""
-    assert normalised(one) != normalised(other)
+    assert normalized(one) != normalized(other)
 
 
 def test_ids_are_the_components_of_the_graph_of_sentences() -> None:

@@ -30,7 +30,7 @@ def test_every_order_is_equally_likely(count: int) -> None:
 
 
 def test_neighbours_are_unrelated() -> None:
-    """The correlation of neighbours, and of place and element, is noise: 1 / sqrt(20,000)."""
+    """The correlation of neighbors, and of place and element, is noise: 1 / sqrt(20,000)."""
     order = list(Permutation(20_000, "key"))
     assert order != sorted(order)
     for other in (order[1:], range(20_000)):

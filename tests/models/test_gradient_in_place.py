@@ -73,11 +73,11 @@ def test_other_lookups_stay_as_they_are() -> None:
     mine, other = (nn.Embedding(5, 2, dtype=torch.float64) for _ in range(2))
     tokens = torch.tensor([1, 1, 4])
     with RowGradients(mine.weight):
-        renormalised = F.embedding(tokens, mine.weight, max_norm=0.1)
+        renormalized = F.embedding(tokens, mine.weight, max_norm=0.1)
         foreign = other(tokens)
         with torch.no_grad():
             assert mine(tokens).grad_fn is None
-    assert type(renormalised.grad_fn).__name__ == "EmbeddingBackward0"
+    assert type(renormalized.grad_fn).__name__ == "EmbeddingBackward0"
     assert type(foreign.grad_fn).__name__ == "EmbeddingBackward0"
 
 

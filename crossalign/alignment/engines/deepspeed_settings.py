@@ -1,6 +1,6 @@
 """The launcher's DeepSpeed settings: what of them is taken, what is set here, what is refused.
 
-Losses, arithmetic, clipping, optimiser and schedule are the trainer's own and those of one process;
+Losses, arithmetic, clipping, optimizer and schedule are the trainer's own and those of one process;
 DeepSpeed decides only where weights, gradients and moments lie and how they travel.
 """
 

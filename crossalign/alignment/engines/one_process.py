@@ -129,7 +129,7 @@ class Engine:
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
     def update(self, optimizer: Any) -> None:
-        """One step of the optimiser; none where fp16 gradients overflowed."""
+        """One step of the optimizer; none where fp16 gradients overflowed."""
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.grad_scale = None

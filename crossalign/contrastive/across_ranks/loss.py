@@ -77,7 +77,7 @@ def loss_across_ranks(arguments: LossArguments) -> Tensor | tuple[Tensor, Contra
     that the host waits for; then, for each pass (query_to_key and key_to_query share one), with
     "all_gather" one gather of the candidates, one exchange of up to five numbers per key, and in
     backward one gather of as many and one reduce-scatter of the candidates' gradients. With "ring"
-    W - 1 (backward W) transfers between neighbours.
+    W - 1 (backward W) transfers between neighbors.
     """
     result: Tensor | tuple[Tensor, ContrastiveStats] = graph_break(_loss_across_ranks)(arguments)
     return result

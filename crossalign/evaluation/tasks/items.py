@@ -150,7 +150,7 @@ _TWIN_OVERLAP = 0.5
 
 
 def _are_twins(item: Item, demo: Item) -> bool:
-    """XWinograd: the item itself, a neighbour, the same candidates, or nearly the same words."""
+    """XWinograd: the item itself, a neighbor, the same candidates, or nearly the same words."""
     names = [{each.fields["option1"], each.fields["option2"]} for each in (item, demo)]
     if abs(item.row - demo.row) <= 1 or names[0] == names[1]:
         return True

@@ -111,7 +111,7 @@ def uniformity(
 
 
 def spread(vectors: Tensor, *, chunk_size: int = 1024, device: Device = None) -> Spread:
-    """The centre of the vectors and two measures of isotropy, in two passes.
+    """The center of the vectors and two measures of isotropy, in two passes.
 
     mean_cosine: mean of cos(x_i, x_j) over i != j; 0 where directions are even, 1 where all agree.
     iso_score: 0 where one direction holds all variance, 1 where all C directions hold the same.
@@ -144,8 +144,8 @@ def spread(vectors: Tensor, *, chunk_size: int = 1024, device: Device = None) ->
     mean = total / num_rows
     covariance = torch.zeros(width, width, dtype=torch.float64, device=device)
     for block in blocks:
-        centred = unit_rows(block, device) - mean
-        covariance.addmm_(centred.T, centred)
+        centered = unit_rows(block, device) - mean
+        covariance.addmm_(centered.T, centered)
     covariance /= num_rows - 1
     mean_cosine = (total.square().sum() - squares) / (num_rows * (num_rows - 1))
     return Spread(mean.cpu(), mean_cosine.item(), _iso_score(covariance))
@@ -160,10 +160,10 @@ def centre_distance(one: Spread, other: Spread) -> float:
 def language_identification(
     vectors: Mapping[str, Tensor], *, seed: int = 0, chunk_size: int = 1024, device: Device = None
 ) -> dict[str, float]:
-    """Share of each language's sentences that are nearest to the centre of their own language.
+    """Share of each language's sentences that are nearest to the center of their own language.
 
     Held out: the lines are split at random into two halves, a line with all its translations; the
-    centres (mean unit vectors) of one half classify the other, and the other way round. A tie is a
+    centers (mean unit vectors) of one half classify the other, and the other way round. A tie is a
     miss. By chance 1 / the number of languages; languages that cannot be told apart come near that.
 
     Args:
@@ -189,25 +189,25 @@ def language_identification(
     blocks = row_blocks(num_lines, chunk_size)
     generator = torch.Generator().manual_seed(seed)
     half = torch.randperm(num_lines, generator=generator).to(device) % 2  # 0 or 1 of each line
-    centres = torch.stack(
+    centers = torch.stack(
         [_centres_of_halves(rows, half, blocks, device) for rows in vectors.values()], dim=1
     )
     return {
-        language: _hits(rows, index, centres, half, blocks) / num_lines
+        language: _hits(rows, index, centers, half, blocks) / num_lines
         for index, (language, rows) in enumerate(vectors.items())
     }
 
 
 def _hits(
-    vectors: Tensor, language: int, centres: Tensor, half: Tensor, blocks: list[slice]
+    vectors: Tensor, language: int, centers: Tensor, half: Tensor, blocks: list[slice]
 ) -> int:
-    """Rows of a language nearest to its centre of the half they are not in; centres: (2, L, C)."""
-    squares = centres.square().sum(dim=2)
+    """Rows of a language nearest to its center of the half they are not in; centers: (2, L, C)."""
+    squares = centers.square().sum(dim=2)
     hits = 0
     for block in blocks:
-        rows = unit_rows(vectors[block], centres.device)
-        # ||x - c||^2 - ||x||^2 to every centre, and of these the other half's: (lines, L)
-        to_both = squares - 2 * torch.einsum("nc,hlc->nhl", rows, centres)
+        rows = unit_rows(vectors[block], centers.device)
+        # ||x - c||^2 - ||x||^2 to every center, and of these the other half's: (lines, L)
+        to_both = squares - 2 * torch.einsum("nc,hlc->nhl", rows, centers)
         distances = to_both[torch.arange(len(rows), device=rows.device), 1 - half[block]]
         own = distances[:, language, None].clone()
         distances[:, language] = torch.inf

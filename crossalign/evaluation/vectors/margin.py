@@ -1,8 +1,8 @@
-"""Retrieval by the ratio margin: is a translation nearer than the neighbourhoods of both sides?
+"""Retrieval by the ratio margin: is a translation nearer than the neighborhoods of both sides?
 
 Source of the score: Artetxe and Schwenk, "Margin-based Parallel Corpus Mining with Multilingual
 Sentence Embeddings", ACL 2019, section 3.1 (ratio, k = 4).
-Shapes: n translation pairs, C features, k neighbours.
+Shapes: n translation pairs, C features, k neighbors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NUM_NEIGHBOURS = 4
 
 class MarginScores(NamedTuple):
     """forward: sources look for targets; backward: targets look for sources. mean_margin: of the
-    translation pairs; above 1 they are nearer than their neighbourhoods."""
+    translation pairs; above 1 they are nearer than their neighborhoods."""
 
     forward_margin_accuracy: float
     backward_margin_accuracy: float
@@ -51,7 +51,7 @@ def margin_scores(
 
     Args:
         source, target, ids, chunk_size, device: as in retrieval_scores. Candidates of equal id
-            are not among the neighbours either.
+            are not among the neighbors either.
         num_neighbours: k; all candidates where there are fewer.
 
     Raises:
@@ -83,9 +83,9 @@ def margin_scores(
 
 def _margin(similarity: Tensor, forward_means: Tensor, backward_means: Tensor) -> Tensor:
     """float64, broadcast; -inf, of pairs that do not count, stays."""
-    neighbourhood = (forward_means + backward_means) / 2
-    undefined = ~(neighbourhood > 0) & (similarity != -torch.inf)
-    return (similarity / neighbourhood.abs()).masked_fill(undefined, torch.nan)
+    neighborhood = (forward_means + backward_means) / 2
+    undefined = ~(neighborhood > 0) & (similarity != -torch.inf)
+    return (similarity / neighborhood.abs()).masked_fill(undefined, torch.nan)
 
 
 class _Nearest:

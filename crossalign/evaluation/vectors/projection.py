@@ -40,12 +40,12 @@ def project_to_plane(vectors: Tensor) -> Projection:
     vectors = vectors.detach().cpu().double()
     if not bool(torch.isfinite(vectors).all()):
         raise ValueError("project_to_plane: vectors must be finite, got NaN or infinity")
-    centred = vectors - vectors.mean(dim=0)
-    _, scales, axes = torch.linalg.svd(centred, full_matrices=False)
+    centered = vectors - vectors.mean(dim=0)
+    _, scales, axes = torch.linalg.svd(centered, full_matrices=False)
     axes = axes[:2]
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
     axes = axes * torch.where(largest < 0, -1.0, 1.0)
     variances = scales.square()
     total = variances.sum().clamp_min(torch.finfo(torch.float64).tiny)
     first, second = (variances[:2] / total).tolist()
-    return Projection((centred @ axes.T).float(), (first, second))
+    return Projection((centered @ axes.T).float(), (first, second))

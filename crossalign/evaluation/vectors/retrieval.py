@@ -1,4 +1,4 @@
-"""Does a sentence find its translation? Exact nearest-neighbour retrieval from sentence vectors.
+"""Does a sentence find its translation? Exact nearest-neighbor retrieval from sentence vectors.
 
 Shapes: n translation pairs, C features. Nothing of size n x n is held.
 """

@@ -202,7 +202,7 @@ def test_ranks_go_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
 
 
 def take_over(rank: int, folder: Path) -> list[dict[str, Any]]:
-    """The optimiser's state as gathered again from three ranks that went on from one process."""
+    """The optimizer's state as gathered again from three ranks that went on from one process."""
     states = []
     for zero in ("2", "3", "2 offload"):
         launch_deepspeed(rank, 3, zero, folder)

@@ -73,7 +73,7 @@ def test_settings_that_no_test_covers_must_be_asked_for(
 
 
 def test_what_is_left_open_is_the_trainers(write_settings: Callable[..., None]) -> None:
-    """A file made for Hugging Face's trainer, less its optimiser."""
+    """A file made for Hugging Face's trainer, less its optimizer."""
     sizes = {"reduce_bucket_size": "auto", "sub_group_size": 1e9}
     opened = ("train_batch_size", "gradient_clipping", "gradient_accumulation_steps")
     write_settings(

@@ -263,7 +263,7 @@ def _told_memory(memory: int, device: torch.device) -> int:
 
 
 def choose_automatically(rank: int) -> list[int]:
-    """How many exchanges with neighbours there were, with plenty of memory and with little."""
+    """How many exchanges with neighbors there were, with plenty of memory and with little."""
     exchanges: list[int] = []
     exchange = dist.batch_isend_irecv
 

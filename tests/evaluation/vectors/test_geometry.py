@@ -23,7 +23,7 @@ UNEVEN = torch.tensor([4.0, 1.0, 0.5, 0.3, 2.0, 0.1])
 
 
 def cloud(n: int = 53) -> torch.Tensor:
-    """Neither even nor centred."""
+    """Neither even nor centered."""
     return torch.randn(n, 6) * UNEVEN + torch.tensor([1.0, -0.5, 0, 0, 0, 0.2])
 
 
@@ -75,9 +75,9 @@ def test_uniformity_of_drawn_rows_is_unbiased_before_the_logarithm() -> None:
 def iso_score_in_steps(rows: np.ndarray) -> float:
     """As published: principal axes, variances scaled to norm sqrt(n), distance to all ones."""
     width = rows.shape[1]
-    centred = rows - rows.mean(axis=0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    variances = np.var(centred @ axes.T, axis=0, ddof=1)
+    centered = rows - rows.mean(axis=0)
+    _, _, axes = np.linalg.svd(centered, full_matrices=False)
+    variances = np.var(centered @ axes.T, axis=0, ddof=1)
     scaled = math.sqrt(width) * variances / np.linalg.norm(variances)
     defect = np.linalg.norm(scaled - 1) / math.sqrt(2 * (width - math.sqrt(width)))
     used = (width - defect**2 * (width - math.sqrt(width))) ** 2 / width**2

@@ -1,6 +1,6 @@
 """Launches the kernels through Triton's compiler, with a driver that runs nothing.
 
-The launchers get CPU tensors and believe in a GPU: Triton binds their arguments, specialises and
+The launchers get CPU tensors and believe in a GPU: Triton binds their arguments, specializes and
 compiles as it would there, and checks shared memory; the launch itself is only noted. So this
 shows without a GPU what the interpreter and hand-written signatures cannot: that every launch fits
 its kernel, and which calls compile anew. What a kernel computes is never looked at.
