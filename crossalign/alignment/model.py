@@ -42,6 +42,9 @@ from crossalign.pooling.content_tokens import content_mask
 from crossalign.pooling.functions import pool
 from crossalign.precision import concatenated
 
+if TYPE_CHECKING:
+    from crossalign.contrastive.module import called_as
+
 LARGEST_LOGIT_SCALE = 100.0  # the lowest temperature that is learned is 0.01
 
 
@@ -183,7 +186,7 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
                 check_batch(name, batch, ("input_ids", "attention_mask"), self._model_takes)
         if lm is not None:
             check_batch("lm", lm, ("input_ids", "labels"), self._model_takes)
-        owner = self.negative_owner(source, target, negatives)
+        owner = pair_of_negatives(self.loss_options, source, target, negatives)
         contrastive_loss, stats = self.contrast(
             self.embed(source),
             self.embed(target),
@@ -201,7 +204,9 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
         return AlignmentOutput(loss, contrastive_loss, lm_loss, stats)
 
     if TYPE_CHECKING:
-        __call__ = forward  # nn.Module's returns Any
+
+        @called_as(forward)
+        def __call__(self, *given: Any, **named: Any) -> Any: ...
 
     @property
     def temperature(self) -> float | Tensor:
@@ -266,15 +271,6 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
         means = (torch.stack(each).mean() for each in zip(*stats, strict=True))
         return torch.stack(losses).mean(), ContrastiveStats(*means)
 
-    def negative_owner(
-        self,
-        source: Mapping[str, Tensor],
-        target: Mapping[str, Tensor],
-        negatives: Mapping[str, Tensor] | None,
-    ) -> Tensor | None:
-        """(H,) the pair whose hard negative each row is, where an option asks for it."""
-        return pair_of_negatives(self.loss_options, source, target, negatives)
-
     def next_token_loss(self, lm: Mapping[str, Tensor], count: Tensor | None = None) -> Tensor:
         """(), unweighted; lm as in forward, count as in language_model_loss."""
         if lm["input_ids"].shape[0] == 0:
@@ -286,14 +282,12 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
             check_output_head(self.model, lm["input_ids"])
             self._head_is_checked = True
         hidden = hidden_states_at(self.model, -1, **model_inputs(lm, self._model_takes))
-        head = output_head(self.model)
+        head = output_head(self.model)._asdict()
         return language_model_loss(
             hidden,
-            head.weight,
+            head.pop("weight"),
             lm["labels"],
-            bias=head.bias,
-            scale=head.scale,
-            softcap=head.softcap,
+            **head,
             group=self.group,
             count=count,
             adds_to_grad=self.adds_to_grad,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from crossalign.alignment.batch_checks import pair_of_negatives
 from crossalign.alignment.batches import Inputs, StepBatch
 from crossalign.alignment.engines.one_process import Engine
 from crossalign.alignment.model import AlignmentModel, AlignmentOutput
@@ -58,7 +59,8 @@ def _contrastive_backward(
     engine: Engine,
     chunk_size: int | None,
 ) -> tuple[Tensor, ContrastiveStats]:
-    owner = alignment.negative_owner(batch.source, batch.target, batch.negatives)
+    sides = batch.source, batch.target, batch.negatives
+    owner = pair_of_negatives(alignment.loss_options, *sides)
     rows = batch.num_pairs
     longest = engine.max_over_ranks(rows)
     results: list[tuple[Tensor, ContrastiveStats]] = []

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from crossalign.argument_checks import check_finite, check_integer_number, check_tensor
 
+if TYPE_CHECKING:
+    from crossalign.contrastive.module import called_as
+
 _NAME = "MatryoshkaLoss"
 _Result = TypeVar("_Result")  # of the loss
 
@@ -96,8 +99,10 @@ class MatryoshkaLoss(nn.Module, Generic[_Result]):
         result: _Result = total if stats is None else (total, stats)
         return result
 
-    if TYPE_CHECKING:  # nn.Module's returns Any
-        __call__ = forward
+    if TYPE_CHECKING:
+
+        @called_as(forward)
+        def __call__(self, *given: Any, **named: Any) -> Any: ...
 
     def extra_repr(self) -> str:
         return f"dims={list(self.dims)}, weights={list(self.weights)}"

@@ -24,9 +24,18 @@ from crossalign.contrastive.terms import ContrastiveStats
 from crossalign.distributed.group_owner import OwnsGroup
 
 if TYPE_CHECKING:
-    from typing import Unpack
+    from typing import ParamSpec, Unpack
 
     from crossalign.contrastive.options import OptionKeywords, TermKeywords
+
+    Given = ParamSpec("Given")
+    Returned = TypeVar("Returned")
+
+    def called_as(
+        forward: Callable[Given, Returned],
+    ) -> Callable[[Callable[..., Any]], Callable[Given, Returned]]:
+        """Gives __call__ the types of forward: nn.Module declares that it takes and returns Any."""
+
 
 # What a call returns: with return_stats the statistics too.
 Result = TypeVar("Result", default=Tensor)
@@ -211,8 +220,10 @@ class ContrastiveLoss(OwnsGroup, LearnsTemperature, Generic[Result]):
         )
         return cast(Result, result)
 
-    if TYPE_CHECKING:  # nn.Module's returns Any
-        __call__ = forward
+    if TYPE_CHECKING:
+
+        @called_as(forward)
+        def __call__(self, *given: Any, **named: Any) -> Any: ...
 
     def extra_repr(self) -> str:
         """The temperature in use and every option that is not the default."""
