@@ -43,7 +43,7 @@ class StepBatch(NamedTuple):
     source, target, negatives: input_ids and attention_mask (B, T), padded on the right, and lengths
     (B,); negatives None if pairs have none. lm: input_ids, attention_mask, labels (G, T), lengths
     (G,); of packed texts G blocks as packed_texts makes them; None without an answer token in it.
-    labels and lengths are on the CPU. Rows stand in the order of their lengths, the longest first,
+    labels and lengths are on the CPU. Rows are in the order of their lengths, the longest first,
     so that a chunk of them needs little padding.
     """
 

@@ -98,7 +98,7 @@ class Checkpoints:
                 self._set_aside(step, f"{reason}; the run goes on from step {earlier[-1]}")
         if reason:
             raise DataError(
-                f"{reason}; no earlier checkpoint is left, so start the run anew in another "
+                f"{reason}; no earlier checkpoint is left, so start a new run in another "
                 "--output, or bring the file back from a copy"
             )
         return None

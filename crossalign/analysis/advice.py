@@ -1,4 +1,4 @@
-"""What stands in the way of comparing sentences, and the option that takes it away.
+"""What gets in the way of comparing sentences, and the option that removes it.
 
 In many models the state of the first token is far larger than all others, or all sentence vectors
 point nearly the same way; accuracies and distances then say less than they could.

@@ -15,7 +15,7 @@ from torch import Tensor
 def memory_mapped_vectors(directory: Path, num_rows: int, width: int) -> Tensor:
     """(num_rows, width) float32 zeros on the CPU, memory-mapped from a file without a name.
 
-    The file lies in the file system of `directory` and ends with the tensor or the process, even a
+    The file is in the file system of `directory` and ends with the tensor or the process, even a
     killed one. Its room is taken at once: a full disk is an error here, not a crash later.
 
     Raises:

@@ -42,7 +42,7 @@ def write_results(
         sentences: language -> lines.
         models: "before" and "after", or "model" -> its layers.
         shown_layer: the layer of the pictures and tables that show one.
-        facts: name -> value, what was analysed and how; report.LAYER_SHOWN among them.
+        facts: name -> value, what was analyzed and how; report.LAYER_SHOWN among them.
     """
     _write_csv(
         directory / "retrieval.csv",

@@ -158,7 +158,7 @@ def _resolved_layers(settings: AnalysisSettings) -> tuple[list[int], int | None]
     shown = resolved("--show-layer", settings.show_layer)
     if shown not in layers:
         raise LayerError(
-            f"argument --show-layer: must be one of the layers analysed, "
+            f"argument --show-layer: must be one of the layers analyzed, "
             f"{' '.join(map(str, layers))}, got {settings.show_layer}"
         )
     return layers, shown

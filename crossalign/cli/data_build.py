@@ -165,7 +165,7 @@ def _with_common_ids(records: Records) -> Records:
         if count:
             total = len(records[language])
             print(
-                f"left out {count} of {total} records of {language}: their ids do not stand in "
+                f"left out {count} of {total} records of {language}: their ids are not in "
                 "every language",
                 file=sys.stderr,
             )

@@ -45,6 +45,6 @@ def _newest_copy(directory: Path) -> Path | None:
 
 
 def _names(content: bytes) -> set[bytes]:
-    """Of the settings: what stands in front of the first colon of a line."""
+    """Of the settings: what is in front of the first colon of a line."""
     lines = content.split(b"\n")
     return {line.partition(b":")[0] for line in lines if line[:1].isalpha() and b":" in line}

@@ -20,7 +20,7 @@ class MatryoshkaLoss(nn.Module, Generic[_Result]):
     """A loss summed over prefixes of the embeddings, so that they can be cut after training.
 
     loss = sum over d of weight_d * loss(query[:, :d], key[:, :d], negatives[:, :d]). Our losses
-    scale every prefix to unit length anew (normalize=True). Each prefix takes a pass of its own:
+    scale every prefix to unit length again (normalize=True). Each prefix takes a pass of its own:
     their sizes mostly halve, so all together cost at most twice the whole.
 
     Args:

@@ -140,7 +140,7 @@ def block_term(
 ) -> Tensor:
     """(N,) log of the denominator minus the mean logit of the positives.
 
-    num_positives: how often the pair's own positive stands in the blocks.
+    num_positives: how often the pair's own positive is in the blocks.
     """
     if not rules.has_own_key:
         return _term_of_ids(block, rules)

@@ -49,7 +49,7 @@ class Chunk(NamedTuple):
     columns: slice  # of the candidates
     query_RD: Tensor  # the scaled queries
     logits_RM: Tensor  # -inf at what is left out for both sides, and at the labels
-    labels: Tensor  # a view of where the labels stand in logits_RM
+    labels: Tensor  # a view of where the labels are in logits_RM
     positive_logit: Tensor  # what stood there
     positives_RM: Tensor | None  # further positives
     # Where limits apply and each logit serves its row and its column, which may differ: what is

@@ -283,6 +283,6 @@ def _check_same_ids(
         missing = [key for key in ids if key not in others]
         if missing:
             raise ValueError(
-                f"build_items: the same ids must stand in every language, but {len(missing)} of "
+                f"build_items: the same ids must be in every language, but {len(missing)} of "
                 f"{here} are missing in {there}, the first being {missing[0]!r}"
             )

@@ -201,7 +201,7 @@ def _parsed_pairs(
 
 
 def _parsed(path: Path, parse: Callable[[str, str], Any]) -> Iterator[tuple[str, Any]]:
-    """("path:line", what stands there, or the DataError that says why it cannot be used)."""
+    """("path:line", what is there, or the DataError that says why it cannot be used)."""
     number = 0
     for number, line in enumerate(stream_lines(path), start=1):
         where = f"{path}:{number}"

@@ -136,7 +136,7 @@ class IndexedPairs(_Indexed[Pair]):
 
     Attributes:
         num_negatives: how many pairs have a hard negative.
-        named_languages: the language codes that stand in pairs or were given for all.
+        named_languages: the language codes that pairs name or were given for all.
     """
 
     def __init__(self, files: Sequence[IndexedLines], languages: Sequence[str]) -> None:

@@ -42,14 +42,14 @@ def read_records(directory: Path, languages: Sequence[str]) -> Records:
 
 
 def keep_common_ids(records: Records) -> tuple[Records, dict[str, int]]:
-    """The records whose ids stand in every language, and how many of each language do not.
+    """The records whose ids are in every language, and how many of each language do not.
 
     Raises:
         DataError: there is none.
     """
     common = set.intersection(*({row["id"] for row in rows} for rows in records.values()))
     if not common:
-        raise DataError(f"no id stands in all of {', '.join(records)}; records are joined by id")
+        raise DataError(f"no id is in all of {', '.join(records)}; records are joined by id")
     kept = {
         language: [row for row in rows if row["id"] in common] for language, rows in records.items()
     }

@@ -68,7 +68,7 @@ class Permutation:
 
 
 def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64: every input bit moves every output bit; products wrap."""
+    """The finalizer of splitmix64: every input bit moves every output bit; products wrap."""
     import numpy as np
 
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -13,7 +13,7 @@ from crossalign.demo.grammar.parallel_grammar import sample_sentences
 
 
 class Corpus(NamedTuple):
-    """No sentence of the grammar stands in two of the three, in whatever language.
+    """No sentence of the grammar is in two of the three, in whatever language.
 
     texts: each sentence in one language only. pairs: each sentence in two languages.
     held_out: language -> the same sentences, in the same order.

@@ -2,7 +2,7 @@
 
 The prompt is `source = target` for each demonstration, followed by EOS, then `source =`. The
 translation is what the model writes up to the end of the line. BLEU splits words by a rule that
-needs no download: see bleu_tokenizer; its name stands in the signature of each score.
+needs no download: see bleu_tokenizer; its name is in the signature of each score.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, Protocol
 from crossalign.files.output import directory_aside, put_in_place
 from crossalign.files.text import DataError, check_encoding
 
-_FORMAT = 2  # of the index; others are built anew
+_FORMAT = 2  # of the index; others are rebuilt
 _CHUNK = 2**20  # bytes read at a time
 _LONGEST_LINE = 2**26  # bytes; more is a file of another kind
 _HEAD = 2**16  # bytes whose hash tells a changed file of equal size and time

@@ -83,14 +83,12 @@ def check_is_no_input(
 
 
 def check_inputs_outside(output: Path, inputs: Iterable[Path | str]) -> None:
-    """Raises ValueError where something that is read is the output directory, or lies in it."""
+    """Raises ValueError where something that is read is the output directory, or is in it."""
     target = output.resolve()
     for each in map(Path, inputs):
         found = each.resolve()
         if found == target or target in found.parents:
-            raise ValueError(
-                f"{each} is read as an input, but lies in {output}; name another output"
-            )
+            raise ValueError(f"{each} is read as an input, but is in {output}; name another output")
 
 
 def write_json_lines(path: Path, records: Iterable[Any]) -> None:

@@ -45,10 +45,10 @@ def log_sum_of_others(
         temperature=temperature,
         reduction="none",
     )
-    # Keys of equal id are left out, the row's own apart; so many stand in.
+    # Keys of equal id are left out, except the row's own; so many remain.
     _, group, sizes = torch.unique(ids, return_inverse=True, return_counts=True)
-    standing = (rows - sizes[group] + 1).to(terms.dtype)
-    others = 1 - standing * torch.exp(-terms)
+    remaining = (rows - sizes[group] + 1).to(terms.dtype)
+    others = 1 - remaining * torch.exp(-terms)
     least = torch.finfo(terms.dtype).tiny
     log_sum: Tensor = floor.to(terms.dtype) / temperature + terms + others.clamp_min(least).log()
     return log_sum

@@ -4,7 +4,7 @@ Equal ids make a logit a further positive, or leave it out. A limit leaves out w
 than it, or what a guide finds more similar: of a row's term, and, of what serves both terms, of the
 column's. Without limits the tiles of the rows and of the columns are one.
 
-A row's partial sum lives in registers while its program walks along the row; it starts anew with
+A row's partial sum lives in registers while its program walks along the row; it starts again with
 the next row block, and is stored after every tile, the last store being the whole. A column's lives
 in the program's own line of a workspace.
 """

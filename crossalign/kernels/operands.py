@@ -142,7 +142,7 @@ class TileOperands:
         }
 
     def product_arguments(self, tiles: Tiles) -> dict[str, Any]:
-        """The same for kernels that no rule changes, so that rules compile none of them anew."""
+        """The same for kernels that no rule changes, so that rules compile none of them again."""
         arguments = self.tile_arguments(tiles)
         rules, flags = arguments["rules"], arguments["flags"]
         return arguments | {

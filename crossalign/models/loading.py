@@ -194,7 +194,7 @@ def _check_architecture(name: str, config: PreTrainedConfig) -> None:
 
 @functools.lru_cache(maxsize=2)
 def _gguf_config(name: str, mtime_ns: int) -> PreTrainedConfig:
-    """Kept, as reading the vocabulary that stands in front of it takes most of a minute."""
+    """Kept, as reading the vocabulary before it takes most of a minute."""
     from transformers import AutoConfig
 
     source, options = _source(name)

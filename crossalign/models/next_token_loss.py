@@ -65,7 +65,7 @@ def language_model_loss(
         group: average over the tokens of all its ranks: each rank returns
             world size * (its own sum) / (count of all), whose mean is the loss of the whole batch.
         count: of the labels to average over, as count_labels gives it; the batch is then a part of
-            what they stand in, and no rank waits for another. None: those of this batch.
+            the one they come from, and no rank waits for another. None: those of this batch.
 
         adds_to_grad: the backward adds to weight.grad itself, so that no second tensor of its size
             is made. For a leaf whose gradient no hook waits for.
@@ -263,6 +263,6 @@ def _add_product(total: Tensor, grad: Tensor, hidden: Tensor, factor: Tensor) ->
 
 
 def _target_columns(targets: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
-    """Each target's column in the block (clamped into it), and whether it really lies there."""
+    """Each target's column in the block (clamped into it), and whether it really is there."""
     is_here = (targets >= start) & (targets < end)
     return (targets - start).clamp(0, end - start - 1), is_here

@@ -1,7 +1,7 @@
 """Registers an operator: schema, kernel, shapes, autograd, and the rules of torch.func.
 
 PyTorch's own register_autograd makes a function that torch.func cannot transform and that reads the
-whole schema anew in each call, a millisecond for a long one. It serves where calls are recorded;
+whole schema again in each call, a millisecond for a long one. It serves where calls are recorded;
 every other call takes a second autograd function with the same formula, whose forward pass is the
 operator itself, so that both ways compute the same bits.
 """

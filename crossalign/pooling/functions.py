@@ -36,7 +36,7 @@ def masked_mean_pool(
 
     Args:
         hidden: (B, T, C) float16, bfloat16, float32 or float64; any strides.
-        mask: (B, T) bool, integer or float weights >= 0; 0 skips the token, whatever stands there
+        mask: (B, T) bool, integer or float weights >= 0; 0 skips the token, whatever is there
             (NaN included). Same device as hidden. Gets no gradient.
         normalize: scale each result to unit length.
         backend: "auto", "triton" or "torch".

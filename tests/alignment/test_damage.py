@@ -108,7 +108,7 @@ def test_any_damage_to_any_file_falls_back_to_the_checkpoint_before(
         assert record.message.startswith(f"{checkpoints.path(2) / name}: ")
     assert (tmp_path / "run" / "checkpoints" / "damaged-step-2").is_dir()
     DAMAGES[damage](checkpoints.path(0) / name)
-    with pytest.raises(DataError, match="no earlier checkpoint is left, so start the run anew"):
+    with pytest.raises(DataError, match="no earlier checkpoint is left, so start a new run"):
         Checkpoints(tmp_path / "run").last()
     assert checkpoints.path(0).is_dir()  # nothing that could be mended is taken away
 

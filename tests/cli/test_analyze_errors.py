@@ -24,7 +24,7 @@ from tests.support.tiny_models import tiny_model, tiny_tokenizer
         (["--layers", "9"], "argument --layers: must lie between -4 and 3"),
         (
             ["--layers", "1", "--show-layer", "2"],
-            "argument --show-layer: must be one of the layers analysed, 1, got 2",
+            "argument --show-layer: must be one of the layers analyzed, 1, got 2",
         ),
         (
             ["--show-layer", "8"],

@@ -126,12 +126,12 @@ def test_ids_that_are_not_everywhere_are_told(
     items = build(tmp_path / "items", "bilingual", "en de", tmp_path)
     assert {item["sent0"] for item in items} == {"en 1", "en 3"}
     assert capsys.readouterr().err == (
-        "left out 1 of 3 records of en: their ids do not stand in every language\n"
-        "left out 2 of 4 records of de: their ids do not stand in every language\n"
+        "left out 1 of 3 records of en: their ids are not in every language\n"
+        "left out 2 of 4 records of de: their ids are not in every language\n"
     )
     flags = ["--mode", "bilingual", "--languages", "en", "de", "--input", str(tmp_path)]
     assert main(["data", "build", *flags, "--output", str(tmp_path / "o"), "--ids", "same"]) == 1
-    assert "the same ids must stand in every language, but 1 of en" in capsys.readouterr().err
+    assert "the same ids must be in every language, but 1 of en" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 

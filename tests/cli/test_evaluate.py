@@ -260,7 +260,7 @@ def test_the_second_model_is_checked_before_the_first_score(
     evaluate: Any, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compare: str,
     told: str,
 ) -> None:  # fmt: skip
-    """A misspelt name, and an item too long for it, came up after all scores of the first."""
+    """A misspelled name, and an item too long for it, came up after all scores of the first."""
     if compare == "short":
         compare = str(tmp_path / "short")
         byte_model(max_position_embeddings=8).save_pretrained(compare)

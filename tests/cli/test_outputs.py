@@ -119,7 +119,7 @@ def test_align_reads_nothing_that_lies_in_its_output(
     for path in (inside, tmp_path / "link.tsv"):
         status, _, error = align("--pairs", path)
         assert status == 2
-        assert_one_line(error, f"{path} is read as an input, but lies in {tmp_path / 'out'}")
+        assert_one_line(error, f"{path} is read as an input, but is in {tmp_path / 'out'}")
     assert inside.read_text() == pairs_file.read_text()
 
 

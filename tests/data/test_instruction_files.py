@@ -123,7 +123,7 @@ def test_ids_that_are_not_everywhere_are_counted() -> None:
     assert [row["id"] for row in kept["de"]] == ["3", "1"]
     assert left_out == {"en": 1, "de": 2}
     assert len(build_items("bilingual", kept)) == 6
-    with pytest.raises(DataError, match="no id stands in all of en, fr"):
+    with pytest.raises(DataError, match="no id is in all of en, fr"):
         keep_common_ids({"en": records["en"], "fr": [record("9", "a", "", "b")]})
 
 

@@ -1,4 +1,4 @@
-"""What a rank knows of a batch that lies on several, and the passes over one block of candidates.
+"""What a rank knows of a batch spread over several, and the passes over one block of candidates.
 
 Shapes: N_r pairs and H_r further negatives of rank r, M_r = N_r + H_r candidates, D features.
 """

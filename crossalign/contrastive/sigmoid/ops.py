@@ -44,7 +44,7 @@ def sigmoid_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of query, key, scale and bias; what is not needed has no rows, or is 0."""
     norms = (sums.query_inverse_norm, sums.key_inverse_norm)
-    if needs.is_partial:  # of a batch that lies on several ranks, whose backward is no op
+    if needs.is_partial:  # of a batch spread over several ranks, whose backward is no op
         return _gradients(query, key, problem, norms, grad_terms, needs, use_triton)
     gradients: tuple[Tensor, Tensor, Tensor, Tensor] = _backward_op(
         query, key, *problem, *norms, grad_terms, *needs[:3], use_triton

@@ -79,7 +79,7 @@ def table_rows(table: str) -> list[list[str]]:
 
 
 def table_words(table: str) -> list[list[str]]:
-    """The words of each line, whatever cell they stand in."""
+    """The words of each line, whatever cell they are in."""
     return [" ".join(row).split() for row in table_rows(table)]
 
 

@@ -35,7 +35,7 @@ class Pattern:
         return math.prod(len(slot) for slot in self.slots)
 
     def sentence(self, index: int) -> Phrase:
-        """Number index of the `size` sentences, capitalised and with its full stop."""
+        """Number index of the `size` sentences, capitalized and with its full stop."""
         choices: list[Any] = []
         for slot in self.slots:
             index, digit = divmod(index, len(slot))

@@ -140,7 +140,7 @@ def _are_strangers(item: Item, demo: Item) -> bool:
 
 
 def _share_sentence(item: Item, demo: Item) -> bool:
-    """A first sentence of PAWS-X stands in several rows, also across its splits."""
+    """A first sentence of PAWS-X occurs in several rows, also across its splits."""
     return item.fields["sentence1"] == demo.fields["sentence1"]
 
 
@@ -164,5 +164,5 @@ def _letter_pairs(item: Item) -> set[str]:
 
 
 def duplicates(items: Sequence[Item]) -> int:
-    """Items whose fields all stand in an earlier item too."""
+    """Items whose fields are all in an earlier item too."""
     return len(items) - len({tuple(sorted(item.fields.items())) for item in items})

@@ -1,7 +1,7 @@
 """XWinograd: the sentence is cut at its pronoun, where either candidate may stand.
 
 The candidates are filled in as the release spells them, also for a possessive pronoun or at the
-start of a sentence. Sentences that stand there more than once, with another pronoun or other
+start of a sentence. Sentences that occur there more than once, with another pronoun or other
 candidates, are items of their own, as in the published scores.
 """
 
@@ -65,7 +65,7 @@ def _option(value: Any, where: str) -> str:
 
 
 def _token_spans(text: str, tokens: list[str]) -> list[tuple[int, int]]:
-    """Where each token stands in the text: the ranges of the release count tokens."""
+    """Where each token is in the text: the ranges of the release count tokens."""
     spans, position = [], 0
     for token in tokens:
         begin = text.index(_QUOTES.get(token, token), position)
