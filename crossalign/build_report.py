@@ -33,7 +33,7 @@ def build_info() -> dict[str, Any]:
         extension: whether the compiled extension loads.
         cuda_archs: the GPU architectures the extension was compiled for, "" for none.
         gpus: the names of the GPUs that PyTorch sees.
-        backends: what `backend=` may be here, "auto" apart.
+        backends: what `backend=` may be here, besides "auto".
         notes: a sentence on each backend and on the extension.
 
     Examples:

@@ -84,7 +84,7 @@ class AlignmentModel(OwnsGroup, LearnsTemperature):
 
     Raises:
         TypeError: layer is not an integer, or an option of the loss has the wrong type.
-        ValueError: options do not go together or are unknown, layer is out of range, temperature is
+        ValueError: options cannot be combined or are unknown, layer is out of range, temperature is
             not above 0 (learned: 0.01), or the model's decoder blocks cannot be found.
 
     Source: Li et al. 2024, https://aclanthology.org/2024.naacl-long.445/.

@@ -114,7 +114,7 @@ def fused_contrastive_loss(
         key_ids: integers, one per key: the positives of query i are the keys whose id is ids[i];
             key may then have any number of rows. Needs same_id="positive".
         same_id: "mask": a key of equal id is no negative; "positive": it is a further positive.
-        negative_owner: (H,) integers; the query whose own hard negative each row is.
+        negative_owner: (H,) integers; the query to which each row belongs, as its hard negative.
         hard_negative_weight: added to the logit of a query's own hard negatives.
         share_negatives: False: a hard negative counts for its owner only.
         weights: (N,) non-negative weights w of the pairs.
@@ -125,12 +125,12 @@ def fused_contrastive_loss(
             for query_to_key and one for key_to_query.
         false_negative_margin: a candidate is left out if its similarity exceeds the pair's own by
             more than this; owned negatives and positives stay.
-        hardness: times the similarity, taken as a constant, is added to the logits of negatives
-            of query_to_key.
+        hardness: this times the similarity (a constant without gradient) is added to the logits of
+            negatives in query_to_key.
         hardness_on: "all" of them, "in_batch" (those the query does not own), or "owned".
-        label_smoothing: the share of the target that all candidates have in equal parts.
-        debias: in [0, 1), a number or (N,): how likely a negative is a positive in truth; what
-            they are expected to add is taken off the denominator.
+        label_smoothing: the share of the target that is spread evenly over all candidates.
+        debias: in [0, 1), a number or (N,): the probability that a negative is in fact a positive;
+            the expected share of such negatives is subtracted from the denominator.
         exclude_self: row i of query and key are the same example, which is neither candidate nor
             positive; positives are the other rows of equal id. Needs same_id="positive".
         guide_query: (N, G) embeddings of a frozen guide: candidates that it finds closer than the

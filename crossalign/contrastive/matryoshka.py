@@ -27,7 +27,7 @@ class MatryoshkaLoss(nn.Module, Generic[_Result]):
         loss: a loss of (query, key) or (query, key, negatives): ContrastiveLoss,
             fused_contrastive_loss, fused_sigmoid_loss, or any other of that form.
         dims: sizes of the prefixes, at least 1 each, none twice; the whole size is one of them
-            where it shall count.
+            if it should count.
         weights: of the prefixes, in their order; None: 1 for each.
 
     Raises:

@@ -22,7 +22,7 @@ _LARGEST_EXPONENT = 80.0  # its exponential is finite in float32
 
 
 class ContrastiveStats(NamedTuple):
-    """What one pass tells about a batch: 0-d float32 tensors without gradient."""
+    """Statistics of a batch, computed with its loss: 0-d float32 tensors without gradient."""
 
     accuracy: Tensor  # share of queries whose own key has strictly the highest logit
     mean_reciprocal_rank: Tensor  # rank: 1 + keys with a logit strictly above the own key's

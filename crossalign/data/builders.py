@@ -47,12 +47,12 @@ def build_items(
     shuffled and cycled.
 
     "crosslingual": with probability 1/2 question and answer are in one random language; else the
-    question is in the first language (the pivot) and the answer in another, turned round with
+    question is in the first language (the pivot) and the answer in another, reversed with
     probability 1/2. The sentences are instructions in the pivot and in a random other language.
 
     "translation": the text is `{input} Translate into {language}: {output}` or `{input} =
     {output}`, one at random (always the latter where the language is unknown); the direction is
-    turned round with probability 1/2. The sentences are those of the pair.
+    reversed with probability 1/2. The sentences are those of the pair.
 
     Args:
         mode: which builder.

@@ -26,10 +26,10 @@ class _Reached(BaseException):
 def hidden_states_at(model: nn.Module, layer: int, **inputs: Any) -> Tensor:
     """Hidden states after block `layer` of a Hugging Face causal LM, running no block past it.
 
-    The very values of `model(**inputs, output_hidden_states=True).hidden_states[layer]` (but for
-    Mamba and RWKV, whose tuple begins after the first block; of Gemma 3n's four streams the active
-    one; blocks that a text does not pass are counted too): the model runs as always until a hook
-    in front of the first block not needed stops it. The output embedding never runs. Gradients
+    The values of `model(**inputs, output_hidden_states=True).hidden_states[layer]`: the model runs
+    as always until a hook before the first block that is not needed stops it. Exceptions: the
+    tuples of Mamba and RWKV begin after the first block; of Gemma 3n's four streams it gives the
+    active one; blocks that a text skips are counted too. The output embedding never runs. Gradients
     flow, gradient checkpointing, autocast and PEFT adapters work.
 
     Args:

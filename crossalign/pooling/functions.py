@@ -115,7 +115,7 @@ def mean_pool_varlen(
 def last_token_pool(hidden: Tensor, mask: Tensor, *, normalize: bool = False) -> Tensor:
     """Vector of each sentence's last token, the last position whose mask is not 0.
 
-    Padding may stand left, right or between; it never matters, NaN included.
+    Padding may be left, right or between; it never matters, NaN included.
 
     Args:
         hidden: (B, T, C) floating point; any strides.
