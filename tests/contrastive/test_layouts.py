@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.contrastive.loss_outcomes import Inputs
 from tests.support.contrastive_cases import assert_outcome, fused
-from tests.support.loss_outcomes import Inputs
 from tests.support.pooling_cases import BACKENDS
 
 NUM_PAIRS, NUM_NEGATIVES = 6, 3

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crossalign import fused_contrastive_loss
+from tests.support.contrastive.loss_outcomes import upstream_of
 from tests.support.contrastive_cases import (
     LOSS_CASES,
     OWN_ONLY,
@@ -22,7 +23,6 @@ from tests.support.contrastive_cases import (
     fused,
     make_inputs,
 )
-from tests.support.loss_outcomes import upstream_of
 from tests.support.pooling_cases import BACKENDS, RUNS, Run
 
 CPU = {backend: Run(backend, "cpu", torch.float32) for backend in ("torch", "triton")}

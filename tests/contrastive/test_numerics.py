@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossalign import fused_contrastive_loss, reference
+from tests.support.contrastive.loss_outcomes import Inputs, upstream_of
 from tests.support.contrastive_cases import (
     POSITIVE,
     RAW,
@@ -20,7 +21,6 @@ from tests.support.contrastive_cases import (
     fused,
     make_inputs,
 )
-from tests.support.loss_outcomes import Inputs, upstream_of
 from tests.support.pooling_cases import BACKENDS, INTERPRETED_DTYPES, RUNS, Run
 from tests.support.tolerances import assert_within_rule
 

@@ -12,9 +12,9 @@ from crossalign.contrastive.problem import ContrastiveGrads, label_range
 from crossalign.contrastive.row_loss import row_loss
 from crossalign.contrastive.terms import TermRules
 from crossalign.contrastive.torch_logits import inverse_norms, label_view, normalize_backward
+from tests.support.contrastive.loss_outcomes import upstream_of
 from tests.support.contrastive_cases import LOSS_CASES, fused, make_inputs, make_problem
 from tests.support.counted import LargestAllocation
-from tests.support.loss_outcomes import upstream_of
 from tests.support.pooling_cases import DTYPES, Run
 
 

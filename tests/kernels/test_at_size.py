@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossalign import fused_contrastive_loss
+from tests.support.contrastive.loss_outcomes import upstream_of
 from tests.support.contrastive_cases import (
     LOSS_CASES,
     SYMMETRIC,
@@ -23,7 +24,6 @@ from tests.support.contrastive_cases import (
     fused,
     make_inputs,
 )
-from tests.support.loss_outcomes import upstream_of
 from tests.support.pooling_cases import Run, needs_interpreter
 
 pytest.importorskip("triton", reason="needs triton")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crossalign import ContrastiveLoss, fused_contrastive_loss
 from crossalign.contrastive.problem import ContrastiveGrads, GradientNeeds
+from tests.support.contrastive.loss_outcomes import upstream_of
 from tests.support.contrastive_cases import (
     LOSS_CASES,
     SYMMETRIC,
@@ -20,7 +21,6 @@ from tests.support.contrastive_cases import (
     make_problem,
 )
 from tests.support.counted import LargestAllocation
-from tests.support.loss_outcomes import upstream_of
 from tests.support.pooling_cases import BACKENDS, INTERPRETED_DTYPES, Run
 
 operands = pytest.importorskip("crossalign.kernels.operands", reason="needs triton")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from crossalign import fused_contrastive_loss
+from tests.support.contrastive.loss_outcomes import upstream_of
 from tests.support.contrastive_cases import (
     LOSS_CASES,
     OWN_ONLY,
@@ -19,7 +20,6 @@ from tests.support.contrastive_cases import (
     make_inputs,
 )
 from tests.support.counted import multiply_adds
-from tests.support.loss_outcomes import upstream_of
 from tests.support.pooling_cases import BACKENDS, Run
 
 pytest.importorskip("triton", reason="needs triton")

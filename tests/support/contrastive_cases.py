@@ -10,7 +10,12 @@ from torch import Tensor
 from crossalign import fused_contrastive_loss, reference
 from crossalign.contrastive.problem import ContrastiveProblem
 from crossalign.precision import accumulator
-from tests.support.loss_outcomes import Inputs, Outcome, assert_equals_reference, differentiate
+from tests.support.contrastive.loss_outcomes import (
+    Inputs,
+    Outcome,
+    assert_equals_reference,
+    differentiate,
+)
 from tests.support.pooling_cases import Run
 
 SYMMETRIC = {"symmetric": True}

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from crossalign import fused_sigmoid_loss, reference
 from crossalign.precision import accumulator
-from tests.support.loss_outcomes import Inputs, Outcome, assert_equals_reference, differentiate
+from tests.support.contrastive.loss_outcomes import (
+    Inputs,
+    Outcome,
+    assert_equals_reference,
+    differentiate,
+)
 from tests.support.pooling_cases import Run
 
 LEAVES = ("query", "key", "temperature", "bias")

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crossalign import fused_contrastive_loss
+from tests.support.contrastive.loss_outcomes import Inputs
 from tests.support.contrastive.option_cases import (
     ALONE,
     CHOICES,
@@ -23,7 +24,6 @@ from tests.support.contrastive.option_cases import (
     make_inputs,
     random_options,
 )
-from tests.support.loss_outcomes import Inputs
 from tests.support.pooling_cases import Run
 from tests.support.process_group import run_ranks
 

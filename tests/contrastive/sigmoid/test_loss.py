@@ -15,8 +15,8 @@ from crossalign.contrastive import torch_logits
 from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid import torch_passes
 from crossalign.contrastive.sigmoid.problem import SigmoidProblem
+from tests.support.contrastive.loss_outcomes import upstream_of
 from tests.support.counted import LargestAllocation
-from tests.support.loss_outcomes import upstream_of
 from tests.support.pooling_cases import BACKENDS, RUNS, Run
 from tests.support.sigmoid_cases import (
     LEAVES,

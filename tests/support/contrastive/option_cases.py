@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.support.contrastive.loss_outcomes import Inputs
 from tests.support.contrastive_cases import assert_outcome, fused
-from tests.support.loss_outcomes import Inputs
 from tests.support.pooling_cases import Run
 
 Options = dict[str, Any]
