@@ -68,7 +68,7 @@ def draw_layers(rows: list[dict[str, Any]], output: Path) -> None:
 
 
 def draw_planes(rows: list[dict[str, Any]], output: Path) -> None:
-    """Each language a colour; lines join the translations of some sentences at their middle."""
+    """Each language a color; lines join the translations of some sentences at their middle."""
     plt = _pyplot()
     figure, panels = plt.subplots(2, 2, figsize=(10, 9), layout="constrained")
     for line, (center, how) in zip(panels, PLANES.items(), strict=True):
@@ -77,11 +77,11 @@ def draw_planes(rows: list[dict[str, Any]], output: Path) -> None:
                 row for row in rows if row["part"] == f"test {arm} 0" and row.get("plane") == center
             ]
             for number, row in enumerate(found):
-                colour, marker = look(number)
+                color, marker = look(number)
                 across, up = zip(*row["points"], strict=True)
                 style = {"s": 16, "linewidths": 0, "alpha": 0.8}
                 panel.scatter(
-                    across, up, color=colour, marker=marker, label=row["language"], **style
+                    across, up, color=color, marker=marker, label=row["language"], **style
                 )
             for sentence in range(min(NUM_LINKED, len(found[0]["points"]))):
                 places = [row["points"][sentence] for row in found]

@@ -1,4 +1,4 @@
-"""From the blocks of the chosen directions to the term of every pair, and from terms to the loss."""
+"""From the blocks of the chosen directions to a term for each pair, and from terms to the loss."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def _gguf_name(name: str) -> str:
 
 def _permuted(name: str, weight: Tensor, config: Any) -> Tensor:
     """Rows of queries and keys in the order of llama.cpp's rotary embedding, which pairs
-    neighbours where transformers pairs halves."""
+    neighbors where transformers pairs halves."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for part, count in heads.items():
         if part in name:
