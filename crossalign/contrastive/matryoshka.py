@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -96,8 +96,8 @@ class MatryoshkaLoss(nn.Module, Generic[_Result]):
                 value, found = value
                 stats = found if dim == longest else stats
             total = total + weight * value
-        result: _Result = total if stats is None else (total, stats)
-        return result
+        result: Any = total if stats is None else (total, stats)
+        return cast(_Result, result)
 
     if TYPE_CHECKING:
 

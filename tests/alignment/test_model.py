@@ -228,7 +228,7 @@ def test_bad_batches_are_named() -> None:
     model = tiny_model("gpt2")
     good, ids = sentences(1), sentences(1)["input_ids"]
     no_mask, short_mask = {"input_ids": ids}, {**good, "attention_mask": ids[:, 1:]}
-    cases = [
+    cases: list[tuple[type[Exception], str, tuple[Any, ...]]] = [
         (TypeError, "source must be a dict of tensors, got Tensor", (ids, good)),
         (ValueError, r"source must hold input_ids and attention_mask, got \['inp", (no_mask, good)),
         (TypeError, r"target\['input_ids'\] must be a torch.Tensor, got list",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -51,7 +53,7 @@ def test_weights_are_one_unless_given() -> None:
 def test_options_reach_the_loss_and_statistics_are_the_longest_prefix() -> None:
     query, key, _ = sides()
     ids = torch.tensor([0, 1, 0, 2, 3, 4, 1])
-    options = {"temperature": 0.2, "ids": ids, "return_stats": True}
+    options: dict[str, Any] = {"temperature": 0.2, "ids": ids, "return_stats": True}
     ours, stats = MatryoshkaLoss(fused_contrastive_loss, (5, 12, 1))(query, key, **options)
     found = [fused_contrastive_loss(query[:, :d], key[:, :d], **options) for d in (5, 12, 1)]
     torch.testing.assert_close(ours, sum(value for value, _ in found))
@@ -107,7 +109,7 @@ def test_bad_sizes_are_named() -> None:
         MatryoshkaLoss(loss, [13, 2])(*sides())
     query, key, _ = sides()
     with pytest.raises(TypeError, match=r"negatives must be a torch\.Tensor, got float"):
-        MatryoshkaLoss(loss, [2])(query, key, 0.05)
+        MatryoshkaLoss(loss, [2])(query, key, 0.05)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="MatryoshkaLoss: query must be a dense tensor"):
         MatryoshkaLoss(loss, [2])(query.to_sparse(), key)
     with pytest.raises(ValueError, match=r"query must have shape \(N, D\), got \(12,\)"):

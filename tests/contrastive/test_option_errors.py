@@ -166,7 +166,7 @@ def test_bad_input(changes: dict[str, Any], error: type[Exception], message: str
 
 def test_a_third_number_is_told_to_the_users_of_the_module() -> None:
     with pytest.raises(TypeError, match="pass temperature= by name"):
-        ContrastiveLoss()(QUERY, KEY, 0.05)
+        ContrastiveLoss()(QUERY, KEY, 0.05)  # type: ignore[arg-type]
 
 
 NUMBERS = ["temperature", "false_negative_margin", "hardness", "label_smoothing", "debias"]
@@ -182,7 +182,7 @@ def test_numbers_of_numpy_are_numbers(name: str) -> None:
     for kind in (np.float32, np.float64):
         given = fused_contrastive_loss(QUERY, KEY, **more, **{name: kind(0.25)})
         assert torch.equal(given, fused_contrastive_loss(QUERY, KEY, **more, **{name: 0.25}))
-    module = ContrastiveLoss(**{name: np.float32(0.25)})  # type: ignore[arg-type]
+    module = ContrastiveLoss(**{name: np.float32(0.25)})
     expected = fused_contrastive_loss(QUERY, KEY, **more, **{name: 0.25})
     sides = {each: more.pop(each) for each in ("negatives",) if each in more}
     assert torch.equal(module(QUERY, KEY, **sides, **more), expected)
