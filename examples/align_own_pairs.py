@@ -1,4 +1,4 @@
-"""AFP on pairs of your own: a causal language model whose sentences meet their translations.
+"""AFP on pairs of your own: a causal language model is aligned with them.
 
 python examples/align_own_pairs.py [--model NAME_OR_DIR --pairs PAIRS.tsv] [--steps 60]
 

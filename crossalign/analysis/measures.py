@@ -1,4 +1,4 @@
-"""The measures as a reader meets them: name, format, direction."""
+"""The measures as a reader sees them: name, format, direction."""
 
 from __future__ import annotations
 

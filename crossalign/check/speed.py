@@ -60,7 +60,7 @@ def _eager(query: Tensor, key: Tensor, symmetric: bool) -> Tensor:
 
 
 def _medians(calls: dict[str, Callable[[], object]], device: str) -> dict[str, float]:
-    """Interleaved, so that what else the machine does meets all of them alike."""
+    """Interleaved, so that what else the machine does affects all of them alike."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(1 + REPEATS):
         for name, call in calls.items():

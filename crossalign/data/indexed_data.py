@@ -1,6 +1,6 @@
 """Pairs and items that stay in their files: sequences for `align` whose memory does not grow.
 
-Opened once, such a file is checked from end to end, so that no step meets a bad line.
+Opened once, such a file is checked from end to end, so that no step finds a bad line.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class NTXentLoss(_host.NTXentLoss):
         group = self._group()
         rank = 0 if group is None else dist.get_rank(group)
         rows = torch.arange(out0.shape[0], device=out0.device) + rank * _ROWS_OF_RANK
-        # Each row meets the other view of all rows, and its own view of all but itself: the key of
-        # equal id that is not its positive, and so no negative, is the row itself.
+        # Each row is compared with the other view of all rows, and with its own view of all but
+        # itself: the key of equal id that is not its positive, and so no negative, is the row.
         loss: Tensor = fused_contrastive_loss(
             self._signed(concatenated([out0, out1])),
             concatenated([out1, out0]),

@@ -1,6 +1,6 @@
 """Several ranks, as torchrun or `accelerate launch` started them: DDP, or FSDP2.
 
-accelerate reads the launcher's settings, meets the other ranks and wraps the model for DDP. FSDP2
+accelerate reads the launcher's settings, joins the other ranks and wraps the model for DDP. FSDP2
 is applied here, block by block, since a pass may leave the model after any block.
 """
 

@@ -1,8 +1,8 @@
 """fused_sigmoid_loss over the ranks of a process group.
 
 Each rank forms the terms of its own queries against the keys of all ranks, which it gathers once or
-meets one shard at a time (ring_pass). Backward sums the keys' gradients at their owners. Terms have
-no part that other ranks would have to hear of.
+receives one shard at a time (ring_pass). Backward sums the keys' gradients at their owners. Terms
+have no part that other ranks would have to hear of.
 
 Shapes: N_r pairs of this rank, M of all, D features, W ranks.
 """
