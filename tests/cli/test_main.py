@@ -176,7 +176,7 @@ def test_data_build_errors(run: Run, tmp_path: Path, pairs_file: Path) -> None:
     [
         (("align",), "--model, --pairs, --output"),
         (("analyze",), "--model, --pairs, --output"),
-        (("data", "build"), "--mode, --languages, --input, --output"),
+        (("data", "build"), "--mode, --input, --output"),
         (("data", "check"), "--pairs or --lm-data"),
         (("demo",), "--output"),
         (("evaluate",), "--model, --languages, --data, --output"),
