@@ -123,6 +123,7 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
     """Checks everything that can be checked before a model is loaded, then analyzes."""
     with parser.argument_errors():
         settings = from_arguments(AnalyzeSettings, args)
+    from crossalign.analysis.headline import headline
     from crossalign.analysis.run import AnalysisSettings, LayerError, analyze
     from crossalign.cli.quiet import quiet_transformers
     from crossalign.models.loading import choose_device
@@ -137,6 +138,7 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
         result = analyze(AnalysisSettings(**given), settings.output, overwrite=settings.overwrite)
     except LayerError as error:
         parser.error(str(error))
+    print(headline(result))
     num_lines = len(next(iter(result.sentences.values())))
     print(
         f"wrote {settings.output / 'report.html'}: {num_lines} lines in {len(result.sentences)} "

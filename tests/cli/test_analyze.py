@@ -182,6 +182,9 @@ def test_one_model_and_two_languages(
     assert "30 lines in 2 languages, 2 layers" in out
     rows = rows_of(tmp_path / "out" / "retrieval.csv")
     assert [row["layer"] for row in rows] == ["2", "3"]
+    share = sum(float(rows[-1][f"{way}_accuracy"]) for way in ("forward", "backward")) / 2
+    shown = f"layer 3, mean of all language pairs\n  translation found first: {100 * share:.1f} %\n"
+    assert shown in out
     assert {row["num_pairs"] for row in rows} == {"30"}
     assert {(row["model"], row["source_language"]) for row in rows} == {("model", "source")}
     names = {path.name for path in (tmp_path / "out").iterdir()}
