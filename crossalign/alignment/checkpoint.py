@@ -6,13 +6,14 @@ from one, every file is compared with the manifest. The model files in the run's
 links to (or copies of) those of one checkpoint.
 
     DIR/checkpoints/step-500: config.json, model.safetensors, tokenizer.json, training_state.pt,
-        content.json, config.yaml, manifest.json
+        content.json, config.yaml, metrics.jsonl, evaluations.jsonl, manifest.json
     DIR: config.json, model.safetensors, tokenizer.json, ...
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -28,9 +29,9 @@ from crossalign.alignment.content import (
     CONTENT_FILE,
     check_content,
     content_of,
-    write_content,
 )
 from crossalign.alignment.finite import NotFiniteError, check_finite_weights
+from crossalign.alignment.records import EVALUATIONS_FILE, METRICS_FILE
 from crossalign.alignment.run_config import SETTINGS_FILE
 from crossalign.alignment.train import AlignmentRun
 from crossalign.files.manifest import (
@@ -42,6 +43,7 @@ from crossalign.files.manifest import (
 from crossalign.files.output import (
     directory_aside,
     let_others_read,
+    path_of_full_disk,
     put_in_place,
     remove_directory,
 )
@@ -51,7 +53,8 @@ FOLDER = "checkpoints"
 STATE_FILE = "training_state.pt"
 OPTIMIZER_FOLDER = "optimizer"  # of sharded moments, one file a rank
 ASIDE = ".saving."
-_NOT_PUBLISHED = (STATE_FILE, MANIFEST_FILE, SETTINGS_FILE, CONTENT_FILE)
+_COPIED = (SETTINGS_FILE, METRICS_FILE, EVALUATIONS_FILE)  # should those of the run be damaged
+_NOT_PUBLISHED = (STATE_FILE, MANIFEST_FILE, CONTENT_FILE, *_COPIED)
 
 logger = logging.getLogger("crossalign")
 
@@ -163,8 +166,9 @@ class Checkpoints:
         with directory_aside(self.directory, ASIDE) as aside:
             for source in sorted(self.path(step).iterdir()):
                 if source.is_file() and source.name not in _NOT_PUBLISHED:
-                    _link_or_copy(source, aside / source.name)
-                    put_in_place(aside / source.name, self.directory / source.name)
+                    with path_of_full_disk(self.directory / source.name):
+                        _link_or_copy(source, aside / source.name)
+                        put_in_place(aside / source.name, self.directory / source.name)
 
     def prune(self, keep: Iterable[int]) -> None:
         """Removes the checkpoints of other steps."""
@@ -186,9 +190,7 @@ class Checkpoints:
         try:
             self._write_files(run, aside, state, weights)
         except Exception as error:  # of many kinds; few of them name a file
-            files = [path for path in aside.rglob("*") if path.is_file()]
-            last = max(files, key=lambda path: path.stat().st_mtime_ns, default=aside)
-            raise OSError(f"{last.name}: {error}") from error
+            raise OSError(_file_and_reason(error, aside)) from error
         # The name may be taken: by a run that went on from an earlier step, or saved here before.
         put_in_place(aside, self.path(run.step), flushed=True)
         self.remove_abandoned()
@@ -202,9 +204,11 @@ class Checkpoints:
         run.tokenizer.save_pretrained(aside)
         with open(aside / STATE_FILE, "wb") as file:  # whose own errors say why, unlike a path's
             torch.save(state, file)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(self.directory / SETTINGS_FILE, aside / SETTINGS_FILE)
-        write_content(aside / CONTENT_FILE, {**content_of(run), **self.content}, self.directory)
+        for name in _COPIED:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(self.directory / name, aside / name)
+        content = json.dumps({**content_of(run), **self.content}, indent=1)
+        (aside / CONTENT_FILE).write_text(content + "\n", encoding="utf-8")
         let_others_read(aside)
         aside.chmod(self.directory.stat().st_mode)  # mkdtemp's are private
         write_manifest(aside)
@@ -253,6 +257,20 @@ class Checkpoints:
         taken = len(list((self.directory / FOLDER).glob(f"{name}*")))
         with contextlib.suppress(OSError):
             self.path(step).rename(self.path(step).parent / (f"{name}.{taken}" if taken else name))
+
+
+def _file_and_reason(error: BaseException, aside: Path) -> str:
+    """Which file of a checkpoint could not be written, and why. PyTorch's writer hides the reason
+    behind an error of its own."""
+    found: BaseException | None = error
+    while found is not None and not (isinstance(found, OSError) and found.errno):
+        found = found.__cause__ or found.__context__
+    if isinstance(found, OSError) and found.filename:
+        return f"{Path(found.filename2 or found.filename).name}: {found.strerror}"
+    files = [path for path in aside.rglob("*") if path.is_file()]
+    last = max(files, key=lambda path: path.stat().st_mtime_ns, default=aside)
+    name = "the weights" if type(error).__name__ == "SafetensorError" else last.name
+    return f"{name}: {error if found is None else found.strerror}"
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

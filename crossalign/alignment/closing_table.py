@@ -17,7 +17,8 @@ def closing_table(directory: Path) -> str:
     lines: list[str] = []
     for name in (METRICS_FILE, EVALUATIONS_FILE):
         path = directory / name
-        records = [json.loads(line) for line in read_lines(path)] if path.exists() else []
+        has_lines = path.exists() and path.stat().st_size > 0
+        records = [json.loads(line) for line in read_lines(path)] if has_lines else []
         if records:
             first, last = f"step {records[0]['step']}", f"step {records[-1]['step']}"
             lines.append(f"{'':24}{first:>12}{last:>12}")

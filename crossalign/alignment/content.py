@@ -1,6 +1,6 @@
 """What a run reads, by content: kept with each checkpoint, compared when the run goes on.
 
-    checkpoints/step-500/content.json: {"pairs": SHA-256, "texts": ..., "evaluation": ..., ...}
+    checkpoints/step-500/content.json: {"pairs": SHA-256, "texts": ..., "evaluation": ...}
 
 Files may move while a run stands still. What they hold may not change.
 """
@@ -11,18 +11,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from crossalign.alignment.records import written
 from crossalign.alignment.train import AlignmentRun
 from crossalign.data.indexed_data import data_fingerprint
 from crossalign.files.text import DataError
 
 CONTENT_FILE = "content.json"
-RECORDS = "records"  # the key of what the run has written, beside what it reads
 _NAMES = {
     "pairs": "the pairs (--pairs), or their languages,",
     "texts": "the texts for the next-token loss (--lm-data)",
@@ -47,30 +44,16 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def write_content(path: Path, content: Mapping[str, str], directory: Path) -> None:
-    """content: of what the run reads; directory: where its records are."""
-    stored = {**content, RECORDS: written(directory)}
-    path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-
-
-def read_content(path: Path) -> dict[str, Any]:
-    """Raises DataError where the file is missing or holds something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a JSON object but {type(content).__name__}")
-    return content
-
-
 def check_content(path: Path, found: Mapping[str, str]) -> None:
     """Compares what a run finds now with what a checkpoint says of it.
 
     Raises:
         DataError: something differs; the message names it.
     """
-    stored = read_content(path)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
     for name, value in found.items():
         if stored.get(name) != value:
             raise DataError(

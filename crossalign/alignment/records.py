@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,16 @@ EVALUATIONS_FILE = "evaluations.jsonl"
 logger = logging.getLogger("crossalign")
 
 
-def written(directory: Path) -> dict[str, Any]:
-    """Size and SHA-256 of both files, as far as they are there."""
-    found = {}
-    for name in (METRICS_FILE, EVALUATIONS_FILE):
-        if (directory / name).is_file():
-            content = (directory / name).read_bytes()
-            found[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return found
-
-
-def keep_until(directory: Path, step: int, recorded: Mapping[str, Any] | None = None) -> None:
+def keep_until(directory: Path, step: int, saved: Path | None = None) -> None:
     """Cuts both files after the lines of this step; a killed run has more, and perhaps half of one.
 
-    A line that is no record, a step without one, and a file that does not begin with what `written`
-    recorded at this step are named, and the file as it was is kept beside the new one.
+    A file that does not begin with what the checkpoint of this step has of it is restored. A line
+    that is no record, and a step without one, are named. The file as it was is then kept beside it.
+
+    Args:
+        directory: of the run.
+        step: of the checkpoint that the run goes on from; 0 = from the beginning.
+        saved: the folder of that checkpoint; None: nothing is restored.
     """
     for name in (METRICS_FILE, EVALUATIONS_FILE):
         path = directory / name
@@ -41,15 +34,19 @@ def keep_until(directory: Path, step: int, recorded: Mapping[str, Any] | None = 
         missing = sorted(set(range(1, step + 1)) - steps) if name == METRICS_FILE else []
         told = [f"line {foreign[0]} is no record of a step"] if foreign else []
         told += [f"the record of step {missing[0]} is missing"] if missing else []
-        if not told and _has_changed(path, (recorded or {}).get(name)):
-            told = ["not what was written, by SHA-256"]
+        copy = saved / name if saved is not None and (saved / name).is_file() else None
+        has_changed = copy is not None and not _begins_with(path, copy)
+        told = told or (["not what was written"] if has_changed else [])
         if told:
             count = len(foreign) + len(missing)
             more = f" ({count} such faults)" if count > 1 else ""
+            restored = f"it is restored from {copy}" if has_changed else "the run goes on without"
+            before = _kept_copy(path)
             logger.warning(
-                "%s: damaged: %s%s; the run goes on without, and %s",
-                *(path, " and ".join(told), more, _kept_copy(path)),
+                "%s: damaged: %s%s; %s, and %s", path, " and ".join(told), more, restored, before
             )
+        if copy is not None and has_changed:
+            kept, _ = _records_until(copy, step)
         if kept or name == METRICS_FILE:
             write_whole(path, "".join(f"{line}\n" for line in kept))
         else:
@@ -63,22 +60,20 @@ def scores_by_step(directory: Path, metric: str) -> dict[int, float]:
     return {each["step"]: each[metric] for each in records if each["step"] > 0 and metric in each}
 
 
-def _has_changed(path: Path, recorded: Mapping[str, Any] | None) -> bool:
-    """Whether the file does not begin with the bytes that it had."""
-    if recorded is None:
-        return False
+def _begins_with(path: Path, copy: Path) -> bool:
+    """Whether the file has the bytes of the copy, and perhaps more."""
+    expected = copy.read_bytes()
     try:
         with open(path, "rb") as file:
-            content = file.read(recorded["bytes"])
+            return file.read(len(expected)) == expected
     except OSError:
-        return True
-    return hashlib.sha256(content).hexdigest() != str(recorded["sha256"])
+        return False
 
 
 def _kept_copy(path: Path) -> str:
     """What became of a damaged file, for the message; an earlier copy of one stays."""
     if not path.exists():
-        return "it is gone"
+        return "it was gone"
     taken = len(list(path.parent.glob(f"{path.name}.damaged*")))
     copy = path.with_name(f"{path.name}.damaged" + (f".{taken}" if taken else ""))
     shutil.copyfile(path, copy)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from crossalign.alignment.checkpoint import FOLDER, Checkpoints
-from crossalign.alignment.content import CONTENT_FILE, RECORDS, read_content
 from crossalign.alignment.finite import NotFiniteError
 from crossalign.alignment.periodic_evaluation import PeriodicEvaluation
 from crossalign.alignment.progress import peak_memory_gib
@@ -27,7 +26,7 @@ from crossalign.alignment.trackers import Trackers
 from crossalign.alignment.train import AlignmentRun, Record
 from crossalign.build_report import build_info
 from crossalign.files.lock import LOCK_FILE
-from crossalign.files.output import write_whole
+from crossalign.files.output import FULL, path_of_full_disk, write_whole
 from crossalign.files.sealed import sealed
 from crossalign.files.text import DataError
 
@@ -107,10 +106,21 @@ def train_into(
             directory.mkdir(parents=True, exist_ok=True)
             _write_records(checkpoints, settings, last)
         writer.train(settings)
-    except BaseException:
+    except BaseException as error:
         if run.engine.is_main and not checkpoints.steps():
             _remove_traces(directory)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise OSError(_full_disk(error, checkpoints)) from error
         raise
+
+
+def _full_disk(error: OSError, checkpoints: Checkpoints) -> str:
+    steps = checkpoints.steps()
+    last = f"the last complete one is {checkpoints.path(steps[-1])}" if steps else "none is there"
+    return (
+        f"{error.filename2 or error.filename or checkpoints.directory}: cannot be written: "
+        f"{error.strerror}; of the checkpoints {last}; make room, then --resume"
+    )
 
 
 def _check_settings(checkpoints: Checkpoints, step: int, settings: Mapping[str, Any]) -> None:
@@ -135,10 +145,7 @@ def _write_records(checkpoints: Checkpoints, settings: Mapping[str, Any], last: 
     lines: str = yaml.safe_dump(dict(settings), sort_keys=False)
     write_whole(directory / SETTINGS_FILE, sealed(lines))
     write_whole(directory / ENVIRONMENT_FILE, json.dumps(build_info(), indent=2) + "\n")
-    recorded = None
-    if last is not None:
-        recorded = read_content(checkpoints.path(last) / CONTENT_FILE).get(RECORDS)
-    keep_until(directory, last or 0, recorded)
+    keep_until(directory, last or 0, None if last is None else checkpoints.path(last))
 
 
 def _remove_traces(directory: Path) -> None:
@@ -210,8 +217,9 @@ class RunWriter:
     def _write(self, metrics: IO[str] | None, record: Record) -> None:
         if metrics is None:
             return
-        metrics.write(json.dumps(record) + "\n")
-        metrics.flush()
+        with path_of_full_disk(self.directory / METRICS_FILE):
+            metrics.write(json.dumps(record) + "\n")
+            metrics.flush()
         shown = {name: value for name, value in record.items() if name != "step"}
         shown |= {f"{name}_per_second": record[name] / record["seconds"] for name in _COUNTED}
         shown["memory_gib"] = peak_memory_gib(self.run.device)
@@ -224,7 +232,8 @@ class RunWriter:
         scores = self.evaluation(self.run)
         earlier = self._scores()
         if self.run.engine.is_main:
-            with open(self.directory / EVALUATIONS_FILE, "a", encoding="utf-8") as file:
+            path = self.directory / EVALUATIONS_FILE
+            with path_of_full_disk(path), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.run.step, **scores}) + "\n")
             self.trackers.log(scores, self.run.step)
         metric = self.config.best_metric
@@ -238,7 +247,8 @@ class RunWriter:
 
     def _save(self, metrics: IO[str] | None) -> None:
         if metrics is not None:  # the records of a checkpoint's steps are on the disk before it is
-            os.fsync(metrics.fileno())
+            with path_of_full_disk(self.directory / METRICS_FILE):
+                os.fsync(metrics.fileno())
         self.checkpoints.save(self.run)
         self._tidy()
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crossalign.data.meaning_ids import meaning_ids
-from crossalign.data.pairs import Pair, read_pairs
-from crossalign.files.text import DataError, checked_text, read_lines
+from crossalign.data.pairs import Pair
+from crossalign.files.temporary import temporary_folder
+from crossalign.files.text import DataError
 
+_Take = Callable[[Sequence[int]], dict[str, list[str]]]  # lines by their numbers
 MIN_LINES = 3  # fewer span no plane
 _UNNAMED = ("source", "target")
 _CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")  # a label of figures, a part of file names
@@ -54,15 +56,16 @@ def read_parallel_text(
         ValueError: as check_names.
     """
     check_names(len(paths), languages)
-    if len(paths) == 1:
-        sentences = _read_one(paths[0], languages)
-    else:
-        sentences = _read_many(paths, languages or _UNNAMED)
-    num_lines = len(next(iter(sentences.values())))
-    if limit is not None and limit < num_lines:
-        drawn = sorted(random.Random(seed).sample(range(num_lines), limit))
-        sentences = {code: [lines[index] for index in drawn] for code, lines in sentences.items()}
-        num_lines = limit
+    with temporary_folder() as cache:  # an index of the lines, and the text of .gz files
+        if len(paths) == 1:
+            num_lines, take = _open_one(paths[0], languages, cache)
+        else:
+            num_lines, take = _open_many(paths, languages or _UNNAMED, cache)
+        drawn = list(range(num_lines))
+        if limit is not None and limit < num_lines:
+            drawn = sorted(random.Random(seed).sample(drawn, limit))
+        sentences = take(drawn)
+    num_lines = len(drawn)
     if num_lines < MIN_LINES:
         raise DataError(f"{paths[0]}: {num_lines} lines are too few; {MIN_LINES} are needed")
     for code, lines in sentences.items():
@@ -76,48 +79,65 @@ def same_meaning_ids(sentences: Mapping[str, Sequence[str]], one: str, other: st
     return meaning_ids(list(map(Pair, sentences[one], sentences[other]))).pairs
 
 
-def _read_one(path: Path, languages: Sequence[str]) -> dict[str, list[str]]:
-    pairs = read_pairs([path])
+def _open_one(path: Path, languages: Sequence[str], cache: Path) -> tuple[int, _Take]:
+    """How many pairs of the languages a file has, and what gives some of them."""
+    from crossalign.data.indexed_data import open_pairs  # the command's help loads no PyTorch
+
+    pairs = open_pairs([path], (), cache)
+    chosen: list[tuple[int, bool]] = []  # a pair's number, and whether it is turned round
     named = {(pair.source_language, pair.target_language) for pair in pairs}
     if not languages:
-        if len(named) > 1:
-            shown = ", ".join("-".join(names) for names in sorted(named)[:4])
-            raise DataError(f"{path}: pairs of several languages ({shown}); choose by --languages")
-        ((source, target),) = named
-        languages = (source or _UNNAMED[0], target or _UNNAMED[1])
-        try:
-            check_names(1, languages)
-        except ValueError:
-            raise DataError(
-                f"{path}: {languages[0]!r} and {languages[1]!r} cannot name the languages; name "
-                "them by --languages"
-            ) from None
+        languages = _own_languages(path, named)
     source, target = languages
-    chosen = []
-    for pair in pairs:
-        pair = pair.in_languages(source, target)
-        if (pair.source_language, pair.target_language) == (source, target):
-            chosen.append((pair.source, pair.target))
-        elif (pair.target_language, pair.source_language) == (source, target):
-            chosen.append((pair.target, pair.source))
+    for number, pair in enumerate(pairs):
+        codes = pair.in_languages(source, target)[2:4]
+        if codes in ((source, target), (target, source)):
+            chosen.append((number, codes != (source, target)))
     if not chosen and not named & {(source, target), (target, source), ("", "")}:
         shown = ", ".join("-".join(names) for names in sorted(named)[:4])
         raise DataError(f"{path}: no pair of {source} and {target}; it holds {shown}")
-    return {source: [pair[0] for pair in chosen], target: [pair[1] for pair in chosen]}
+
+    def take(lines: Sequence[int]) -> dict[str, list[str]]:
+        taken = [(pairs[chosen[line][0]], chosen[line][1]) for line in lines]
+        sides = [(pair[1], pair[0]) if is_turned else pair[:2] for pair, is_turned in taken]
+        return {source: [side[0] for side in sides], target: [side[1] for side in sides]}
+
+    return len(chosen), take
 
 
-def _read_many(paths: Sequence[Path], languages: Sequence[str]) -> dict[str, list[str]]:
-    sentences = {}
-    for path, language in zip(paths, languages, strict=True):
-        lines = enumerate(read_lines(path), start=1)
-        sentences[language] = [
-            checked_text(line, "the sentence", f"{path}:{number}") for number, line in lines
-        ]
-    counts = [len(lines) for lines in sentences.values()]
+def _own_languages(path: Path, named: set[tuple[str, str]]) -> tuple[str, str]:
+    """What the pairs of a file name, or names for what they do not."""
+    if len(named) > 1:
+        shown = ", ".join("-".join(names) for names in sorted(named)[:4])
+        raise DataError(f"{path}: pairs of several languages ({shown}); choose by --languages")
+    ((source, target),) = named
+    languages = (source or _UNNAMED[0], target or _UNNAMED[1])
+    try:
+        check_names(1, languages)
+    except ValueError:
+        raise DataError(
+            f"{path}: {languages[0]!r} and {languages[1]!r} cannot name the languages; name "
+            "them by --languages"
+        ) from None
+    return languages
+
+
+def _open_many(paths: Sequence[Path], languages: Sequence[str], cache: Path) -> tuple[int, _Take]:
+    """How many lines each of the files has, and what gives some of them."""
+    from crossalign.data.indexed_data import SentenceCheck
+    from crossalign.files.indexed_lines import IndexedLines
+
+    files = [IndexedLines(path, cache, SentenceCheck) for path in paths]
+    counts = [len(file) for file in files]
     if len(set(counts)) > 1:
         short, long = counts.index(min(counts)), counts.index(max(counts))
         raise DataError(
             f"{paths[short]}:{counts[short] + 1}: no line to match {paths[long]}, which has "
             f"{counts[long]} lines; this file has {counts[short]}"
         )
-    return sentences
+
+    def take(lines: Sequence[int]) -> dict[str, list[str]]:
+        named = zip(languages, files, strict=True)
+        return {language: [file[line] for line in lines] for language, file in named}
+
+    return counts[0], take

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from crossalign.data.instruction_files import (
 from crossalign.data.pair_sources import PairSource, open_pair_sources, parse_pair_sources
 from crossalign.data.pairs import Pair
 from crossalign.files.output import check_is_no_input, check_output_file, write_json_lines
+from crossalign.files.temporary import temporary_folder
 from crossalign.settings import (
     SettingError,
     add_flags,
@@ -148,12 +148,12 @@ def _build_from_records(settings: BuildSettings) -> None:
 
 def _build_from_pairs(settings: BuildSettings) -> None:
     source, languages = settings.hub_source, settings.languages
-    with tempfile.TemporaryDirectory(prefix="crossalign-") as temporary:
+    with temporary_folder() as temporary:
         pairs: Sequence[Pair]
         if source is not None:
             pairs = hub.HubPairs(source, languages)
         else:
-            pairs = open_pair_sources(settings.sources, settings.cache or Path(temporary))
+            pairs = open_pair_sources(settings.sources, settings.cache or temporary)
         choices = {"repeats": settings.repeats, "seed": settings.seed}
         made = TranslationItems(pairs, languages, **choices)
         _write(settings.output, made.shuffled(), len(made))

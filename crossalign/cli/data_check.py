@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from crossalign.cli.parser import Parser
 from crossalign.data.pair_sources import PairSource, parse_pair_sources
@@ -21,7 +21,7 @@ from crossalign.settings import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 SUMMARY = "Shows what is in training data, and which lines are doubtful or cannot be used."
 
@@ -104,21 +104,14 @@ def _tokenizer_and_limit(model: str) -> tuple[PreTrainedTokenizerBase, int | Non
     """The tokenizer of a model, and the tokens that both take."""
     from crossalign.cli.quiet import quiet_transformers
     from crossalign.models.encode import longest_input
-    from crossalign.models.loading import check_token_ids, load_config, load_tokenizer
+    from crossalign.models.loading import check_token_ids, load_tokenizer, model_without_weights
 
     quiet_transformers()
-    config = load_config(model, "--model: ")
+    hollow: Any = model_without_weights(model, "--model: ")
     tokenizer = load_tokenizer(model, "--model: ")
-    num_rows = getattr(config.get_text_config(decoder=True), "vocab_size", None)
-    if num_rows is not None:
-        check_token_ids(f"--model: {model}", tokenizer, num_rows)
-    return tokenizer, longest_input(_Configured(config), tokenizer)
-
-
-class _Configured(NamedTuple):
-    """What longest_input reads of a model."""
-
-    config: PreTrainedConfig
+    rows = hollow.get_input_embeddings().weight.shape[0]  # may be more than vocab_size
+    check_token_ids(f"--model: {model}", tokenizer, rows)
+    return tokenizer, longest_input(hollow, tokenizer)
 
 
 def _as_text(report: Mapping[str, Any], indent: str = "") -> Iterator[str]:

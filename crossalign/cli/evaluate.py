@@ -48,7 +48,7 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
 
     quiet_transformers()
     data = _read_data(settings, choices, translation)
-    _check_models(settings, choices, data)
+    _check_models(settings, choices, translation, data)
     result: dict[str, Any] = {"settings": settings.plain(), "versions": _versions()}
     read = {"inputs": _inputs(settings, data)}
     asked = {**settings.plain(), **result["versions"], **read}
@@ -167,19 +167,29 @@ def _read_data(
 
 
 def _check_models(
-    settings: EvaluateSettings, choices: InContextSettings | None, data: list[TaskData]
+    settings: EvaluateSettings,
+    choices: InContextSettings | None,
+    translation: TranslationSettings | None,
+    data: list[TaskData],
 ) -> None:
     """What is known of the models before the first score: names, and whether items fit into the
-    second one, which without this would come up hours later."""
+    second one and sentences into both, which without this would come up hours later."""
     from crossalign.evaluation.in_context import check_items
+    from crossalign.evaluation.translation import check_translation
     from crossalign.models.loading import load_config, load_tokenizer, model_without_weights
 
     for name in (settings.model, settings.compare):
         if name is not None:
             load_config(name)
-    if settings.compare and choices:
-        model = model_without_weights(settings.compare)
-        check_items(model, load_tokenizer(settings.compare), data, choices)
+    for name in (settings.model, settings.compare):
+        has_items = bool(choices) and name == settings.compare  # those of the first come up first
+        if name is None or not (has_items or translation):
+            continue
+        model, tokenizer = model_without_weights(name), load_tokenizer(name)
+        if choices and has_items:
+            check_items(model, tokenizer, data, choices)
+        if translation:
+            check_translation(model, tokenizer, Path(settings.data), translation)
 
 
 def _evaluate(

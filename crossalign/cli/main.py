@@ -34,12 +34,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             traceback.print_exc()
-        message = one_line(str(error)) or type(error).__name__
+        message = one_line(_explained(error)) or type(error).__name__
         if isinstance(error, ImportError) and "pip install" not in message:
             message += "; pip install 'crossalign[train]' brings what this command needs"
         print(f"crossalign: error: {message}", file=sys.stderr)
         return 1
     return 0
+
+
+def _explained(error: Exception) -> str:
+    """What is said of an error; a full disk names the file and the way out."""
+    from crossalign.files.output import FULL
+
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        return str(error)
+    place = error.filename2 or error.filename or "a file"
+    return (
+        f"{place}: cannot be written: {error.strerror}; make room there, or name another folder "
+        "(--output, --cache or TMPDIR)"
+    )
 
 
 def _print_help(parser: Parser, args: argparse.Namespace, argv: Sequence[str]) -> None:

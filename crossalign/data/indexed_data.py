@@ -56,7 +56,7 @@ def open_pairs(
         pairs = IndexedPairs(files, languages)
     else:
         files = [
-            IndexedLines(path, cache, _SentenceCheck, skip_bad_lines=skip_bad_lines)
+            IndexedLines(path, cache, SentenceCheck, skip_bad_lines=skip_bad_lines)
             for path in paths
         ]
         check_same_length(paths[0], len(files[0]), paths[1], len(files[1]))
@@ -205,7 +205,9 @@ class _PairCheck:
         return {"negatives": self._negatives, "languages": sorted(self._languages - {""})}
 
 
-class _SentenceCheck:
+class SentenceCheck:
+    """Every line of a parallel file is a sentence."""
+
     kind = "sentences"
 
     def __call__(self, line: str, where: str) -> None:

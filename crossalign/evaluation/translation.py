@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,21 +133,44 @@ def evaluate_translation(
     """
     scorer = ChoiceScorer(model, tokenizer, batch_size=batch_size, progress=progress)
     records, log = [], []
+    # All of them before the first translation: what does not fit is known from only the texts.
+    separator = tokenizer.eos_token
+    for key, pairs, prompts, counts in [*_all_asked(scorer, separator, Path(data), settings)]:
+        found = finished.get(key) if finished else None
+        if found is None:
+            found = _translate(key, pairs, scorer, settings, prompts, counts)
+            if finished:
+                finished.add(key, *found)
+        records.append(found[0])
+        log += found[1]
+    return records, log
+
+
+def check_translation(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Path | str,
+    settings: TranslationSettings,
+) -> None:
+    """Raises as evaluate_translation would, without a translation; the model may have no weights
+    (on the device "meta")."""
+    _import_sacrebleu()
+    scorer = ChoiceScorer(model, tokenizer)
+    for _ in _all_asked(scorer, tokenizer.eos_token, Path(data), settings):
+        pass
+
+
+def _all_asked(
+    scorer: ChoiceScorer, separator: str | None, data: Path, settings: TranslationSettings
+) -> Iterator[tuple[dict[str, Any], _Parallel, dict[int, str], dict[str, Any]]]:
+    """What names a record, its sentences, their prompts, and what was left out."""
     for source, target in settings.directions:
-        pairs = _Parallel(Path(data), source, target)
+        pairs = _Parallel(data, source, target)
         for shots in settings.shots:
             for seed in settings.seeds if shots else (None,):
                 key: dict[str, Any] = {"task": "flores", "source": source, "target": target}
                 key |= {"shots": shots, "seed": seed}
-                found = finished.get(key) if finished else None
-                if found is None:
-                    prompts = _prompts(pairs, scorer, tokenizer.eos_token, settings, shots, seed)
-                    found = _translate(key, pairs, scorer, settings, *prompts)
-                    if finished:
-                        finished.add(key, *found)
-                records.append(found[0])
-                log += found[1]
-    return records, log
+                yield key, pairs, *_prompts(pairs, scorer, separator, settings, shots, seed)
 
 
 def _translate(
@@ -250,7 +273,8 @@ def _prompts(
     return prompts, {"sentences_with_fewer_shots": fewer, "sentences_too_long": skipped}
 
 
-def _scores(outputs: Sequence[str], references: Sequence[str], target: str) -> dict[str, Any]:
+def _import_sacrebleu() -> tuple[Any, Any]:
+    """BLEU and chrF."""
     try:
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
@@ -258,6 +282,11 @@ def _scores(outputs: Sequence[str], references: Sequence[str], target: str) -> d
         raise ImportError(
             f"translations are scored by sacrebleu ({error}); pip install 'crossalign[evaluate]'"
         ) from error
+    return BLEU, CHRF
+
+
+def _scores(outputs: Sequence[str], references: Sequence[str], target: str) -> dict[str, Any]:
+    BLEU, CHRF = _import_sacrebleu()
     bleu, chrf = BLEU(tokenize=bleu_tokenizer(target)), CHRF()
     return {
         "sentences": len(outputs),

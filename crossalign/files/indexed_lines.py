@@ -16,7 +16,6 @@ import gzip
 import hashlib
 import json
 import os
-import stat
 import struct
 import weakref
 import zlib
@@ -24,8 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from crossalign.files.output import directory_aside, put_in_place
-from crossalign.files.text import DataError, check_encoding
+from crossalign.files.output import directory_aside, path_of_full_disk, put_in_place
+from crossalign.files.text import DataError, check_encoding, check_is_no_pipe
 
 _FORMAT = 2  # of the index; others are rebuilt
 _CHUNK = 2**20  # bytes read at a time
@@ -68,7 +67,9 @@ class IndexedLines:
     ) -> None:
         self.path = path
         check = make_check()
-        digest = hashlib.sha256(f"{path.resolve()}\n{check.kind}".encode()).hexdigest()
+        digest = hashlib.sha256(
+            f"{path.resolve()}\n{check.kind}".encode(errors="surrogateescape")
+        ).hexdigest()
         entry = cache / f"{path.name}.{digest[:16]}"
         source = _describe(path)
         index = _usable_index(entry, source)
@@ -117,12 +118,8 @@ def stream_lines(path: Path) -> Iterator[bytes]:
 def _describe(path: Path) -> dict[str, Any]:
     """What must be as it was for an index to hold."""
     try:
+        check_is_no_pipe(path)
         status = path.stat()
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            raise DataError(
-                f"{path}: is a pipe or device, which can be read only once; write it to a file and "
-                "name that (.gz files are read as they are)"
-            )
         with open(path, "rb") as file:
             head = hashlib.sha256(file.read(_HEAD)).hexdigest()
     except OSError as error:
@@ -143,14 +140,17 @@ def _build(
 ) -> dict[str, Any]:
     """Builds the index aside and renames it into place."""
     entry.parent.mkdir(parents=True, exist_ok=True)
-    with directory_aside(entry.parent, _BUILDING) as aside:
+    with path_of_full_disk(entry.parent), directory_aside(entry.parent, _BUILDING) as aside:
         index = {"source": source, **_write_index(path, aside, check, skip_bad_lines)}
         if _describe(path) != source:
             raise DataError(f"{path}: changed while it was read")
         (aside / "index.json").write_text(json.dumps(index), encoding="utf-8")
         if _usable_index(entry, source) is None:  # else another process was quicker
-            with contextlib.suppress(OSError):  # as above, in between
+            try:
                 put_in_place(aside, entry)
+            except OSError:
+                if _usable_index(entry, source) is None:  # else as above, in between
+                    raise
     return index
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from crossalign.files.output import flush, flush_names
 from crossalign.files.text import DataError
@@ -34,7 +36,8 @@ def write_manifest(folder: Path) -> None:
             "bytes": path.stat().st_size,
             "sha256": _sha256(path),
         }
-    manifest.write_text(json.dumps({"files": entries}, indent=1) + "\n", encoding="utf-8")
+    sealed = {"files": entries, "sha256": _digest(entries)}
+    manifest.write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
     flush(manifest)
     flush_names(folder)
 
@@ -47,12 +50,15 @@ def check_manifest(folder: Path) -> None:
     """
     manifest = folder / MANIFEST_FILE
     try:
-        entries = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        stored = json.loads(manifest.read_text(encoding="utf-8"))
+        entries = stored["files"]
         expected = {name: (each["bytes"], each["sha256"]) for name, each in entries.items()}
     except OSError as error:
         raise DamagedFileError(f"{manifest}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DamagedFileError(f"{manifest}: damaged: not a manifest") from None
+    if stored.get("sha256", _digest(entries)) != _digest(entries):
+        raise DamagedFileError(f"{manifest}: damaged: not what was written, by its own SHA-256")
     for name, (size, digest) in expected.items():
         path = folder / name
         try:
@@ -63,6 +69,11 @@ def check_manifest(folder: Path) -> None:
                 raise DamagedFileError(f"{path}: damaged: not what was written, by SHA-256")
         except OSError as error:
             raise DamagedFileError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _digest(entries: Mapping[str, Any]) -> str:
+    """Of the manifest itself."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

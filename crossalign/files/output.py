@@ -7,6 +7,7 @@ may be written at all is checked beforehand, so that hours of work are not lost 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,24 @@ from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+FULL = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+)  # no room for more on a disk, for a user, in a file
+
+
+@contextlib.contextmanager
+def path_of_full_disk(path: Path) -> Iterator[None]:
+    """An error of the body that says that a disk is full names this path: writing to an open file
+    names none, and a file that is written aside has another name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_output_file(path: Path, *, overwrite: bool) -> None:
@@ -102,16 +121,17 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
     A link keeps its place: the file that it names is replaced.
     """
     path = path.resolve()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
-    temporary = Path(name)
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines([text] if isinstance(text, str) else text)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's are private
-        put_in_place(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with path_of_full_disk(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+        temporary = Path(name)
+        try:
+            with open(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines([text] if isinstance(text, str) else text)
+            temporary.chmod(0o666 & ~_umask())  # mkstemp's are private
+            put_in_place(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def let_others_read(directory: Path) -> None:
@@ -132,7 +152,8 @@ def atomic_directory(
     """
     check_output_directory(directory, overwrite=overwrite, entries=entries)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with directory_aside(directory.parent, f".{directory.name[:100]}.") as aside:
+    name = f".{directory.name[:100]}."
+    with path_of_full_disk(directory), directory_aside(directory.parent, name) as aside:
         yield aside
         put_in_place(aside, directory)
 

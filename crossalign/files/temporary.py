@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
@@ -11,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crossalign.files.lock import LOCK_FILE, InUseError, locked
+from crossalign.files.output import FULL
 
 _PREFIX = "crossalign-"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -38,7 +37,7 @@ def full_disk_named(folder: Path, way_out: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         raise OSError(f"{folder}: {error.strerror}; {way_out}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import stat
 import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping
@@ -112,8 +113,19 @@ def checked_text(value: Any, name: str, where: str) -> str:
     return value
 
 
+def check_is_no_pipe(path: Path) -> None:
+    """Raises DataError for what can be read only once: a pipe hangs where nobody writes to it."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError(
+            f"{path}: is a pipe or device, which can be read only once; write it to a file and "
+            "name that (.gz files are read as they are)"
+        )
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
+        check_is_no_pipe(path)
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None

@@ -121,13 +121,13 @@ def load_model(
     return model, tokenizer
 
 
-def model_without_weights(name: str) -> PreTrainedModel:
+def model_without_weights(name: str, flag: str = "") -> PreTrainedModel:
     """The model that load_model gives, on the device "meta": its configuration and its modules."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
+    with _errors_named(name, flag), torch.device("meta"):
         auto: Any = AutoModelForCausalLM
-        model: PreTrainedModel = auto.from_config(load_config(name), **_OWN_CODE_ONLY)
+        model: PreTrainedModel = auto.from_config(load_config(name, flag), **_OWN_CODE_ONLY)
     return model
 
 
@@ -175,6 +175,10 @@ def _errors_named(name: str, flag: str = "", shown: str = "") -> Iterator[None]:
             raise ValueError(
                 f"{flag}{shown}: needs Python code that comes with the model, which "
                 "crossalign does not run; take a model whose class transformers has"
+            ) from error
+        if "Unrecognized configuration class" in str(error):  # then a list of all that there are
+            raise ValueError(
+                f"{flag}{shown}: is no causal language model of those that transformers knows"
             ) from error
         if isinstance(error, OSError) and not Path(name).is_dir():
             raise FileNotFoundError(

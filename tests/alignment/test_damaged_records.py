@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from crossalign.alignment.records import keep_until, written
+from crossalign.alignment.records import keep_until
 from tests.support.command_cases import Run, assert_one_line, metrics_of
 
 
@@ -17,6 +17,7 @@ def test_foreign_and_missing_records_are_named(
 ) -> None:
     assert align()[0] == 0
     path = tmp_path / "out" / "metrics.jsonl"
+    copy = tmp_path / "out" / "checkpoints" / "step-6" / "metrics.jsonl"
     before = metrics_of(tmp_path / "out")
     lines = path.read_text().splitlines()
     spoiled = "\n".join([lines[0], "[1]", *lines[2:4], "slurm: job 7", *lines[4:]]) + "\n"
@@ -24,9 +25,9 @@ def test_foreign_and_missing_records_are_named(
     assert align("--resume", "--steps", 7)[0] == 0
     assert caplog.records[0].message == (
         f"{path}: damaged: line 2 is no record of a step and the record of step 2 is missing "
-        f"(3 such faults); the run goes on without, and the file as it was is {path}.damaged"
+        f"(3 such faults); it is restored from {copy}, and the file as it was is {path}.damaged"
     )
-    assert metrics_of(tmp_path / "out")[:5] == [before[0], *before[2:]]
+    assert metrics_of(tmp_path / "out")[:6] == before
     assert path.with_name("metrics.jsonl.damaged").read_text() == spoiled
 
 
@@ -68,39 +69,40 @@ def test_damaged_settings_name_the_copy_that_a_checkpoint_has(
     assert path.read_text() == content
 
 
-def test_a_flipped_digit_in_the_records_is_noticed(
+def test_a_flipped_digit_in_the_records_is_noticed_and_mended(
     align: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It was still JSON, and the loss of another run."""
     assert align()[0] == 0
-    path = tmp_path / "out" / "metrics.jsonl"
+    path, before = tmp_path / "out" / "metrics.jsonl", metrics_of(tmp_path / "out")
     path.write_text(path.read_text().replace('"loss": ', '"loss": 1', 1))
-    assert align("--resume", "--steps", 7)[0] == 0
+    assert align("--resume")[0] == 0
+    copy = tmp_path / "out" / "checkpoints" / "step-6" / "metrics.jsonl"
     assert [record.message for record in caplog.records] == [
-        f"{path}: damaged: not what was written, by SHA-256; the run goes on without, and the "
-        f"file as it was is {path}.damaged"
+        f"{path}: damaged: not what was written; it is restored from {copy}, and the file as it "
+        f"was is {path}.damaged"
     ]
+    assert metrics_of(tmp_path / "out") == before
+    path.write_text("")  # of a run that has no step left to make
+    assert align("--resume")[0] == 0
+    assert metrics_of(tmp_path / "out") == before
 
 
-def test_records_that_are_gone_are_named_and_later_ones_are_no_damage(
+def test_records_are_restored_and_later_ones_are_no_damage(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    names = ("metrics.jsonl", "evaluations.jsonl")
+    names, saved = ("metrics.jsonl", "evaluations.jsonl"), tmp_path / "step-1"
+    saved.mkdir()
     for name in names:
-        (tmp_path / name).write_text('{"step": 1}\n')
-    recorded = written(tmp_path)
-    for name in names:
-        with open(tmp_path / name, "a") as file:
-            file.write('{"step": 2}\n{"st')
-    keep_until(tmp_path, 1, recorded)
+        (saved / name).write_text('{"step": 1}\n')
+        (tmp_path / name).write_text('{"step": 1}\n{"step": 2}\n{"st')
+    keep_until(tmp_path, 1, saved)
     assert not caplog.records
     assert all((tmp_path / name).read_text() == '{"step": 1}\n' for name in names)
     for count in (1, 2):
         (tmp_path / names[0]).write_text("no record\n")
-        (tmp_path / names[1]).unlink(missing_ok=True)
-        keep_until(tmp_path, 1, recorded)
+        (tmp_path / names[1]).unlink()
+        keep_until(tmp_path, 1, saved)
         assert len(list(tmp_path.glob("metrics.jsonl.damaged*"))) == count
-    assert "evaluations.jsonl: damaged: not what was written, by SHA-256; the run goes on" in (
-        caplog.text
-    )
-    assert "and it is gone" in caplog.text
+        assert all((tmp_path / name).read_text() == '{"step": 1}\n' for name in names)
+    assert f"restored from {saved / names[1]}, and it was gone" in caplog.text

@@ -6,6 +6,9 @@ import errno
 import gzip
 import json
 import os
+import random
+import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 
 from crossalign.analysis.memory_mapped_vectors import memory_mapped_vectors
 from crossalign.analysis.parallel_text import check_names, read_parallel_text, same_meaning_ids
+from crossalign.data.pairs import read_pairs
 from crossalign.files.text import DataError
 
 
@@ -166,3 +170,33 @@ def test_a_full_disk_is_an_error_that_says_what_is_needed(
     with pytest.raises(OSError, match=r"no room for 4\.0 GB of sentence vectors; name an --output"):
         memory_mapped_vectors(tmp_path, 10_000_000, 100)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_packed_text_is_unpacked_to_the_disk_and_lines_are_read_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A .gz file was unpacked whole into memory, to take 3 of its lines."""
+    lines = [f"{number} " + "x" * 1000 for number in range(20_000)]
+    path = write(tmp_path / "f.en.gz", *lines)
+    other = write(tmp_path / "f.de.gz", *(f"{line}!" for line in lines))
+    del lines
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    read_parallel_text([write(tmp_path / "a", *"abc"), write(tmp_path / "b", *"ABC")])  # imports
+    tracemalloc.start()
+    found = read_parallel_text([path, other], limit=3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    drawn = sorted(random.Random(0).sample(range(20_000), 3))
+    assert [line.split()[0] for line in found["source"]] == list(map(str, drawn))
+    assert peak < 15e6 < 20_000 * 1000  # of the bytes that either file unpacks to
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """It hung where nobody wrote to it."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="is a pipe or device, which can be read only once"):
+        read_parallel_text([tmp_path / "pipe"])
+    with pytest.raises(DataError, match="is a pipe or device, which can be read only once"):
+        read_pairs([tmp_path / "pipe"])

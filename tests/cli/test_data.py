@@ -15,7 +15,10 @@ from crossalign.data.builders import TranslationItems, build_items
 from crossalign.data.instruction_files import read_records
 from crossalign.data.pairs import Pair, read_pairs
 from crossalign.files.output import write_json_lines
+from tests.support.command_cases import Run, assert_one_line
 from tests.support.pair_files import write
+from tests.support.tiny_models import VOCAB_SIZE, tiny_model, tiny_tokenizer
+from tests.support.unusual_models import mllama
 
 
 def build(output: Path, mode: str, languages: str, *flags: object) -> list[dict[str, Any]]:
@@ -221,3 +224,35 @@ def test_real_instructions_are_built(
     assert len(items) == count
     first = read_records(source, ["en"])["en"]
     assert {item["sent0"] for item in items} <= {row["instruction"] for row in first}
+
+
+def test_check_says_that_a_tokenizer_has_more_ids_than_the_embedding_rows(
+    run: Run, pairs_file: Path, tmp_path: Path
+) -> None:
+    """It said nothing, and the run died at the step that drew the token."""
+    model = tiny_model("gpt2")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["extra"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    command = ["data", "check", "--pairs", pairs_file, "--model", tmp_path / "model"]
+    status, _, error = run(*command)
+    assert status == 1
+    named = f"'extra' of id {VOCAB_SIZE}, but its embedding has {VOCAB_SIZE} rows; add them"
+    assert_one_line(error, named)
+    model.resize_token_embeddings(VOCAB_SIZE + 1)
+    model.save_pretrained(tmp_path / "model")
+    assert run(*command)[0] == 0
+
+
+def test_check_takes_the_rows_of_the_embedding_not_those_that_the_configuration_names(
+    run: Run, pairs_file: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mllama has 8 rows more than its vocab_size, and its tokenizer uses one of them."""
+    model, tokenizer = mllama([1]), tiny_tokenizer()
+    assert model.get_input_embeddings().weight.shape[0] == model.config.vocab_size + 8
+    tokenizer.add_tokens(["<|image|>"])
+    loading = "crossalign.models.loading"
+    monkeypatch.setattr(f"{loading}.model_without_weights", lambda name, flag: model)
+    monkeypatch.setattr(f"{loading}.load_tokenizer", lambda name, flag: tokenizer)
+    assert run("data", "check", "--pairs", pairs_file, "--model", model_dir)[0] == 0

@@ -268,3 +268,25 @@ def test_the_second_model_is_checked_before_the_first_score(
     monkeypatch.setattr(ChoiceScorer, "log_probabilities", None)  # nothing is scored
     status, _, err = evaluate("--compare", compare)
     assert status == 1 and told in err, err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--max-new-tokens", 5000), "leaves no room for 5000 tokens in the model's"),
+        (("--shots", 3), "3 demonstrations wanted"),
+    ],
+)
+def test_translations_that_cannot_be_are_known_before_the_first_score(
+    evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: Any, message: str
+) -> None:
+    """Those of the choice tasks were scored first, hours of them."""
+
+    def scored(*_: object) -> None:
+        raise AssertionError("scored before all was known")
+
+    monkeypatch.setattr(ChoiceScorer, "log_probabilities", scored)
+    status, _, error = evaluate(*flags, tasks=["xcopa", "flores"])
+    assert status == 1
+    assert message in error and error.count("\n") == 1, error
+    assert not (tmp_path / "result.json").exists()

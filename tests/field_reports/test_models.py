@@ -88,17 +88,22 @@ def test_states_of_several_streams_give_one_vector() -> None:
     assert encode(gemma3n(), tiny_tokenizer(), ["w3 w4", "w5"], layer=2).shape == (2, HIDDEN)
 
 
-def test_a_token_beyond_the_embedding_is_refused_before_the_first_step(
+def test_a_padding_token_without_a_row_does_no_harm_and_a_word_without_one_is_refused(
     align: Run, tmp_path: Path
 ) -> None:
     """Kind: tokenizers with more ids than rows. Source: llama-cookbook#189."""
     tiny_model("gpt2").save_pretrained(tmp_path / "model")
     tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens(["extra"])
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    assert tokenizer.pad_token_id == VOCAB_SIZE  # no padding is ever looked up
     tokenizer.save_pretrained(tmp_path / "model")
-    status, _, error = align("--model", tmp_path / "model")
+    assert align("--model", tmp_path / "model", "--steps", 1)[0] == 0
+    tokenizer.add_tokens(["w500"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    status, _, error = align("--model", tmp_path / "model", "--steps", 1, output="second")
     assert status == 1
-    assert f"'extra' of id {VOCAB_SIZE}, but its embedding has {VOCAB_SIZE} rows" in error
+    assert f"'w500' of id {VOCAB_SIZE + 1}, but its embedding has {VOCAB_SIZE} rows" in error
+    assert not (tmp_path / "second").exists()
 
 
 # peft asks transformers by a name that is on its way out.

@@ -14,6 +14,7 @@ from crossalign.alignment.checkpoint import Checkpoints
 from crossalign.alignment.finite import NotFiniteError
 from crossalign.alignment.train import AlignmentRun
 from tests.support.command_cases import Run, assert_one_line, metrics_of
+from tests.support.evaluation_cases import write_xcopa
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 from tests.support.training import DROPOUT, make_config, make_pairs, without_seconds
 
@@ -102,14 +103,34 @@ def test_a_full_disk_names_the_last_checkpoint(
     assert align("--steps", 2, "--save-every", 1, "--resume")[0] == 0
 
 
-def test_a_missing_folder_is_told_before_anything_is_loaded(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", ["missing folder", "below a file", "read-only", "--compare"])
+def test_what_stops_an_evaluation_at_its_end_is_told_before_a_weight_is_loaded(
+    run: Run, tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
     """Kind: errors that come after hours. Source: litgpt#942, lm-evaluation-harness#2140,
     mteb#4655."""
-    output = tmp_path / "missing" / "result.json"
-    command = ["evaluate", "--model", "/no/such/model", "--data", tmp_path, "--tasks", "xcopa"]
-    status, _, error = run(*command, "--languages", "en", "--output", output)
-    assert status == 2
-    assert_one_line(error, f"{output} must be a file in an existing folder")
+    pytest.importorskip("lm_eval")
+
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded first")
+
+    monkeypatch.setattr("crossalign.models.loading.load_model", loaded)
+    write_xcopa(tmp_path / "xcopa", "it")
+    (tmp_path / "file").touch()
+    output = {
+        "missing folder": tmp_path / "missing" / "r.json",
+        "below a file": tmp_path / "file" / "r.json",
+    }.get(late, tmp_path / "r.json")
+    command = ["evaluate", "--model", model_dir, "--data", tmp_path, "--tasks", "xcopa"]
+    command += ["--languages", "it", "--output", output]
+    told = {"read-only": "may not be written to", "--compare": "/no/such/model is no directory"}
+    if late == "read-only":  # also for a root user, to whom nothing is read-only
+        monkeypatch.setattr("crossalign.files.output.os.access", lambda *_: False)
+    if late == "--compare":
+        command += ["--compare", "/no/such/model"]
+    status, _, error = run(*command)
+    assert status == (1 if late in told else 2)
+    assert_one_line(error, told.get(late, f"{output} must be a file in an existing folder"))
 
 
 def test_cleaning_up_does_not_hide_the_error(

@@ -64,3 +64,11 @@ def test_damaged_manifest_names_itself(folder: Path, content: bytes | None) -> N
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(DamagedFileError, match=f"{MANIFEST_FILE}: "):
         check_manifest(folder)
+
+
+def test_a_flipped_bit_of_the_manifest_blames_no_other_file(folder: Path) -> None:
+    """It named a file that was never there."""
+    path = folder / MANIFEST_FILE
+    path.write_text(path.read_text().replace('"weights"', '"wekghts"'))
+    with pytest.raises(DamagedFileError, match=f"{MANIFEST_FILE}: damaged: .* its own SHA-256"):
+        check_manifest(folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from crossalign.models.loading import load_config, load_model
+from crossalign.models.loading import load_config, load_model, model_without_weights
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -36,6 +36,15 @@ def test_an_encoder_decoder_model_is_refused_in_one_line(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=f"{name}: is an encoder-decoder model .t5.") as caught:
         load_model(name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_another_kind_is_refused_in_one_short_line(tmp_path: Path) -> None:
+    """The message listed the names of 200 classes."""
+    name = saved(tmp_path / "vision", model_type="vit")
+    for load in (load_model, model_without_weights):
+        with pytest.raises(ValueError, match=f"{name}: is no causal language model") as caught:
+            load(name)
+        assert len(str(caught.value)) < 200 + len(name)
 
 
 def test_a_misspelt_name_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
