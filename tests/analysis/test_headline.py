@@ -28,7 +28,7 @@ def test_values_of_the_shown_layer_before_and_after() -> None:
         "layer 2, mean of all language pairs (before > after)",
         "  translation found first: 12.5 % > 37.5 %",
         "  found first, centered: 18.8 % > 43.8 %",
-        "  language recognised: 25.0 % > 50.0 %",
+        "  language recognized: 25.0 % > 50.0 %",
         "  mean cosine: 0.312 > 0.562",
     ]
 

@@ -41,7 +41,7 @@ def test_tiles_of_any_size_equal_the_reference(
     leaves = [torch.randn(n, 5, dtype=torch.float64) for n in (NUM_PAIRS, NUM_PAIRS, 4)]
     leaves[1] += leaves[0]
     # Without ids and statistics margins are compared tile by tile; with weights the rows differ.
-    options = {"temperature": 0.1, "weights": torch.rand(NUM_PAIRS)} | OPTIONS[name]
+    options: dict[str, Any] = {"temperature": 0.1, "weights": torch.rand(NUM_PAIRS)} | OPTIONS[name]
     leaves = [leaf.requires_grad_() for leaf in leaves]
     got = fused_contrastive_loss(*leaves, **options)
     expected = reference.contrastive_loss(*leaves, **options)[0]
@@ -53,7 +53,7 @@ def test_tiles_of_any_size_equal_the_reference(
 def test_a_locked_side_gets_labels_and_shift_of_the_other() -> None:
     """The parts that are not in the workspace reach whichever side wants a gradient."""
     sides = [torch.randn(n, 5, dtype=torch.float64) for n in (NUM_PAIRS, NUM_PAIRS, 4)]
-    options = {"temperature": 0.1, "label_smoothing": 0.2}
+    options: dict[str, Any] = {"temperature": 0.1, "label_smoothing": 0.2}
     for wanted in ((0,), (1,), (2,), (0, 2), (1, 2)):
         leaves = [x.clone().requires_grad_(i in wanted) for i, x in enumerate(sides)]
         got = fused_contrastive_loss(*leaves, **options)
