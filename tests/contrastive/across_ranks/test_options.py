@@ -22,6 +22,7 @@ from tests.support.contrastive.option_cases import (
     flat,
     is_allowed,
     make_inputs,
+    pairs_of_options,
     random_options,
 )
 from tests.support.pooling_cases import Run
@@ -32,15 +33,24 @@ OF_PAIRS = ("query", "ids", "weights", "guide_query", "debias")
 OF_KEYS = ("key", "key_ids", "guide_key")
 OF_NEGATIVES = ("negatives", "negative_ids", "negative_owner", "guide_negatives")
 LEAVES = ("query", "key", "negatives", "temperature")
+GATHERS = ("all_gather", "ring")
 
 
-def all_options() -> list[Options]:
+def single_options() -> list[Options]:
+    """Each option alone, and many of them together."""
     alone = [completed({name: value}) for name, value in ALONE]
     joint = {"directions": CHOICES["directions"][-1], "label_smoothing": 0.1, "debias": "per_pair"}
     joint |= {"hardness": 1.5, "negatives": "owned", "guides": "relative", "weights": True}
     joint |= {"false_negative_margin": 0.1, "ids": "mask", "temperature": "learned"}
     assert is_allowed(joint)
-    return [options for options in [*alone, joint, *random_options(25, 3)] if is_allowed(options)]
+    return [options for options in [*alone, joint] if is_allowed(options)]
+
+
+def calls(num_random: int, with_pairs: bool) -> list[tuple[Options, str]]:
+    """Options, and how the ranks' keys meet: single options either way, the many in turn."""
+    found = [(options, gather) for options in single_options() for gather in GATHERS]
+    many = random_options(num_random, 3) + (pairs_of_options() if with_pairs else [])
+    return found + [(options, GATHERS[index % 2]) for index, options in enumerate(many)]
 
 
 def whole_batch(options: Options, index: int) -> Inputs:
@@ -85,53 +95,60 @@ def negative_rows(inputs: Inputs, rows: slice, rank: int, world_size: int) -> Te
     return torch.arange(count).split(shares(count, world_size))[rank]
 
 
-def run_all(rank: int, world_size: int) -> list[dict[str, Any]]:
+def run_all(rank: int, world_size: int, num_random: int, with_pairs: bool) -> list[dict[str, Any]]:
     results = []
-    for index, options in enumerate(all_options()):
-        for gather in ("all_gather", "ring"):
-            arguments = on_rank(whole_batch(options, index), rank, world_size)
-            given = {name: arguments[name] for name in LEAVES if name in arguments}
-            leaves = {n: x.clone().requires_grad_() for n, x in given.items() if torch.is_tensor(x)}
-            given = arguments | leaves | {"group": dist.group.WORLD, "gather": gather}
-            loss, stats = fused_contrastive_loss(**given, return_stats=True)
-            gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
-            named = dict(zip(leaves, gradients, strict=True))
-            results.append({"loss": loss.detach(), "stats": stats, "gradients": named})
+    for index, (options, gather) in enumerate(calls(num_random, with_pairs)):
+        arguments = on_rank(whole_batch(options, index), rank, world_size)
+        given = {name: arguments[name] for name in LEAVES if name in arguments}
+        leaves = {n: x.clone().requires_grad_() for n, x in given.items() if torch.is_tensor(x)}
+        given = arguments | leaves | {"group": dist.group.WORLD, "gather": gather}
+        loss, stats = fused_contrastive_loss(**given, return_stats=True)
+        gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
+        named = dict(zip(leaves, gradients, strict=True))
+        results.append({"loss": loss.detach(), "stats": stats, "gradients": named})
     return results
 
 
 @pytest.mark.filterwarnings("ignore:fused_contrastive_loss")
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_options_over_ranks_equal_one_process(world_size: int) -> None:
-    by_rank = run_ranks(run_all, world_size, world_size)
-    for index, options in enumerate(all_options()):
+@pytest.mark.parametrize(
+    ("world_size", "num_random", "with_pairs"),
+    [
+        (2, 200, False),
+        (3, 25, False),
+        pytest.param(2, 0, True, marks=pytest.mark.slow),
+        pytest.param(3, 200, True, marks=pytest.mark.slow),
+    ],
+)
+def test_options_over_ranks_equal_one_process(
+    world_size: int, num_random: int, with_pairs: bool
+) -> None:
+    by_rank = run_ranks(run_all, world_size, world_size, num_random, with_pairs, timeout_s=300)
+    for index, (options, gather) in enumerate(calls(num_random, with_pairs)):
         inputs = whole_batch(options, index)
         leaves = {name: x.clone().requires_grad_() for name, x in inputs.leaves.items()}
         loss, stats = fused_contrastive_loss(**inputs.options, **leaves, return_stats=True)
         expected = torch.autograd.grad(loss.sum(), list(leaves.values()))
-        for offset, gather in enumerate(("all_gather", "ring")):
-            parts = [results[2 * index + offset] for results in by_rank]
-            what = f"{options}, {gather}"
-            # Each rank returns W times its part; gradients add up to W times those of the loss.
-            is_split = options.get("reduction") == "none"
-            factor = 1 if is_split else world_size
-            losses = [part["loss"] for part in parts]
-            whole = torch.cat(losses) if is_split else torch.stack(losses).mean()
-            torch.testing.assert_close(whole, loss.detach(), rtol=1e-10, atol=1e-12, msg=what)
-            for name, gradient in zip(leaves, expected, strict=True):
-                pieces = [part["gradients"][name] for part in parts]
-                if name == "temperature":
-                    got = torch.stack(pieces).sum(0)
-                elif name == "negatives" and "negative_owner" in inputs.options:
-                    got = torch.cat(pieces)
-                    gradient = gradient[_rank_order(inputs, world_size)]
-                else:
-                    got = torch.cat(pieces)
-                torch.testing.assert_close(
-                    got, factor * gradient, rtol=1e-8, atol=1e-10, msg=f"{what}: {name}"
-                )
-            for part in parts:
-                torch.testing.assert_close(part["stats"], stats, rtol=1e-5, atol=1e-6, msg=what)
+        parts, what = [results[index] for results in by_rank], f"{options}, {gather}"
+        # Each rank returns W times its part; gradients add up to W times those of the loss.
+        is_split = options.get("reduction") == "none"
+        factor = 1 if is_split else world_size
+        losses = [part["loss"] for part in parts]
+        whole = torch.cat(losses) if is_split else torch.stack(losses).mean()
+        torch.testing.assert_close(whole, loss.detach(), rtol=1e-10, atol=1e-12, msg=what)
+        for name, gradient in zip(leaves, expected, strict=True):
+            pieces = [part["gradients"][name] for part in parts]
+            if name == "temperature":
+                got = torch.stack(pieces).sum(0)
+            elif name == "negatives" and "negative_owner" in inputs.options:
+                got = torch.cat(pieces)
+                gradient = gradient[_rank_order(inputs, world_size)]
+            else:
+                got = torch.cat(pieces)
+            torch.testing.assert_close(
+                got, factor * gradient, rtol=1e-8, atol=1e-10, msg=f"{what}: {name}"
+            )
+        for part in parts:
+            torch.testing.assert_close(part["stats"], stats, rtol=1e-5, atol=1e-6, msg=what)
 
 
 def _rank_order(inputs: Inputs, world_size: int) -> Tensor:
