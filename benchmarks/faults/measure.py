@@ -6,7 +6,7 @@ calls inside the writing of a checkpoint. Then the run is resumed, and must end 
 run to which nothing happened.
 
     python -m benchmarks.faults.measure            # all faults, some minutes on two CPU cores
-    python -m benchmarks.faults.measure --quick    # a few of each kind
+    python -m benchmarks.faults.measure --quick    # every eighth call, 3 kills
 
 It needs Linux and a C compiler.
 """
@@ -197,6 +197,7 @@ def main() -> None:
                 if arguments.only in (None, kind):
                     for row in rows():
                         file.write(json.dumps({"run": run, **row}) + "\n")
+                        file.flush()  # what was measured stays if this is stopped
                         print(json.dumps(row), flush=True)
         print(f"wrote {path}")
 

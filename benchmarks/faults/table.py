@@ -23,7 +23,7 @@ Row = dict[str, Any]
 KINDS = {
     "a file of the newest checkpoint cut, emptied, or with one bit flipped": ("damaged file", "n"),
     "a file of the run's own directory likewise": ("damaged file", "r"),
-    "the disk full from one call on, each call in turn": ("full disk", ""),
+    "the disk full from one call on that changes a file": ("full disk", ""),
     "SIGKILL while a checkpoint is written": ("kill", "inside"),
     "SIGKILL at a random moment": ("kill", "any"),
 }
@@ -56,9 +56,15 @@ def render(results: Sequence[tuple[Path, list[Row]]]) -> str:
         commit = fits[0][1]["run"]["commit"]
         fits = [each for each in fits if each[1]["run"]["commit"] == commit]
         rows = [row for _, row in fits]
-        cells = [title, str(len(rows)), _ends(rows, results), _named(rows), _source(fits)]
+        cells = [title, _cases(rows), _ends(rows, results), _named(rows), _source(fits)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cases(rows: Sequence[Row]) -> str:
+    """How many, and of the calls of a full disk how many there are."""
+    calls = rows[0]["where"].partition(" of ")[2]
+    return f"{len(rows)} of the {calls} calls" if calls else str(len(rows))
 
 
 def _ends(rows: Sequence[Row], results: Sequence[tuple[Path, list[Row]]]) -> str:

@@ -14,7 +14,7 @@ RUN = {"commit": "0123456789ab", "dirty": False, "date": "2026-01-02T03:04:05Z",
 
 def row(**values: Any) -> dict[str, Any]:
     told = {"message": "out/metrics.jsonl: full", "names_file": True, "traceback": False}
-    return {"run": RUN, "where": "call 1", **told, "resumed": 0, "same_end": True, **values}
+    return {"run": RUN, "where": "call 1 of 9", **told, "resumed": 0, "same_end": True, **values}
 
 
 def test_the_committed_table_is_current() -> None:
@@ -33,7 +33,7 @@ def test_what_went_wrong_is_not_counted_as_right() -> None:
     ]
     path = ROOT / "benchmarks" / "results" / "faults_x.jsonl"
     (line,) = [each for each in table.render([(path, rows)]).splitlines() if "disk full" in each]
-    assert "| 6 | 4 | 3 of 5 | [a CPU, 0123456]" in line
+    assert "| 6 of the 9 calls | 4 | 3 of 5 | [a CPU, 0123456]" in line
     assert table.render([]).count("not measured") == len(table.KINDS)
 
 
