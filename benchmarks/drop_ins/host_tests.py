@@ -67,7 +67,10 @@ HOSTS = {
         "src",
         tuple(
             f"losses/test_{name}.py"
-            for name in ("ntxent_loss", "losses_without_labels", "self_supervised_loss")
+            for name in (
+                *("ntxent_loss", "cross_batch_memory"),
+                *("losses_without_labels", "self_supervised_loss"),
+            )
         ),
     ),
 }

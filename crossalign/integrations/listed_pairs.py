@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from crossalign.precision import accumulator
+
 _ELEMENTS = 2**24  # of gathered vectors that are held at a time
 
 
@@ -20,14 +22,18 @@ class ListedPairs:
         self.count = len(rows)
 
     def products(self, query: Tensor, other: Tensor) -> Tensor:
-        """(P,) dot products; the backward gathers the vectors again, a part at a time."""
+        """(P,) dot products, in float32 (float64 of float64).
+
+        The backward gathers the vectors again, a part at a time.
+        """
         size = max(1, _ELEMENTS // max(1, query.shape[1]))
-        if self.count <= size:
-            return (query[self.rows] * other[self.columns]).sum(1)
+        dtype = accumulator(query.dtype)
 
         def part(rows: Tensor, columns: Tensor) -> Tensor:
-            return (query[rows] * other[columns]).sum(1)
+            return (query[rows].to(dtype) * other[columns].to(dtype)).sum(1)
 
+        if self.count <= size:
+            return part(self.rows, self.columns)
         parts = zip(*(torch.split(each, size) for each in (self.rows, self.columns)), strict=True)
         return torch.cat([checkpoint(part, *each, use_reentrant=False) for each in parts])
 

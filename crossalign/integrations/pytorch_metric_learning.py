@@ -66,37 +66,40 @@ class NTXentLoss(_host.NTXentLoss):
     ) -> dict[str, Any]:
         query, other = _vectors(self.distance, embeddings, ref_emb, labels, indices_tuple)
         if indices_tuple is not None:
-            anchors, positives, *negatives = _pairs.convert_to_pairs(indices_tuple, labels)
-            pairs = ListedPairs(anchors, positives)
-            if _is_too_few(pairs.count, len(negatives[0])):
+            anchors, positives, *rest = _pairs.convert_to_pairs(indices_tuple, labels)
+            pairs, negatives = ListedPairs(anchors, positives), ListedPairs(*rest)
+            if _is_too_few(pairs.count, negatives.count):
                 return self.zero_losses()  # type: ignore[no-any-return]
-            logits = pairs.products(query, other) / self.temperature
-            of_negatives = ListedPairs(*negatives)
-            scaled = of_negatives.products(query, other) / self.temperature
-            log_sum = of_negatives.log_sum_by_row(scaled, query.shape[0])
-            losses = F.softplus(log_sum[pairs.rows] - logits, threshold=SOFTPLUS_THRESHOLD)
+            logits = negatives.products(query, other) / self.temperature
+            losses = self._against(
+                negatives.log_sum_by_row(logits, len(query)), pairs, query, other
+            )
+            return _loss(losses.to(embeddings.dtype), (pairs.rows, pairs.columns), "pos_pair")
+        is_self = ref_labels is labels
+        same = same_label_pairs(labels, ref_labels, without_self=is_self)
+        equal = same.count + (len(labels) if is_self else 0)
+        if _is_too_few(same.count, len(labels) * len(ref_labels) - equal):
+            return self.zero_losses()  # type: ignore[no-any-return]
+        if same.is_one_to_one(len(labels), len(ref_labels)):
+            losses = fused_contrastive_loss(
+                query,
+                other[same.columns],
+                ids=same.row_labels,
+                normalize=False,
+                temperature=self.temperature,
+                reduction="none",
+            )
         else:
-            is_self = ref_labels is labels
-            pairs = same_label_pairs(labels, ref_labels, without_self=is_self)
-            equal = pairs.count + (len(labels) if is_self else 0)
-            if _is_too_few(pairs.count, len(labels) * len(ref_labels) - equal):
-                return self.zero_losses()  # type: ignore[no-any-return]
-            if pairs.is_one_to_one(len(labels), len(ref_labels)):
-                losses = fused_contrastive_loss(
-                    query,
-                    other[pairs.columns],
-                    ids=pairs.row_labels,
-                    normalize=False,
-                    temperature=self.temperature,
-                    reduction="none",
-                )
-            else:
-                log_sum = log_sum_of_others(
-                    query, other, pairs.row_labels, pairs.column_labels, self.temperature
-                )
-                logits = pairs.products(query, other).to(log_sum.dtype) / self.temperature
-                losses = F.softplus(log_sum[pairs.rows] - logits, threshold=SOFTPLUS_THRESHOLD)
-        return _loss(losses.to(embeddings.dtype), (pairs.rows, pairs.columns), "pos_pair")
+            log_sum = log_sum_of_others(
+                query, other, same.row_labels, same.column_labels, self.temperature
+            )
+            losses = self._against(log_sum, same, query, other)
+        return _loss(losses.to(embeddings.dtype), (same.rows, same.columns), "pos_pair")
+
+    def _against(self, log_sum: Tensor, pairs: ListedPairs, query: Tensor, other: Tensor) -> Tensor:
+        """(P,) losses of the pairs, each against its row's negatives, of which log_sum is."""
+        logits = pairs.products(query, other) / self.temperature
+        return F.softplus(log_sum[pairs.rows] - logits, threshold=SOFTPLUS_THRESHOLD)
 
 
 class SupConLoss(_host.SupConLoss):

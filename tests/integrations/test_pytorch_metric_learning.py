@@ -102,6 +102,33 @@ def test_pairs_that_a_miner_lists(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_hosts_memory_of_earlier_batches(name: str) -> None:
+    """CrossBatchMemory hands over a queue as references and every pair as listed."""
+    load_drop_in("pytorch_metric_learning")
+    from pytorch_metric_learning.losses import CrossBatchMemory
+
+    first, second = vectors(8, 5), vectors(8, 6)
+    labels = torch.tensor(LABELS["several, and one by itself"])
+
+    def over_two_batches(loss: Any) -> Tensor:
+        memory = CrossBatchMemory(loss, embedding_size=6, memory_size=12)
+        memory.embedding_memory = memory.embedding_memory.double()
+        return memory(first, labels) + memory(second, labels.roll(3))
+
+    assert_equal_to_host(name, [first, second], over_two_batches, temperature=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_listed_products_of_half_precision_are_summed_in_float32(dtype: torch.dtype) -> None:
+    query, other = (vectors(4, seed).detach().to(dtype) for seed in (1, 2))
+    pairs = listed_pairs.ListedPairs(torch.tensor([0, 3, 3]), torch.tensor([1, 1, 2]))
+    found = pairs.products(query, other)
+    exact = (query.double() @ other.double().T)[pairs.rows, pairs.columns]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_dot_product_and_a_regularizer_and_another_reducer(name: str) -> None:
     load_drop_in("pytorch_metric_learning")
     from pytorch_metric_learning import distances, reducers, regularizers
