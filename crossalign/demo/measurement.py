@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
+from crossalign.data.languages import LANGUAGE_NAMES
 from crossalign.evaluation.token_scores import Request, continuation_log_probabilities
 from crossalign.evaluation.vectors.layer_embeddings import encode_layers
 from crossalign.evaluation.vectors.retrieval import (
@@ -116,6 +117,27 @@ def accuracy_table(before: Measurement, after: Measurement, aligned_layer: int) 
     )
     return title + "\n".join(
         name.ljust(6) + "".join(cell.rjust(14) for cell in cells) for name, cells in lines
+    )
+
+
+def gain_and_cost(before: Measurement, after: Measurement, layer: int) -> str:
+    """In words: what retrieval at this layer gained, and what it cost in perplexity."""
+    changes = {
+        language: after.perplexities[language] / old - 1
+        for language, old in before.perplexities.items()
+    }
+    mean = sum(changes.values()) / len(changes)
+    worst = max(changes, key=lambda language: changes[language])
+    if changes[worst] < 0:
+        most = "it fell in every language"
+    else:
+        old, new = before.perplexities[worst], after.perplexities[worst]
+        most = f"most in {LANGUAGE_NAMES[worst]}, from {old:.2f} to {new:.2f}"
+    return (
+        f"Gained: at layer {layer}, {100 * after.accuracy(layer):.1f} % of sentences find their "
+        f"translation first, {100 * before.accuracy(layer):.1f} % before. Cost: perplexity "
+        f"{'rose' if mean >= 0 else 'fell'} by {100 * abs(mean):.1f} % in the mean of the "
+        f"languages, {most}."
     )
 
 

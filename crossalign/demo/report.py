@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crossalign.analysis.figures import draw_languages
 from crossalign.data.languages import LANGUAGE_NAMES
-from crossalign.demo.measurement import Measurement
+from crossalign.demo.measurement import Measurement, gain_and_cost
 from crossalign.evaluation.vectors.projection import Projection, project_to_plane
 
 NUM_DRAWN = 250  # sentences per picture
@@ -80,6 +80,7 @@ def write_report(
         example_code=example_languages[1],
         example_language=LANGUAGE_NAMES[example_languages[1]],
         examples=_examples(before.vectors, after.vectors, held_out, example_languages),
+        gain_and_cost=gain_and_cost(before, after, layer),
         perplexity_rows=[
             (title, list(measured.perplexities.values()))
             for title, measured in (("before", before), ("after", after))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ from crossalign.demo.corpus import make_corpus
 from crossalign.demo.grammar.lexicon import LANGUAGES
 from crossalign.demo.grammar.parallel_grammar import num_sentences
 from crossalign.demo.language_model import new_model, pretrain, train_tokenizer
-from crossalign.demo.measurement import Measurement, accuracy_table, measure
+from crossalign.demo.measurement import Measurement, accuracy_table, gain_and_cost, measure
 from crossalign.demo.own_model import tell_of_model
 from crossalign.demo.story import ENTRIES, Story, write_story
 from crossalign.files.output import atomic_directory, check_output_directory
@@ -126,6 +127,8 @@ def run_demo(
     else:
         story = _tell(settings, target_device)
     print(accuracy_table(story.before, story.after, story.layer))
+    words = gain_and_cost(story.before, story.after, story.layer)
+    print(f"\n{textwrap.fill(words, 80)}")
     with atomic_directory(output, overwrite=overwrite, entries=ENTRIES) as directory:
         write_story(story, directory)
     seconds = time.perf_counter() - started
