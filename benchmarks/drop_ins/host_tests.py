@@ -153,8 +153,12 @@ def main(words: list[str]) -> int:
         for test, message in result["do_not_pass"].items():
             print(f"  {test}: {message}")
     if arguments.output is not None:
-        record = {**provenance(torch.device("cpu")), "hosts": found}
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+        run = provenance(torch.device("cpu"))
+        known = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+        hosts = known.get("hosts", {}) | {
+            name: {**result, "run": run} for name, result in found.items()
+        }
+        arguments.output.write_text(json.dumps({"hosts": hosts}, indent=1) + "\n")
     return 0
 
 
