@@ -49,7 +49,13 @@ LARGEST_LOGIT_SCALE = 100.0  # the lowest temperature that is learned is 0.01
 
 
 class AlignmentOutput(NamedTuple):
-    """What AlignmentModel returns; every loss is () float32 and has a gradient."""
+    """What AlignmentModel returns; every loss is () float32 and has a gradient.
+
+    Example:
+        >>> output = AlignmentOutput(*torch.ones(3), ContrastiveStats(*torch.zeros(4)))
+        >>> output.loss, output.stats.accuracy
+        (tensor(1.), tensor(0.))
+    """
 
     loss: Tensor
     contrastive_loss: Tensor

@@ -22,7 +22,14 @@ _LARGEST_EXPONENT = 80.0  # its exponential is finite in float32
 
 
 class ContrastiveStats(NamedTuple):
-    """Statistics of a batch, computed with its loss: 0-d float32 tensors without gradient."""
+    """Statistics of a batch, computed with its loss: 0-d float32 tensors without gradient.
+
+    Example:
+        >>> query = torch.eye(4)
+        >>> stats = fused_contrastive_loss(query, query, return_stats=True)[1]
+        >>> [round(value.item(), 2) for value in stats]
+        [1.0, 1.0, 1.0, 20.0]
+    """
 
     accuracy: Tensor  # share of queries whose own key has strictly the highest logit
     mean_reciprocal_rank: Tensor  # rank: 1 + keys with a logit strictly above the own key's

@@ -94,9 +94,10 @@ def table(records: Records, comparison: Records = ()) -> str:
         )
         test = tests.get(_key(each))
         if test:
+            difference = test["accuracy"] - test["accuracy_compared"]
             line += (
                 f"   compared: {100 * test['accuracy_compared']:6.2f}, "
-                f"p (Holm) {test['p_value_holm']:.3g}"
+                f"difference {100 * difference:+.2f}, p (Holm) {test['p_value_holm']:.3g}"
             )
         lines.append(line)
     if not all(each["above_chance"] for each in records):

@@ -99,23 +99,7 @@ def test_csv_and_table_show_the_measured_accuracies(demo: Any) -> None:
     assert re.sub(r"\s+", " ", line) == " ".join(["de-ru", *expected])
 
 
-def measured(perplexities: dict[str, float], right: int) -> Measurement:
-    """Of two languages, of whose four sentences so many find their translation."""
-    vectors = {"de": torch.eye(4), "ru": torch.eye(4).roll(1, 0)}
-    vectors["ru"][:right] = torch.eye(4)[:right]
-    return Measurement(list(retrieval_rows(vectors, 0)), [1.0], perplexities, vectors)
-
-
-def test_cost_in_perplexity_is_said_in_words_beside_the_gain(demo: Any) -> None:
-    before = measured({"de": 10.0, "ru": 20.0}, right=0)
-    words = gain_and_cost(before, measured({"de": 11.0, "ru": 20.4}, right=4), 0)
-    assert words == (
-        "Gained: at layer 0, 100.0 % of sentences find their translation first, 0.0 % before. "
-        "Cost: perplexity rose by 6.0 % in the mean of the languages, most in German, from 10.00 "
-        "to 11.00."
-    )
-    words = gain_and_cost(before, measured({"de": 9.0, "ru": 19.0}, right=4), 0)
-    assert words.endswith("fell by 7.5 % in the mean of the languages, it fell in every language.")
+def test_what_the_gain_cost_is_printed_and_in_the_report(demo: Any) -> None:
     result, printed = demo
     said = gain_and_cost(result.before, result.after, LAYER)
     assert said in printed.replace("\n", " ")

@@ -133,6 +133,7 @@ def test_table_marks_what_is_not_above_chance() -> None:
     assert (
         "80.00  " in lines[1] and "p (Holm) 0.00781" in lines[1] and "compared:   0.00" in lines[1]
     )
+    assert "difference +100.00, p" in lines[1]  # of the items that both models have
     assert "50.00 *" in lines[2] and " - " in lines[2]
     assert lines[3].startswith("* not above chance")
     assert "*" not in table([record("en", 0.8)])
