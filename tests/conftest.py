@@ -27,10 +27,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A worker runs whole files (--dist loadfile), so a fixture of a module is made once. The longest
 # files start first, so that no worker is left alone with one at the end.
 LONGEST = (
-    *("test_registration.py", "test_ops.py", "test_functions.py", "test_deepspeed.py"),
-    *("test_at_size.py", "test_examples.py", "test_extension_build.py", "test_resources.py"),
-    *("test_resume.py", "test_ranks.py", "test_benchmarks_run.py", "test_packaging.py"),
-    *("test_recipes.py", "test_run.py", "test_loss.py", "test_layouts.py", "test_one_pass.py"),
+    *("test_options.py", "test_needs.py", "test_numerics.py", "test_resume.py", "test_analyze.py"),
+    *("test_train_step.py", "test_registration.py", "test_contrastive.py", "test_ranks.py"),
+    *("test_indexed_lines.py", "test_engine.py", "test_train_end_to_end.py", "test_deepspeed.py"),
+    *("test_loss.py", "test_benchmarks_run.py", "test_reproduce_afp.py", "test_one_pass.py"),
 )
 
 
