@@ -114,7 +114,8 @@ class Faults:
         seconds, self.expected = time.perf_counter() - started, outcome(straight)
         directory = self.folder / "out"
         shutil.rmtree(directory, ignore_errors=True)
-        for number in range(kills):
+        number = 0
+        while number < kills:
             is_inside = number < inside
             resume = ["--resume"] if (directory / "config.yaml").exists() else []
             watched = directory / "checkpoints" if is_inside else directory
@@ -123,9 +124,12 @@ class Faults:
                 options = {"at": draw.randint(1, done.calls // LONG * SAVE_EVERY), "kills": True}
             killed = self._align(directory, *resume, steps=LONG, watched=watched, **options)
             steps = whole_checkpoints(directory)
-            is_done = (directory / "config.yaml").exists() and killed.status == 0
-            if is_done or (killed.status != 0 and not (directory / "config.yaml").exists()):
+            if killed.status == 0 or not (directory / "config.yaml").exists():
                 shutil.rmtree(directory, ignore_errors=True)
+            if killed.status == 0:  # it ended before the moment came: no kill, and moments too late
+                seconds *= 0.9
+                continue
+            number += 1
             row = {"fault": "kill", "where": "inside a checkpoint" if is_inside else "any moment"}
             yield {**row, "status": killed.status, "message": "", "checkpoints": steps}
         resume = ["--resume"] if (directory / "config.yaml").exists() else []
