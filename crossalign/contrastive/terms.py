@@ -27,8 +27,8 @@ class ContrastiveStats(NamedTuple):
     Example:
         >>> query = torch.eye(4)
         >>> stats = fused_contrastive_loss(query, query, return_stats=True)[1]
-        >>> [round(value.item(), 2) for value in stats]
-        [1.0, 1.0, 1.0, 20.0]
+        >>> tuple(round(value.item(), 2) for value in stats)
+        (1.0, 1.0, 1.0, 20.0)
     """
 
     accuracy: Tensor  # share of queries whose own key has strictly the highest logit
