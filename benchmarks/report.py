@@ -155,23 +155,27 @@ def read_results(paths: Sequence[Path]) -> list[ResultFile]:
 
 
 def fill(line: Wanted, table: Table, results: Sequence[ResultFile]) -> list[str]:
-    """The newest file that has this line fills all of it: ratios stay within one file."""
-    for result in results:
-        if result.run["subject"] != table.subject:
-            continue
-        if ("multiprocessors" in result.run) != line.on_gpu:
-            continue
-        found = {
-            row["implementation"]: row
-            for row in result.rows
-            if all(row.get(key) == value for key, value in line.where.items())
-            and row.get("pass", "both") in ("both", "step")
-        }
-        if found:
-            cells = [cell(found.get(name)) for name in table.implementations]
-            ours, plain = found.get(table.ours), found.get(table.plain)
-            return [*cells, ratios(ours, plain), source(result)]
+    """The newest file that compares in this line fills all of it, so that ratios are of one file;
+    where none does, the newest that has it."""
+    found = [(result, rows) for result in results if (rows := rows_of(line, table, result))]
+    compared = [each for each in found if len(each[1]) > 1]
+    for result, rows in compared or found:
+        cells = [cell(rows.get(name)) for name in table.implementations]
+        return [*cells, ratios(rows.get(table.ours), rows.get(table.plain)), source(result)]
     return [NOT_MEASURED] * (len(table.implementations) + 1) + ["-"]
+
+
+def rows_of(line: Wanted, table: Table, result: ResultFile) -> dict[str, Row]:
+    """By implementation."""
+    on_gpu = "multiprocessors" in result.run
+    if result.run["subject"] != table.subject or on_gpu != line.on_gpu:
+        return {}
+    return {
+        row["implementation"]: row
+        for row in result.rows
+        if all(row.get(key) == value for key, value in line.where.items())
+        and row.get("pass", "both") in ("both", "step")
+    }
 
 
 def cell(row: Row | None) -> str:

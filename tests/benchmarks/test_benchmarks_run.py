@@ -243,6 +243,16 @@ def test_report_fills_what_was_measured_and_says_what_was_not(tmp_path: Path) ->
     assert other.count("not measured") == 4
 
 
+def test_a_newer_file_without_a_comparison_replaces_none(tmp_path: Path) -> None:
+    compared = result_file(tmp_path).rename(tmp_path / "contrastive_compared.jsonl")
+    newer = result_file(tmp_path)
+    ours = newer.read_text().splitlines()[0].replace("2026-01-01", "2026-01-02")
+    newer.write_text(ours.replace("10.0", "9.0") + "\n")
+    for paths, took in (([compared, newer], "10 ms"), ([newer], "9 ms")):
+        tables = report.render(report.read_results(paths))
+        assert f"| {took}, 20 MiB" in line_of(tables, "float32, N = 8,192, D = 256, symmetric")
+
+
 def test_report_shows_a_status_instead_of_a_number(tmp_path: Path) -> None:
     path = result_file(tmp_path, status="out of memory")
     line = line_of(

@@ -148,7 +148,7 @@ def test_missing_arguments_are_named(run: Run) -> None:
     assert_one_line(error, "crossalign align: error: missing: --pairs, --output")
     status, _, error = run("data", "build")
     assert status == 2
-    assert_one_line(error, "crossalign data build: error: ", "--mode, --languages, --input, --out")
+    assert_one_line(error, "crossalign data build: error: ", "missing: --mode, --input, --output")
 
 
 def test_bad_data_leaves_no_directory(align: Run, tmp_path: Path) -> None:

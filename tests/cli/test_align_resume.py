@@ -119,7 +119,9 @@ def test_resume_refuses_another_run(align: Run, run: Run, tmp_path: Path, pairs_
     state.write_bytes(b"junk")
     status, _, error = run(*resume)
     assert status == 1
-    assert_one_line(error, "training_state.pt: damaged: 4 bytes, written were", "anew in another")
+    assert_one_line(
+        error, "training_state.pt: damaged: 4 bytes, written were", "a new run in another"
+    )
     status, _, error = run("align", "--resume", "--output", tmp_path / "none")
     assert status == 1
     assert_one_line(error, "none/config.yaml: cannot be read")
