@@ -86,11 +86,11 @@ def _sum_gradient(
         gradient = tl.where(is_positive, gradient + coefficient, gradient)
     if flags.WITH_LOGIT_SUMS:
         coefficient = tl.load(row_ptrs + 4 * num_queries, mask=in_range_n, other=0.0)[:, None]
-        gradient = tl.where(of_rows > float("-inf"), gradient + coefficient, gradient)
+        # Zeros are added, not sums selected: on those LLVM aborts for sm_80 (Triton 3.7.1).
+        gradient += tl.where(of_rows > float("-inf"), coefficient, 0.0)
         if flags.SYMMETRIC:
             column_part = tl.load(column_ptrs + 4 * num_candidates, mask=in_range_m, other=0.0)
-            added = gradient + column_part[None, :]
-            gradient = tl.where(of_columns > float("-inf"), added, gradient)
+            gradient += tl.where(of_columns > float("-inf"), column_part[None, :], 0.0)
     return gradient
 
 

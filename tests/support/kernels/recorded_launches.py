@@ -118,6 +118,7 @@ def contrastive(
     with_ids: bool = False,
     with_owners: bool = False,
     with_limits: bool = False,
+    with_guides: bool = False,
     **options: Any,
 ) -> None:
     """The forward and the backward pass."""
@@ -131,6 +132,11 @@ def contrastive(
         options["negative_owner"] = torch.zeros(num_candidates - num_queries, dtype=torch.int64)
     if with_limits:
         options |= dict.fromkeys(("row_limit", "column_limit"), torch.zeros(num_queries))
+    if with_guides:
+        options["query_guide"] = torch.randn(num_queries, 40)
+        options["candidate_guide"] = torch.randn(num_candidates, 40)
+        limits = ("row_guide_limit", "column_guide_limit")
+        options |= dict.fromkeys(limits, torch.zeros(num_queries))
     problem = make_problem(num_queries, dtype, **options)
     sums = contrastive_fwd(query, candidates, problem, None, with_stats)
     grads = pair_terms_bwd(torch.ones_like(pair_terms_fwd(sums)), sums)
@@ -174,6 +180,7 @@ CALLS: list[Call] = [
     ("temperature", contrastive, LOSS_SIZES, {"need_scale_grad": True}),
     ("ids", contrastive, LOSS_SIZES, {"with_ids": True}),
     ("owners", contrastive, LOSS_SIZES, {"with_owners": True, "hard_negative_weight": 0.5}),
+    ("guides", contrastive, LOSS_SIZES, {"with_guides": True}),
     ("everything", contrastive, LOSS_SIZES, EVERYTHING),
     ("positives of ids", contrastive, LOSS_SIZES, BEST),
     ("100 features", contrastive, LOSS_SIZES, {"width": 100}),
