@@ -24,7 +24,7 @@ from crossalign.kernels.contrastive_logits import (
 )
 from crossalign.kernels.contrastive_sums import counted_logits
 from crossalign.kernels.launch import store_tile
-from crossalign.kernels.operands import SHORT_NAMES, TRITON_DTYPES, TileOperands
+from crossalign.kernels.operands import TileOperands, gradient_arguments
 from crossalign.kernels.tiles import GradientChunk, Tiles, program_slots
 
 LOWEST = tl.constexpr(-3.0e38)
@@ -194,18 +194,9 @@ def gradient_tiles(
 ) -> None:
     """Fills gradient (whole tiles of the chunk's rows and columns) with H."""
     _contrastive_bwd_kernel[(min(chunk.num_tiles(tiles), program_slots(operands.query)),)](
-        **operands.tile_arguments(
-            tiles,
-            NEED_SCALE_GRAD=scale_partial is not None,
-            DTYPE=TRITON_DTYPES[SHORT_NAMES[gradient.dtype]],
+        **gradient_arguments(
+            operands, tiles, chunk, gradient, need_scale_grad=scale_partial is not None
         ),
         vectors=vectors,
-        gradient_out=operands.output(gradient, tiles),
         scale_partial_ptr=scale_partial,
-        strides=(*operands.strides, gradient.stride(0)),
-        first_chunk_row=chunk.rows.start,
-        first_chunk_column=chunk.columns.start,
-        num_tiles_m=triton.cdiv(chunk.num_columns, tiles.block_m),
-        num_tiles=chunk.num_tiles(tiles),
-        first_partial=chunk.first_partial,
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -19,7 +20,7 @@ from crossalign.contrastive.problem import ContrastiveProblem
 from crossalign.kernels.guides import guide_operand
 from crossalign.kernels.launch import INTERPRETED, accumulator_dtype
 from crossalign.kernels.row_norms import inverse_norms
-from crossalign.kernels.tiles import Tiles, architecture
+from crossalign.kernels.tiles import GradientChunk, Tiles, architecture
 from crossalign.precision import accumulator
 
 TRITON_DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32, "fp64": tl.float64}
@@ -269,3 +270,28 @@ def dot_precision(x: Tensor) -> str:
     if x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "ieee"
+
+
+def gradient_arguments(
+    operands: TileOperands,
+    tiles: Tiles,
+    chunk: GradientChunk,
+    gradient: Tensor,
+    *,
+    need_scale_grad: bool,
+) -> dict[str, Any]:
+    """What the kernels take that fill gradient, whole tiles of a chunk's rows and columns."""
+    return {
+        **operands.tile_arguments(
+            tiles,
+            NEED_SCALE_GRAD=need_scale_grad,
+            DTYPE=TRITON_DTYPES[SHORT_NAMES[gradient.dtype]],
+        ),
+        "gradient_out": operands.output(gradient, tiles),
+        "strides": (*operands.strides, gradient.stride(0)),
+        "first_chunk_row": chunk.rows.start,
+        "first_chunk_column": chunk.columns.start,
+        "num_tiles_m": triton.cdiv(chunk.num_columns, tiles.block_m),
+        "num_tiles": chunk.num_tiles(tiles),
+        "first_partial": chunk.first_partial,
+    }

@@ -34,7 +34,7 @@ from crossalign.kernels.gradient_products import (
     product_sides,
 )
 from crossalign.kernels.launch import device_guard, store_tile
-from crossalign.kernels.operands import SHORT_NAMES, TRITON_DTYPES, TileOperands
+from crossalign.kernels.operands import TileOperands, gradient_arguments
 from crossalign.kernels.positive_logits import positive_logits
 from crossalign.kernels.sigmoid_logits import negate_positives, sigmoid, unbiased_logits
 from crossalign.kernels.tiles import GradientChunk, Tiles, backward_tiles, program_slots
@@ -117,20 +117,11 @@ def _gradient_tiles(
 ) -> None:
     """Fills gradient (whole tiles of the chunk's rows and columns) with H; partials: (2, tiles)."""
     _sigmoid_bwd_kernel[(min(chunk.num_tiles(tiles), program_slots(operands.query)),)](
-        **operands.tile_arguments(
-            tiles,
-            NEED_SCALE_GRAD=partials is not None,
-            DTYPE=TRITON_DTYPES[SHORT_NAMES[gradient.dtype]],
+        **gradient_arguments(
+            operands, tiles, chunk, gradient, need_scale_grad=partials is not None
         ),
         vectors=vectors,
-        gradient_out=operands.output(gradient, tiles),
         scalar_partials=(None, None) if partials is None else (partials[0], partials[1]),
-        strides=(*operands.strides, gradient.stride(0)),
-        first_chunk_row=chunk.rows.start,
-        first_chunk_column=chunk.columns.start,
-        num_tiles_m=triton.cdiv(chunk.num_columns, tiles.block_m),
-        num_tiles=chunk.num_tiles(tiles),
-        first_partial=chunk.first_partial,
     )
 
 
