@@ -7,7 +7,8 @@ Arms, all from one pre-trained model (its token embeddings are frozen in every a
 - `instructions`: the paper's next-token loss on instructions only (CIF);
 - `contrast`: the paper's contrastive loss only (MCL);
 - `best`: one setting after the other found on NTREX lines that are not trained on: block, tokens,
-  centering, temperature, learning rate, next-token weight;
+  centering, temperature, learning rate, next-token weight; its next-token loss is on instructions
+  and on sentences of every language in turn;
 - `joint`: the best setting with the paper's next-token loss.
 
 Test, which no choice saw: FLORES lines (retrieval of every language pair at every layer, bits per
@@ -41,6 +42,7 @@ from benchmarks.real_model.arguments import check_same_sizes, named_values, pars
 from benchmarks.real_model.data import fitting, load_data
 from crossalign.alignment.config import TrainingConfig
 from crossalign.alignment.train import align
+from crossalign.data.builders import TrainingItem
 from crossalign.files.output import write_json_lines
 from crossalign.files.text import read_lines
 from crossalign.models.hidden_states import num_layers
@@ -84,7 +86,11 @@ class Experiment:
         weights = dict(self.model.named_parameters())
         self.original = {name: weights[name].detach().clone() for name in self.trained}
         data = load_data(args.data, args.choosing_lines, args.test_lines)
-        self.data = data._replace(items=fitting(data.items, self.tokenizer, args.max_length))
+        items, rehearsal = (
+            fitting(texts, self.tokenizer, args.max_length)
+            for texts in (data.items, data.rehearsal)
+        )
+        self.data = data._replace(items=items, rehearsal=rehearsal)
         self.layers = list(range(num_layers(self.model) + 1))
         check_same_sizes(args)
 
@@ -141,7 +147,7 @@ class Experiment:
         settings = "" if config is None else self._key(config)
 
         def work() -> list[Row]:
-            self._train(config, None)
+            self._train(config, None, self._mixed())
             layers = sorted({*(config.layers if config else ()), self.layers[-1]})
             vectors = measures.measure(
                 self.model, self.tokenizer, self.data.choosing, layers, self.args.scored_lines // 2
@@ -208,10 +214,20 @@ class Experiment:
 
     def _load(self, arm: str, seed: int) -> None:
         """The weights of an arm, trained or from the disk."""
-        self._train(None if arm == "nothing" else self.config(arm, seed), f"{arm}-{seed}")
+        config = None if arm == "nothing" else self.config(arm, seed)
+        texts = self._mixed() if arm == "best" else self.data.items
+        self._train(config, f"{arm}-{seed}", texts)
 
-    def _train(self, config: TrainingConfig | None, name: str | None) -> None:
-        """name: under which weights and steps are kept; None: nothing is kept."""
+    def _mixed(self) -> list[TrainingItem]:
+        """Instructions and sentences, half and half."""
+        both = zip(self.data.items, self.data.rehearsal, strict=False)
+        return [text for pair in both for text in pair]
+
+    def _train(
+        self, config: TrainingConfig | None, name: str | None, texts: list[TrainingItem]
+    ) -> None:
+        """name: under which weights and steps are kept; None: nothing is kept. texts: of the
+        next-token loss."""
         weights = dict(self.model.named_parameters())
         path = self.args.runs / f"{name}.safetensors"
         state = load_file(path) if name and path.exists() else self.original
@@ -226,7 +242,7 @@ class Experiment:
             self.tokenizer,
             self.data.pairs,
             config,
-            lm_items=self.data.items,
+            lm_items=texts,
             on_step=records.append,
         )
         if name:

@@ -41,10 +41,13 @@ AROUND_ANSWER = 60  # characters of a paragraph kept on each side of the answer
 
 
 class RealModelData(NamedTuple):
-    """choosing, test: language -> lines, line k the same in every language."""
+    """items: instructions; rehearsal: the sentences of the pairs as plain texts, so that next-token
+    prediction is kept up in every language. choosing, test: language -> lines, line k the same in
+    every language."""
 
     pairs: list[Pair]
     items: list[TrainingItem]
+    rehearsal: list[TrainingItem]
     choosing: dict[str, list[str]]
     test: dict[str, list[str]]
 
@@ -70,7 +73,7 @@ def load_data(data: Path, num_choosing: int, num_test: int) -> RealModelData:
         code: read_lines(folder / f"{flores}.devtest.gz")[:num_test]
         for code, (_, _, flores) in LANGUAGES.items()
     }
-    return RealModelData(pairs, items, choosing, test)
+    return RealModelData(pairs, items, _rehearsal(pairs), choosing, test)
 
 
 def fitting(items: list[TrainingItem], tokenizer: Any, max_length: int) -> list[TrainingItem]:
@@ -98,6 +101,19 @@ def _pairs(english: Sequence[str], other: Sequence[str], code: str, left_out: in
         Pair(source.strip(), target.strip(), PIVOT, code)
         for source, target in both[: len(both) - left_out]
         if source.strip() and target.strip() and len(source) <= LONGEST_SENTENCE
+    ]
+
+
+def _rehearsal(pairs: Sequence[Pair]) -> list[TrainingItem]:
+    """As many texts of each language, in turn: English ones stand in every pair."""
+    texts: dict[str, list[str]] = {}
+    for pair in pairs:
+        texts.setdefault(pair.target_language, []).append(pair.target)
+    texts[PIVOT] = list(dict.fromkeys(pair.source for pair in pairs))
+    return [
+        {"sent0": "", "sent1": "", "clm_text": text, "clm_prompt_len": 0}
+        for several in zip(*texts.values(), strict=False)
+        for text in several
     ]
 
 

@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks.align_real_model import main
 from benchmarks.real_model.arguments import named_values
+from benchmarks.real_model.data import LANGUAGES, load_data
 from benchmarks.real_model.plot import draw_layers, draw_planes
 from benchmarks.real_model.table import ARMS, table
 from crossalign.demo.corpus import make_corpus
@@ -24,6 +25,17 @@ def test_flags_name_values() -> None:
         "layer": ["4", "8"],
         "center": ["side"],
     }
+
+
+def test_rehearsed_texts_take_languages_in_turn_and_none_is_tested(data_root: Path) -> None:
+    data = load_data(data_root, 3, 1012)
+    of_language = {pair.target: pair.target_language for pair in data.pairs}
+    first = [of_language.get(item["clm_text"], "en") for item in data.rehearsal[: len(LANGUAGES)]]
+    assert sorted(first) == sorted(LANGUAGES)
+    texts = {item["clm_text"] for item in data.rehearsal}
+    assert len(texts) > 5000
+    for lines in (*data.choosing.values(), *data.test.values()):
+        assert not texts & set(lines)
 
 
 def test_experiment_is_done_part_by_part(
