@@ -17,7 +17,7 @@ from crossalign.demo.measurement import perplexity
 from crossalign.evaluation.choice_scoring import Candidate, ChoiceScorer
 from crossalign.evaluation.vectors.geometry import (
     alignment,
-    centre_distance,
+    center_distance,
     language_identification,
     spread,
     uniformity,
@@ -100,8 +100,8 @@ def geometry(vectors: dict[str, Tensor]) -> dict[str, float]:
     return {
         "alignment": statistics.fmean(alignment(one, two) for one, two in pairs),
         "uniformity": statistics.fmean(uniformity(rows) for rows in vectors.values()),
-        "centre_distance": statistics.fmean(
-            centre_distance(one, two) for one, two in itertools.combinations(spreads, 2)
+        "center_distance": statistics.fmean(
+            center_distance(one, two) for one, two in itertools.combinations(spreads, 2)
         ),
         "language_identification": statistics.fmean(identified.values()),
     }

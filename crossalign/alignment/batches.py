@@ -18,7 +18,7 @@ from crossalign.alignment.packing import PADDING, Packing, choose_packing, packe
 from crossalign.alignment.padding import LENGTHS, share
 from crossalign.data.builders import TrainingItem, TranslationItems
 from crossalign.data.indexed_data import num_negatives
-from crossalign.data.items import LabelledTokens, label_answers
+from crossalign.data.items import LabeledTokens, label_answers
 from crossalign.data.meaning_ids import meaning_ids
 from crossalign.data.mixture import pair_stream
 from crossalign.data.pairs import Pair
@@ -203,7 +203,7 @@ class Batches:
         return texts
 
 
-def _has_no_answer(row: LabelledTokens) -> bool:
+def _has_no_answer(row: LabeledTokens) -> bool:
     # The first token of a row is predicted by nothing, so its label carries no loss.
     return all(label == IGNORED_LABEL for label in row.labels[1:])
 

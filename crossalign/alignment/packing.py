@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from crossalign.alignment.padding import LENGTHS
-from crossalign.data.items import LabelledTokens
+from crossalign.data.items import LabeledTokens
 from crossalign.models.encode import input_device
 from crossalign.models.hidden_states import eval_mode, hidden_states_at, text_config
 from crossalign.models.next_token_loss import IGNORED_LABEL
@@ -69,7 +69,7 @@ def choose_packing(model: Any) -> Packing:
 
 
 def packed_texts(
-    rows: Sequence[LabelledTokens], block_length: int, packing: Packing
+    rows: Sequence[LabeledTokens], block_length: int, packing: Packing
 ) -> dict[str, Any]:
     """input_ids, labels, position_ids (B, T), lengths (B,) and, if packed so, attention_mask.
 
@@ -134,7 +134,7 @@ def _keeps_apart(model: Any, packing: Packing) -> bool:
     device = input_device(model)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = [token % vocabulary for token in range(3, 12)]
-    rows = [LabelledTokens(tokens[:5], tokens[:5]), LabelledTokens(tokens[5:], tokens[5:])]
+    rows = [LabeledTokens(tokens[:5], tokens[:5]), LabeledTokens(tokens[5:], tokens[5:])]
     packed = {
         name: tensor.to(device)
         for name, tensor in packed_texts(rows, 9, packing).items()

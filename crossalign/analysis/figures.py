@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 # Told apart without color vision, too (Okabe and Ito; the yellow left out, too pale for white).
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 SHADES = (
     "#00395A",
     "#8A5F00",
@@ -49,8 +49,8 @@ class Curve(NamedTuple):
 
 def look(index: int) -> tuple[str, str]:
     """Color and marker of a language: 14 colors, and no two alike among the first 49."""
-    turn, place = divmod(index, len(COLOURS))
-    color = (SHADES if turn % 2 else COLOURS)[place]
+    turn, place = divmod(index, len(COLORS))
+    color = (SHADES if turn % 2 else COLORS)[place]
     return color, MARKERS[(place + turn) % len(MARKERS)]
 
 

@@ -20,7 +20,7 @@ from crossalign.analysis.memory_mapped_vectors import memory_mapped_vectors
 from crossalign.analysis.parallel_text import same_meaning_ids
 from crossalign.evaluation.vectors.geometry import (
     alignment,
-    centre_distance,
+    center_distance,
     language_identification,
     spread,
     uniformity,
@@ -229,8 +229,8 @@ class _LayerWork:
         for one, other in self.ids:
             value = alignment(vectors[one], vectors[other], device=device)
             yield GeometryValue("alignment", one, other, value)
-            value = centre_distance(spreads[one], spreads[other])
-            yield GeometryValue("centre_distance", one, other, value)
+            value = center_distance(spreads[one], spreads[other])
+            yield GeometryValue("center_distance", one, other, value)
         identified = language_identification(vectors, seed=self.seed, device=device)
         for language, rows in vectors.items():
             value = uniformity(rows, seed=self.seed, device=device)

@@ -31,7 +31,7 @@ MEASURES = (
     Measure("margin_accuracy", "found first by margin", True, "higher: languages closer"),
     Measure("mean_margin", "mean margin of translations", False, "above 1: nearer than the rest"),
     Measure("alignment", "alignment", False, "lower: translations nearer"),
-    Measure("centre_distance", "distance of language centers", False, "lower: languages closer"),
+    Measure("center_distance", "distance of language centers", False, "lower: languages closer"),
     Measure(
         "language_identification", "language recognized", True, "lower: languages harder to tell"
     ),

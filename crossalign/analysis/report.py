@@ -14,7 +14,7 @@ from crossalign.analysis.measures import MEASURES, format_number
 LAYER_SHOWN = "Layer shown"  # the fact that says why this layer
 _LONGEST_SHOWN = 240  # characters of a sentence
 _MOST_OPEN_PAIRS = 21  # more rows are folded up until asked for
-_TILES = ("accuracy", "margin_accuracy", "language_identification", "centre_distance")
+_TILES = ("accuracy", "margin_accuracy", "language_identification", "center_distance")
 _OF_LANGUAGES = tuple(
     measure
     for measure in MEASURES
@@ -106,7 +106,7 @@ def _tiles(before: LayerMeasurement | None, studied: LayerMeasurement) -> list[T
         "margin_accuracy": "find it first by ratio margin, which allows for crowded neighborhoods",
         "language_identification": "are nearest to the center of their own language; by chance "
         f"{100 / num_languages:.3g} %",
-        "centre_distance": "distance between the centers of two languages, on the unit sphere",
+        "center_distance": "distance between the centers of two languages, on the unit sphere",
     }
     old = before.summary() if before else {}
     new = studied.summary()
@@ -150,7 +150,7 @@ def _pair_rows(before: LayerMeasurement | None, studied: LayerMeasurement) -> li
         )
         others = (
             *(scores.reciprocal_rank, margin.mean_margin),
-            *(of_pair["alignment"], of_pair["centre_distance"]),
+            *(of_pair["alignment"], of_pair["center_distance"]),
         )
         return [f"{100 * share:.1f}" for share in shares] + [
             format_number(value) for value in others

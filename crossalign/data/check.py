@@ -131,7 +131,7 @@ def check_pairs(
             columns.settle(doubts)
         source, target = (side.summary() for side in statistics)
         sides = {"source": source, "target": target}
-        repeats = {"repeats": exact.count(), "normalised_repeats": same.count()}
+        repeats = {"repeats": exact.count(), "normalized_repeats": same.count()}
     return _report(paths, exact.total, doubts, {**repeats, "languages": dict(named), **sides})
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class LabelledTokens(NamedTuple):
+class LabeledTokens(NamedTuple):
     """One text: its token ids, and per token the id to predict or IGNORED_LABEL."""
 
     input_ids: list[int]
@@ -40,7 +40,7 @@ def parse_item(line: str, where: str) -> TrainingItem:
 
 def label_answers(
     tokenizer: PreTrainedTokenizerBase, items: Sequence[TrainingItem], max_length: int
-) -> list[LabelledTokens]:
+) -> list[LabeledTokens]:
     """Tokens of each clm_text, labeled where they belong to the answer.
 
     A token belongs to the answer if one of its characters stands behind the first clm_prompt_len
@@ -77,7 +77,7 @@ def label_answers(
         eos = tokenizer.eos_token_id
         if eos is not None and ids[-1:] != [eos] and len(ids) < max_length:
             ids, labels = [*ids, eos], [*labels, eos]
-        rows.append(LabelledTokens(ids, labels))
+        rows.append(LabeledTokens(ids, labels))
     return rows
 
 

@@ -96,27 +96,27 @@ class TextStatistics:
     def __init__(self) -> None:
         self.characters = Lengths()
         self.tokens = Lengths()
-        self._exact, self._normalised = Repeats(), Repeats()
+        self._exact, self._normalized = Repeats(), Repeats()
         self._letters: Counter[str] = Counter()
 
     def add(self, text: str) -> None:
         self.characters.add((len(text),))
         self._exact.add(text)
-        self._normalised.add(normalized(text))
+        self._normalized.add(normalized(text))
         self._letters.update(text)
 
     def summary(self) -> dict[str, Any]:
         result = {
             "characters": self.characters.summary(),
             "repeats": self._exact.count(),
-            "normalised_repeats": self._normalised.count(),
+            "normalized_repeats": self._normalized.count(),
             "scripts": script_shares(self._letters),
         }
         return result | ({"tokens": self.tokens.summary()} if self.tokens.counts else {})
 
     def close(self) -> None:
         self._exact.close()
-        self._normalised.close()
+        self._normalized.close()
 
 
 def script_shares(characters: Mapping[str, int]) -> dict[str, float]:

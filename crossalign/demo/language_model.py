@@ -85,7 +85,7 @@ def pretrain(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config)
         chosen = stream.take(step * config.batch_size, config.batch_size)
-        batch = _labelled_batch(tokenizer, [texts[index] for index in chosen], model.device)
+        batch = _labeled_batch(tokenizer, [texts[index] for index in chosen], model.device)
         loss = model(**batch).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT_NORM)
@@ -95,7 +95,7 @@ def pretrain(
     model.train(False)
 
 
-def _labelled_batch(
+def _labeled_batch(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], device: torch.device
 ) -> dict[str, Tensor]:
     """input_ids, attention_mask and labels, (B, T), of texts that end with EOS."""

@@ -1,4 +1,4 @@
-"""What the demo measures of a model, before and after: retrieval, neighbours, perplexity."""
+"""What the demo measures of a model, before and after: retrieval, neighbors, perplexity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crossalign.evaluation.vectors.layer_embeddings import encode_layers
 from crossalign.evaluation.vectors.retrieval import (
     RetrievalRow,
     retrieval_rows,
-    same_language_neighbours,
+    same_language_neighbors,
 )
 from crossalign.models.encode import tokenize
 from crossalign.models.hidden_states import eval_mode, num_layers
@@ -26,12 +26,12 @@ MOST_SHOWN = 5  # layers in the table on the terminal
 
 
 class Measurement(NamedTuple):
-    """rows: of every layer and language pair. neighbours: per layer, the share of sentences whose
+    """rows: of every layer and language pair. neighbors: per layer, the share of sentences whose
     nearest neighbor speaks their own language. perplexities: per language. vectors: language ->
     (n, C), unit length, of the aligned layer."""
 
     rows: list[RetrievalRow]
-    neighbours: list[float]
+    neighbors: list[float]
     perplexities: dict[str, float]
     vectors: dict[str, Tensor]
 
@@ -60,7 +60,7 @@ def measure(
     """held_out: language -> the same sentences, in the same order. num_scored: sentences of each
     language for its perplexity; None: all."""
     rows: list[RetrievalRow] = []
-    neighbours: list[float] = []
+    neighbors: list[float] = []
     aligned: dict[str, Tensor] = {}
     layers = range(num_layers(model) + 1)
     of_all_layers = {
@@ -75,14 +75,14 @@ def measure(
     for layer in tqdm(layers, desc=description, unit="layer", disable=None):
         vectors = {language: of_layer[layer] for language, of_layer in of_all_layers.items()}
         rows += retrieval_rows(vectors, layer)
-        neighbours.append(same_language_neighbours(vectors))
+        neighbors.append(same_language_neighbors(vectors))
         if layer == aligned_layer:
             aligned = {language: normalize(each, dim=1) for language, each in vectors.items()}
     perplexities = {
         language: perplexity(model, tokenizer, sentences[:num_scored], batch_size=batch_size)
         for language, sentences in held_out.items()
     }
-    return Measurement(rows, neighbours, perplexities, aligned)
+    return Measurement(rows, neighbors, perplexities, aligned)
 
 
 def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: int = 128) -> float:
@@ -99,7 +99,7 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: 
 def accuracy_table(before: Measurement, after: Measurement, aligned_layer: int) -> str:
     """Text: retrieval accuracy in percent, before and after, per language pair and layer, of as
     many layers as 80 columns hold."""
-    layers = _shown_layers(len(before.neighbours), aligned_layer)
+    layers = _shown_layers(len(before.neighbors), aligned_layer)
     rows: dict[str, list[str]] = {}
     for old, new in zip(before.rows, after.rows, strict=True):
         if old.layer in layers:

@@ -70,7 +70,7 @@ def write_report(
         num_pairs=num_pairs,
         num_held_out=len(next(iter(held_out.values()))),
         layer=layer,
-        layers=range(len(before.neighbours)),
+        layers=range(len(before.neighbors)),
         before=before,
         after=after,
         pictures=pictures,

@@ -52,14 +52,14 @@ def write_story(story: Story, directory: Path) -> None:
 
 
 def _as_json(story: Story) -> str:
-    layers = range(len(story.before.neighbours))
+    layers = range(len(story.before.neighbors))
     results = {
         name: {
             "mean_accuracy_per_layer": [measured.accuracy(layer) for layer in layers],
             "mean_centered_accuracy_per_layer": [
                 measured.centered_accuracy(layer) for layer in layers
             ],
-            "same_language_neighbours_per_layer": measured.neighbours,
+            "same_language_neighbors_per_layer": measured.neighbors,
             "perplexities": measured.perplexities,
         }
         for name, measured in (("before", story.before), ("after", story.after))

@@ -61,7 +61,7 @@ def source(part: TaskData) -> dict[str, Any]:
     whole = TASKS[part.task].release_rows.get("test", part.test.rows)
     return {
         "files_sha256": files,
-        "licence": TASKS[part.task].licence,
+        "license": TASKS[part.task].license,
         "rows": part.test.rows,
         "rows_of_release": whole,
         "notes": dict(part.test.notes),

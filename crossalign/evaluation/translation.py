@@ -36,7 +36,7 @@ FLORES_CODES = {
     **{"tr": "tur_Latn", "uk": "ukr_Cyrl", "ur": "urd_Arab", "vi": "vie_Latn", "zh": "zho_Hans"},
 }
 _FOLDERS = ("flores200", "flores200_dataset", "flores200_dataset/{split}", "flores", "{split}", ".")
-LICENCE = "CC BY-SA 4.0"
+LICENSE = "CC BY-SA 4.0"
 # Languages without spaces between words: sacrebleu's rule, the module it needs, and the rule where
 # that is not installed.
 _TOKENIZERS = {
@@ -227,7 +227,7 @@ class _Parallel:
         return {
             "prompt": "{source} = {target}, demonstrations followed by EOS",
             "demonstrations_from": "dev" if self.own_demos else "other devtest sentences",
-            "licence": LICENCE,
+            "license": LICENSE,
             "files_sha256": hashes,
         }
 

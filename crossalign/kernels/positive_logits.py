@@ -93,14 +93,14 @@ def tie_bounds(
         return positive_log2, positive_log2
     slack = tie_slack(query, candidates, problem, positive_logit)
     lower, upper = positive_logit - slack, positive_logit + slack
-    least, largest = _neighbours(lower), _neighbours(upper)
+    least, largest = _neighbors(lower), _neighbors(upper)
     is_within = least * LN_2.value >= lower[:, None], largest * LN_2.value <= upper[:, None]
     least = torch.where(is_within[0], least, torch.inf).amin(1)
     largest = torch.where(is_within[1], largest, -torch.inf).amax(1)
     return torch.where(lower.isnan(), lower, least), torch.where(upper.isnan(), upper, largest)
 
 
-def _neighbours(logits: Tensor) -> Tensor:
+def _neighbors(logits: Tensor) -> Tensor:
     """(N,) in natural units -> (N, 9) in log2 units: the conversion and the floats next to it."""
     bits = torch.int64 if logits.dtype == torch.float64 else torch.int32
     steps = torch.arange(-4, 5, dtype=bits, device=logits.device)

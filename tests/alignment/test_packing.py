@@ -21,7 +21,7 @@ from crossalign.alignment.packing import (
     first_fit,
     packed_texts,
 )
-from crossalign.data.items import LabelledTokens
+from crossalign.data.items import LabeledTokens
 from crossalign.data.pairs import Pair
 from crossalign.models.encode import pad_right
 from crossalign.models.hidden_states import hidden_states_at
@@ -34,17 +34,17 @@ LENGTHS = (9, 7, 2, 12, 1, 5, 3)
 WAYS = dict.fromkeys(CONFIGS, POSITIONS) | {"xglm": MASK, "opt": MASK, "bloom": PADDING}
 
 
-def random_rows(seed: int = 0) -> list[LabelledTokens]:
+def random_rows(seed: int = 0) -> list[LabeledTokens]:
     """Some of the first tokens of each text are prompt."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for length in LENGTHS:
         ids = torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist()
-        rows.append(LabelledTokens(ids, [IGNORED_LABEL] * (length // 3) + ids[length // 3 :]))
+        rows.append(LabeledTokens(ids, [IGNORED_LABEL] * (length // 3) + ids[length // 3 :]))
     return rows
 
 
-def padded_texts(rows: list[LabelledTokens]) -> dict[str, torch.Tensor]:
+def padded_texts(rows: list[LabeledTokens]) -> dict[str, torch.Tensor]:
     labels = [torch.tensor(row.labels) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(labels, True, IGNORED_LABEL)
     return {**pad_right([row.input_ids for row in rows], CPU), "labels": padded}
@@ -157,8 +157,8 @@ def test_blocks_are_filled_longest_first() -> None:
 
 
 def test_first_tokens_have_no_label_and_padding_stands_alone() -> None:
-    rows = [LabelledTokens([5, 6, 7], [5, 6, 7]), LabelledTokens([8, 9], [8, 9])]
-    rows.append(LabelledTokens([4, 4], [IGNORED_LABEL, 4]))
+    rows = [LabeledTokens([5, 6, 7], [5, 6, 7]), LabeledTokens([8, 9], [8, 9])]
+    rows.append(LabeledTokens([4, 4], [IGNORED_LABEL, 4]))
     packed = packed_texts(rows, 5, Packing(MASK, "", torch.bool))
     assert packed["input_ids"].tolist() == [[5, 6, 7, 8, 9], [4, 4, 0, 0, 0]]
     ignored = IGNORED_LABEL

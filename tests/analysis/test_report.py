@@ -52,7 +52,7 @@ def measured(languages: tuple[str, ...], layer: int, seed: int) -> LayerMeasurem
     values = [
         GeometryValue(measure, *code, torch.rand(()).item())
         for code in codes
-        for measure in ("alignment", "centre_distance")
+        for measure in ("alignment", "center_distance")
     ]
     of_languages = ("uniformity", "mean_cosine", "iso_score", "language_identification")
     values += [

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.provenance import ROOT
 from benchmarks.report import with_tables
 from benchmarks.reproduction import reproduce_afp
 from benchmarks.reproduction.data import CAPTION_LANGUAGES, Corpus, load_corpus
 from benchmarks.reproduction.measures import CHOICES, questions_of, shares_right
 from benchmarks.reproduction.model import new_tokenizer, packed_blocks
-from benchmarks.reproduction.plot import BEGIN, END, PAGE, cell, worst_perplexity
+from benchmarks.reproduction.plot import BEGIN, END, PAGE, cell, read_rows, table, worst_perplexity
 from benchmarks.reproduction.plot import main as plot
 from benchmarks.reproduction.reproduce_afp import (
     PRESETS,
@@ -89,6 +90,14 @@ def test_reproduction_runs_resumes_and_is_drawn(
     assert page.endswith("end\n")
     assert (tmp_path / "reproduction.png").stat().st_size > 1000
     capsys.readouterr()
+
+
+def test_the_committed_table_is_what_its_result_file_says() -> None:
+    """Its names of measures are those of its day."""
+    (path,) = ROOT.glob("benchmarks/results/reproduce_afp_*.jsonl")
+    page = (ROOT / "docs" / PAGE).read_text()
+    assert path.name in page
+    assert page == with_tables(page, table(*read_rows(path)), BEGIN, END)
 
 
 def test_only_some_configurations_can_be_asked_for(

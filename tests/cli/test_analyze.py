@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from crossalign.analysis import run as analysis_run
 from crossalign.analysis.advice import LINES_LOOKED_AT
 from crossalign.cli.main import main
-from crossalign.evaluation.vectors.geometry import alignment, centre_distance, spread, uniformity
+from crossalign.evaluation.vectors.geometry import alignment, center_distance, spread, uniformity
 from crossalign.evaluation.vectors.margin import margin_scores
 from crossalign.models.encode import encode
 from crossalign.models.loading import load_model
@@ -114,7 +114,7 @@ def test_geometry_csv_holds_the_measures(compared: Path, models: tuple[Path, Pat
     spreads = spread(en), spread(de)
     expected = {
         ("alignment", "en", "de"): alignment(en, de),
-        ("centre_distance", "en", "de"): centre_distance(*spreads),
+        ("center_distance", "en", "de"): center_distance(*spreads),
         ("uniformity", "en", ""): uniformity(en),
         ("uniformity_of_all", "", ""): uniformity(torch.cat(list(vectors.values()))),
         ("mean_cosine", "de", ""): spreads[1].mean_cosine,

@@ -80,7 +80,7 @@ def test_result_says_all_that_a_reader_needs(evaluate: Any, folder: Path, tmp_pa
     assert first["prompt"]["template"].startswith("Premise: {premise}")
     path = folder / "xnli" / "test-en.tsv"
     assert first["files_sha256"][str(path)] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (first["licence"], first["rows_of_release"]) == ("CC BY-NC 4.0", 5010)
+    assert (first["license"], first["rows_of_release"]) == ("CC BY-NC 4.0", 5010)
     log = [json.loads(line) for line in (tmp_path / "result.items.jsonl").read_text().splitlines()]
     for record in result["results"]:
         key = {name: record[name] for name in ("task", "language", "shots", "seed")}

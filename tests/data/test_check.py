@@ -32,9 +32,9 @@ def test_pairs_are_counted_and_doubted(tmp_path: Path) -> None:
     path = write(tmp_path / "p.tsv", "\n".join(ROWS))
     report = check_pairs([path], max_ratio=5.0)
     assert (report["usable"], report["unusable"]) == (7, 0)
-    assert (report["repeats"], report["normalised_repeats"]) == (1, 2)
+    assert (report["repeats"], report["normalized_repeats"]) == (1, 2)
     assert report["source"]["repeats"] == 1
-    assert report["source"]["normalised_repeats"] == 2
+    assert report["source"]["normalized_repeats"] == 2
     assert report["target"]["repeats"] == 2
     assert report["target"]["characters"]["100%"] == len(ROWS[4].split("\t")[1])
     assert report["target"]["scripts"] == {"Latin": 1.0}

@@ -29,7 +29,7 @@ def test_every_order_is_equally_likely(count: int) -> None:
     assert statistic < (orders - 1) + 5 * math.sqrt(2 * (orders - 1))
 
 
-def test_neighbours_are_unrelated() -> None:
+def test_neighbors_are_unrelated() -> None:
     """The correlation of neighbors, and of place and element, is noise: 1 / sqrt(20,000)."""
     order = list(Permutation(20_000, "key"))
     assert order != sorted(order)

@@ -68,6 +68,6 @@ def test_a_summary_tells_forms_of_a_text_apart_and_together() -> None:
         for text in "Hi.", "hi.", "Hi.", "Ho.":
             statistics.add(text)
         summary = statistics.summary()
-    assert (summary["repeats"], summary["normalised_repeats"]) == (1, 2)
+    assert (summary["repeats"], summary["normalized_repeats"]) == (1, 2)
     assert summary["characters"]["mean"] == 3
     assert "tokens" not in summary

@@ -62,8 +62,8 @@ def test_demo_writes_every_result_and_nothing_else(demo: Any) -> None:
 def test_alignment_brings_languages_together(demo: Any) -> None:
     result, _ = demo
     assert result.after.accuracy(LAYER) > 2 * result.before.accuracy(LAYER)
-    assert result.before.neighbours[LAYER] > 0.9
-    assert result.after.neighbours[LAYER] < 0.7
+    assert result.before.neighbors[LAYER] > 0.9
+    assert result.after.neighbors[LAYER] < 0.7
 
 
 def test_saved_model_gives_the_measured_vectors(demo: Any) -> None:

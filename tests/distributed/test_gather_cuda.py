@@ -83,17 +83,17 @@ def test_streams_that_share_the_buffer_wait_for_one_another() -> None:
             assert torch.equal(result, expected + number)
 
 
-def gather_normalised(rank: int, dtype: torch.dtype, folder: Path) -> Any:
+def gather_normalized(rank: int, dtype: torch.dtype, folder: Path) -> Any:
     on_gpu(folder)
     x = shards((50, 33), 1000)[rank].cuda()
     return gather_negatives(x, normalize=True, dtype=dtype, backend="extension").cpu()
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3])
-def test_rows_are_cast_and_normalised_on_the_way(dtype: torch.dtype) -> None:
+def test_rows_are_cast_and_normalized_on_the_way(dtype: torch.dtype) -> None:
     rows = torch.cat(shards((50, 33), 1000))
     truth = F.normalize(rows.double(), dim=1)
-    for gathered in run_ranks(gather_normalised, 2, dtype, extension_folder()):
+    for gathered in run_ranks(gather_normalized, 2, dtype, extension_folder()):
         assert_within_rule(gathered, truth, F.normalize(rows, dim=1).to(dtype))
 
 

@@ -41,7 +41,7 @@ CASTS = [(one, other) for one in NARROW for other in NARROW] + [(torch.float64, 
 
 @pytest.mark.parametrize(("dtype", "published_dtype"), CASTS)
 @pytest.mark.parametrize("shape", [(0, 4), (1, 1), (5, 37), (70, 1024)])
-def test_publish_casts_and_normalises(
+def test_publish_casts_and_normalizes(
     shape: tuple[int, int], dtype: torch.dtype, published_dtype: torch.dtype
 ) -> None:
     rows = torch.randn(shape).to(dtype)

@@ -46,7 +46,7 @@ def test_scores_equal_whole_logits(
     assert found[0] == found[5]
 
 
-def test_positions_that_neighbours_share_are_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_that_neighbors_share_are_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
     scored = 0
     original = token_scores._target_scores
 

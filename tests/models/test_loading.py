@@ -47,7 +47,7 @@ def test_a_model_of_another_kind_is_refused_in_one_short_line(tmp_path: Path) ->
         assert len(str(caught.value)) < 200 + len(name)
 
 
-def test_a_misspelt_name_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelled_name_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match=r"^--model: meta-llama/Lama-3: is no directory"):
         load_config("meta-llama/Lama-3", "--model: ")

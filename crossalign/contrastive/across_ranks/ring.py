@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.across_ranks.ring_pass import Travelling, circulate
+from crossalign.contrastive.across_ranks.ring_pass import Traveling, circulate
 from crossalign.contrastive.across_ranks.shards import (
     BackwardPass,
     ShardedBatch,
@@ -51,7 +51,7 @@ def ring_sums(
 
 def _ring_pass(
     query: Tensor,
-    shard: Sequence[Travelling],
+    shard: Sequence[Traveling],
     problem: ContrastiveProblem,
     batch: ShardedBatch,
     known_positive_logit: Tensor | None = None,
@@ -83,13 +83,13 @@ def ring_gradients(
     num_candidates = _rows_of_columns(batch)
     coefficients = column_coefficients(sums, grads, problem)
     shard = _shard(candidates, problem, batch)
-    shard.append(Travelling(coefficients, batch.keys.rows))
+    shard.append(Traveling(coefficients, batch.keys.rows))
     if problem.normalize:
-        shard.append(Travelling(sums.candidate_inverse_norm, num_candidates))
+        shard.append(Traveling(sums.candidate_inverse_norm, num_candidates))
 
     def visit(source: int, arrived: list[Tensor]) -> Tensor:
         block = _block_problem(problem, batch, source, arrived)
-        coefficients, *inverse_norm = arrived[1 + len(_travelling_fields(problem)) :]
+        coefficients, *inverse_norm = arrived[1 + len(_traveling_fields(problem)) :]
         block_sums, block_grads = with_column_coefficients(sums, grads, coefficients, block)
         if inverse_norm:
             block_sums = block_sums._replace(candidate_inverse_norm=inverse_norm[0])
@@ -117,15 +117,13 @@ def _rows_of_columns(batch: ShardedBatch) -> list[int]:
     return [keys + negatives for keys, negatives in pairs]
 
 
-def _travelling_fields(problem: ContrastiveProblem) -> list[str]:
+def _traveling_fields(problem: ContrastiveProblem) -> list[str]:
     """What describes the candidates, and goes with them."""
     names = ("candidate_ids", "candidate_guide", "column_limit", "column_guide_limit")
     return [name for name in names if getattr(problem, name) is not None]
 
 
-def _shard(
-    candidates: Tensor, problem: ContrastiveProblem, batch: ShardedBatch
-) -> list[Travelling]:
+def _shard(candidates: Tensor, problem: ContrastiveProblem, batch: ShardedBatch) -> list[Traveling]:
     rows = _rows_of_columns(batch)
     of_field = {
         "candidate_ids": rows if batch.negatives_have_ids else batch.keys.rows,
@@ -133,9 +131,9 @@ def _shard(
         "column_limit": batch.keys.rows,
         "column_guide_limit": batch.keys.rows,
     }
-    fields = _travelling_fields(problem)
-    described = [Travelling(getattr(problem, name), of_field[name]) for name in fields]
-    return [Travelling(candidates, rows), *described]
+    fields = _traveling_fields(problem)
+    described = [Traveling(getattr(problem, name), of_field[name]) for name in fields]
+    return [Traveling(candidates, rows), *described]
 
 
 def _block_problem(
@@ -151,7 +149,7 @@ def _block_problem(
         num_keys=num_keys,
         label_offset=batch.label_offset(problem, batch.first_row(source), num_keys),
     )
-    fields = _travelling_fields(problem)
+    fields = _traveling_fields(problem)
     described: dict[str, Any] = dict(zip(fields, arrived[1 : 1 + len(fields)], strict=True))
     return block._replace(**described)
 

@@ -17,7 +17,7 @@ from crossalign.distributed.gather import ShardLayout
 from crossalign.distributed.rank_agreement import missing_rank_named, transport_device
 
 
-class Travelling(NamedTuple):
+class Traveling(NamedTuple):
     """A tensor of every shard: this rank's, and how many rows each rank's has."""
 
     tensor: Tensor
@@ -25,7 +25,7 @@ class Travelling(NamedTuple):
 
 
 def circulate(
-    shard: Sequence[Travelling],
+    shard: Sequence[Traveling],
     layout: ShardLayout,
     visit: Callable[[int, list[Tensor]], Tensor],
     combine: Callable[[Tensor, Tensor], Tensor],
@@ -36,13 +36,13 @@ def circulate(
     visit(source, tensors) sees the shard of rank `source` and gives rows[source] rows.
     """
     size = len(layout.rows)
-    tensors = [travelling.tensor for travelling in shard]
+    tensors = [traveling.tensor for traveling in shard]
     visited: Tensor | None = None
     for step in range(size):
         source = (layout.rank - step) % size
         outgoing: list[tuple[Tensor, int]] = []
         if step + 1 < size:
-            next_rows = [travelling.rows[source - 1] for travelling in shard]
+            next_rows = [traveling.rows[source - 1] for traveling in shard]
             outgoing += zip(tensors, next_rows, strict=True)
         if visited is not None:
             outgoing.append((visited, rows[source]))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crossalign.argument_checks import values_may_be_read
-from crossalign.contrastive.across_ranks.ring_pass import Travelling, circulate
+from crossalign.contrastive.across_ranks.ring_pass import Traveling, circulate
 from crossalign.contrastive.combine import reduce_terms
 from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid.agreement import (
@@ -141,9 +141,9 @@ def _block(
     return problem._replace(key_ids=ids[0] if ids else None, label_offset=label_offset)
 
 
-def _shard(key: Tensor, problem: SigmoidProblem, batch: ShardedPairs) -> list[Travelling]:
+def _shard(key: Tensor, problem: SigmoidProblem, batch: ShardedPairs) -> list[Traveling]:
     tensors = [key] if problem.key_ids is None else [key, problem.key_ids]
-    return [Travelling(tensor, batch.layout.rows) for tensor in tensors]
+    return [Traveling(tensor, batch.layout.rows) for tensor in tensors]
 
 
 def _ring_sums(
@@ -179,7 +179,7 @@ def _ring_gradients(
     shard = _shard(key, problem, batch)
     num_ids = len(shard) - 1
     if problem.normalize:
-        shard.append(Travelling(sums.key_inverse_norm, rows))
+        shard.append(Traveling(sums.key_inverse_norm, rows))
 
     def visit(source: int, arrived: list[Tensor]) -> Tensor:
         block = _block(problem, batch, source, arrived[1 : 1 + num_ids])

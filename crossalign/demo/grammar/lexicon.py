@@ -198,7 +198,7 @@ def _suiting(qualities: str) -> tuple[Quality, ...]:
     return tuple(_THING_QUALITIES[en] for en in qualities.split())
 
 
-COLOURS = _suiting("red blue green black white yellow")
+COLORS = _suiting("red blue green black white yellow")
 _OF_WARES = _suiting("red blue green black white yellow big small new old expensive beautiful")
 QUALITIES_OF_KIND = {
     "text": _suiting("new old interesting important long short"),

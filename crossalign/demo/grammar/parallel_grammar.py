@@ -16,7 +16,7 @@ from typing import Any
 
 from crossalign.demo.grammar import adverbials, lexicon, sentence_templates
 from crossalign.demo.grammar.adverbials import HABITS, PAST_TIMES, PLACES, Phrase
-from crossalign.demo.grammar.lexicon import COLOURS, NUMBERS, PERSON_QUALITIES, PERSONS
+from crossalign.demo.grammar.lexicon import COLORS, NUMBERS, PERSON_QUALITIES, PERSONS
 from crossalign.demo.grammar.verbs import GIFTS, VERBS
 
 # Things that one says in Russian and German stand, not lie.
@@ -74,14 +74,14 @@ def _patterns() -> tuple[Pattern, ...]:
         for person in PERSONS
         if thing[0].kind in kinds and thing[0].en not in _STANDING and verb.en != "draw"
     ]
-    coloured = [
-        (thing, colour)
+    colored = [
+        (thing, color)
         for thing in lexicon.THINGS
-        for colour in COLOURS
+        for color in COLORS
         if thing.kind in ("large", "ware")
     ]
     compared = [
-        (*one, *other) for one, other in itertools.permutations(coloured, 2) if one[0] != other[0]
+        (*one, *other) for one, other in itertools.permutations(colored, 2) if one[0] != other[0]
     ]
     number = _one_of(NUMBERS)
     return (

@@ -197,10 +197,10 @@ def possession(person: Person, number: Number, thing: Thing, quality: Quality) -
 
 
 def comparison(
-    one: Thing, one_colour: Quality, other: Thing, other_colour: Quality, than: Comparison
+    one: Thing, one_color: Quality, other: Thing, other_color: Quality, than: Comparison
 ) -> Phrase:
     """The red lamp is more expensive than the blue table."""
-    first, second = the_thing(one, one_colour), the_thing(other, other_colour)
+    first, second = the_thing(one, one_color), the_thing(other, other_color)
     spanish = spanish_adjective(than.es, one.es_gender)
     return Phrase(
         f"{first.en} is {than.en} than {second.en}",

@@ -35,7 +35,7 @@ class Task:
     num_choices: int
     codes: str
     release_rows: Mapping[str, int]  # split -> rows of a file of the whole release
-    licence: str
+    license: str
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from crossalign.evaluation.vectors.geometry import (
         alignment,
-        centre_distance,
+        center_distance,
         language_identification,
         spread,
         uniformity,
@@ -26,7 +26,7 @@ else:
             "Projection": "projection",
             "RetrievalScores": "retrieval",
             "alignment": "geometry",
-            "centre_distance": "geometry",
+            "center_distance": "geometry",
             "encode_layers": "layer_embeddings",
             "language_identification": "geometry",
             "margin_scores": "margin",
@@ -43,7 +43,7 @@ __all__ = [
     "Projection",
     "RetrievalScores",
     "alignment",
-    "centre_distance",
+    "center_distance",
     "encode_layers",
     "language_identification",
     "margin_scores",

@@ -151,7 +151,7 @@ def spread(vectors: Tensor, *, chunk_size: int = 1024, device: Device = None) ->
     return Spread(mean.cpu(), mean_cosine.item(), _iso_score(covariance))
 
 
-def centre_distance(one: Spread, other: Spread) -> float:
+def center_distance(one: Spread, other: Spread) -> float:
     """Euclidean distance of two languages' mean unit vectors: 0 to 2."""
     distance: float = (one.mean - other.mean).norm().item()
     return distance
@@ -190,7 +190,7 @@ def language_identification(
     generator = torch.Generator().manual_seed(seed)
     half = torch.randperm(num_lines, generator=generator).to(device) % 2  # 0 or 1 of each line
     centers = torch.stack(
-        [_centres_of_halves(rows, half, blocks, device) for rows in vectors.values()], dim=1
+        [_centers_of_halves(rows, half, blocks, device) for rows in vectors.values()], dim=1
     )
     return {
         language: _hits(rows, index, centers, half, blocks) / num_lines
@@ -215,7 +215,7 @@ def _hits(
     return hits
 
 
-def _centres_of_halves(
+def _centers_of_halves(
     vectors: Tensor, half: Tensor, blocks: list[slice], device: torch.device
 ) -> Tensor:
     """(2, C): the mean unit vector of each half of the lines."""

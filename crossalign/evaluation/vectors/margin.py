@@ -15,7 +15,7 @@ from torch import Tensor
 from crossalign.evaluation.vectors.retrieval import Ranks, RetrievalScores
 from crossalign.evaluation.vectors.tiles import Tile, TranslationPairs
 
-NUM_NEIGHBOURS = 4
+NUM_NEIGHBORS = 4
 
 
 class MarginScores(NamedTuple):
@@ -37,7 +37,7 @@ def margin_scores(
     target: Tensor,
     *,
     ids: Tensor | None = None,
-    num_neighbours: int = NUM_NEIGHBOURS,
+    num_neighbors: int = NUM_NEIGHBORS,
     chunk_size: int = 1024,
     device: torch.device | str | None = None,
 ) -> tuple[RetrievalScores, MarginScores]:
@@ -52,20 +52,20 @@ def margin_scores(
     Args:
         source, target, ids, chunk_size, device: as in retrieval_scores. Candidates of equal id
             are not among the neighbors either.
-        num_neighbours: k; all candidates where there are fewer.
+        num_neighbors: k; all candidates where there are fewer.
 
     Raises:
-        TypeError, ValueError: as retrieval_scores; and num_neighbours below 1.
+        TypeError, ValueError: as retrieval_scores; and num_neighbors below 1.
 
     Cost: twice that of retrieval_scores; holds 2 * n * k further numbers.
     """
-    if num_neighbours < 1:
-        raise ValueError(f"margin_scores: num_neighbours must be at least 1, got {num_neighbours}")
+    if num_neighbors < 1:
+        raise ValueError(f"margin_scores: num_neighbors must be at least 1, got {num_neighbors}")
     pairs = TranslationPairs(
         "margin_scores", source, target, ids=ids, chunk_size=chunk_size, device=device
     )
     ranks = Ranks(pairs.own)
-    nearest = _Nearest(len(source), num_neighbours, pairs.device)
+    nearest = _Nearest(len(source), num_neighbors, pairs.device)
     for tile in pairs.tiles():
         ranks.add(*tile)
         nearest.add(tile)
@@ -91,8 +91,8 @@ def _margin(similarity: Tensor, forward_means: Tensor, backward_means: Tensor) -
 class _Nearest:
     """The k greatest similarities of every source, and of every target. (n, k) float32"""
 
-    def __init__(self, num_pairs: int, num_neighbours: int, device: torch.device) -> None:
-        shape = (num_pairs, num_neighbours)
+    def __init__(self, num_pairs: int, num_neighbors: int, device: torch.device) -> None:
+        shape = (num_pairs, num_neighbors)
         self._forward = torch.full(shape, -torch.inf, device=device)
         self._backward = torch.full(shape, -torch.inf, device=device)
 

@@ -137,7 +137,7 @@ def centered_vectors(vectors: Mapping[str, Tensor], center: Center) -> dict[str,
     return {language: rows - mean for language, rows in doubles.items()}
 
 
-def same_language_neighbours(vectors: Mapping[str, Tensor], *, chunk_size: int = 1024) -> float:
+def same_language_neighbors(vectors: Mapping[str, Tensor], *, chunk_size: int = 1024) -> float:
     """Share of sentences whose nearest other sentence, of all languages, is in their own language.
 
     1 where every language keeps to itself. Vectors: language -> (n, C); of equally near sentences

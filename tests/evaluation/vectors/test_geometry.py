@@ -12,7 +12,7 @@ import torch
 
 from crossalign.evaluation.vectors.geometry import (
     alignment,
-    centre_distance,
+    center_distance,
     language_identification,
     spread,
     uniformity,
@@ -109,10 +109,10 @@ def test_spread_at_its_ends() -> None:
     assert spread(torch.zeros(4, 3)).mean_cosine == 0.0
 
 
-def test_distance_of_centres() -> None:
+def test_distance_of_centers() -> None:
     one, other = cloud(), cloud(20)
     expected = np.linalg.norm(unit(one).mean(axis=0) - unit(other).mean(axis=0))
-    assert centre_distance(spread(one), spread(other)) == pytest.approx(expected, rel=1e-12)
+    assert center_distance(spread(one), spread(other)) == pytest.approx(expected, rel=1e-12)
 
 
 def identified_in_steps(vectors: dict[str, torch.Tensor], seed: int) -> dict[str, float]:

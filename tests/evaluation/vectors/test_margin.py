@@ -63,7 +63,7 @@ def test_margins_equal_their_formula_in_any_chunks(chunk_size: int, k: int, has_
     source, target = crowded()
     ids = torch.arange(41) // 2 if has_ids else None
     retrieval, found = margin_scores(
-        source, target, ids=ids, num_neighbours=k, chunk_size=chunk_size
+        source, target, ids=ids, num_neighbors=k, chunk_size=chunk_size
     )
     expected = plain_scores(plain_margins(source, target, k, None if ids is None else ids.tolist()))
     assert found == pytest.approx(expected, rel=1e-6)
@@ -71,7 +71,7 @@ def test_margins_equal_their_formula_in_any_chunks(chunk_size: int, k: int, has_
     assert retrieval == retrieval_scores(source, target, ids=ids)
 
 
-def test_crowded_neighbourhoods_count_against_a_candidate() -> None:
+def test_crowded_neighborhoods_count_against_a_candidate() -> None:
     """What the margin is for: a hub that is near to all is not the best of all."""
     retrieval, margin = margin_scores(*crowded())
     assert margin.forward_margin_accuracy > retrieval.forward_accuracy + 0.1
@@ -96,7 +96,7 @@ def test_collapsed_vectors_are_no_hits_and_have_margin_one() -> None:
     assert list(margin_scores(vectors, vectors)[1]) == [0.0, 0.0, pytest.approx(1.0)]
 
 
-def test_margin_without_a_positive_neighbourhood_is_undefined() -> None:
+def test_margin_without_a_positive_neighborhood_is_undefined() -> None:
     source = torch.tensor([[1.0, 0.0], [-1.0, 0.2]])
     _, margin = margin_scores(source, -source)
     assert margin[:2] == (0.0, 0.0)
@@ -110,8 +110,8 @@ def test_order_of_pairs_changes_nothing() -> None:
     assert margin_scores(source[order], target[order])[1] == pytest.approx(expected, rel=1e-12)
 
 
-def test_no_neighbours_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_neighbours must be at least 1, got 0"):
-        margin_scores(torch.ones(3, 2), torch.ones(3, 2), num_neighbours=0)
+def test_no_neighbors_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_neighbors must be at least 1, got 0"):
+        margin_scores(torch.ones(3, 2), torch.ones(3, 2), num_neighbors=0)
     with pytest.raises(ValueError, match="margin_scores: source and target must have the same"):
         margin_scores(torch.ones(3, 2), torch.ones(4, 2))

@@ -15,7 +15,7 @@ from crossalign.evaluation.vectors.retrieval import (
     RetrievalScores,
     retrieval_rows,
     retrieval_scores,
-    same_language_neighbours,
+    same_language_neighbors,
     write_retrieval_csv,
 )
 from crossalign.pooling.choices import Center
@@ -167,15 +167,15 @@ def test_csv_holds_what_was_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 1024])
-def test_neighbours_tell_separate_from_mixed_languages(chunk_size: int) -> None:
+def test_neighbors_tell_separate_from_mixed_languages(chunk_size: int) -> None:
     meaning = torch.randn(12, 8)
     near = meaning + 0.01 * torch.randn(12, 8)
     apart = {"en": meaning + 100, "de": meaning - 100}
     mixed = {"en": meaning, "de": near}
-    assert same_language_neighbours(apart, chunk_size=chunk_size) == 1.0
-    assert same_language_neighbours(mixed, chunk_size=chunk_size) == 0.0
+    assert same_language_neighbors(apart, chunk_size=chunk_size) == 1.0
+    assert same_language_neighbors(mixed, chunk_size=chunk_size) == 0.0
     half = {"en": torch.cat([meaning, near]), "de": meaning[:0]}
-    assert same_language_neighbours(half, chunk_size=chunk_size) == 1.0
+    assert same_language_neighbors(half, chunk_size=chunk_size) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_projection_finds_the_plane_that_holds_the_points() -> None:
     torch.testing.assert_close(distances, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_projection_is_repeatable_and_centred() -> None:
+def test_projection_is_repeatable_and_centered() -> None:
     vectors = torch.randn(30, 5)
     one, two = project_to_plane(vectors), project_to_plane(vectors.clone())
     assert torch.equal(one.points, two.points)
