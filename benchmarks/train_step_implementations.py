@@ -21,6 +21,7 @@ PARTS = {
     "optimizer": "one pass updates all weights (AdamW, fused), and clips them on the way",
     "rows": "the embedding's gradient is added to in place, not formed by each pass",
     "padding": f"sentences sorted by length, in {PADDING_GROUPS} batches, so that less is padding",
+    "bf16": "products in bfloat16 (autocast), weights in float32; of use where the CPU has them",
 }
 
 
@@ -57,13 +58,15 @@ class Step:
 
     def backward(self) -> Tensor:
         """The loss; leaves the gradients."""
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.autocasts()):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocasts()):
             loss = self.joint_loss()
         loss.backward()
         return loss.detach()
 
     def autocasts(self) -> bool:
-        return self.device.type == "cuda" and next(self.model.parameters()).dtype == torch.bfloat16
+        if self.device.type == "cuda":
+            return next(self.model.parameters()).dtype == torch.bfloat16
+        return "bf16" in self.parts
 
     def joint_loss(self) -> Tensor:
         if self.is_ours and "padding" not in self.parts:
@@ -135,9 +138,10 @@ def implementations(device: torch.device) -> dict[str, frozenset[str]]:
         {"layer", "head", "loss"} | ({"optimizer"} if device.type != "cpu" else set())
     )
     named = {"eager": frozenset[str](), "crossalign": ours, "crossalign before": before}
-    named |= {f"eager with {part}": frozenset({part}) for part in PARTS}
-    named |= {f"crossalign without {part}": ours - {part} for part in PARTS if part in ours}
-    return named | {f"crossalign with {part}": ours | {part} for part in PARTS if part not in ours}
+    parts = PARTS if device.type == "cpu" else PARTS.keys() - {"bf16"}  # GPU cases are in bfloat16
+    named |= {f"eager with {part}": frozenset({part}) for part in parts}
+    named |= {f"crossalign without {part}": ours - {part} for part in parts if part in ours}
+    return named | {f"crossalign with {part}": ours | {part} for part in parts if part not in ours}
 
 
 def loss_and_gradients(step: Step) -> list[Tensor]:
