@@ -5,7 +5,8 @@ loss = mean_n logsumexp_v logits[n, v] - logits[n, label_n]
 
 With liger-kernel on a GPU its kernels do this (fused_cross_entropy). Elsewhere the vocabulary is
 walked in blocks: forward for the log-sum-exp, backward for p - 1[v = label]. Each row of the
-weight's gradient belongs to one block and is written once.
+weight's gradient belongs to one block and is written once. In bfloat16, the exponentials of few
+positions are kept from the forward, which spares the backward one of its three products.
 
 Shapes: B sentences, T tokens, C hidden size, V vocabulary, N positions whose label counts.
 Accumulation is float32 (float64 for float64), logits included, whatever the dtype of the inputs.
@@ -37,6 +38,8 @@ from crossalign.precision import accumulator, without_autocast
 IGNORED_LABEL = -100
 # float32 logits held at a time: 256 MiB, and never more than an eighth of the vocabulary.
 _LOGITS_PER_BLOCK = 2**26
+# Exponentials kept for the backward: 128 MiB.
+_KEPT_IN_BFLOAT16 = 2**26
 
 
 def language_model_loss(
@@ -79,7 +82,8 @@ def language_model_loss(
             on the CPU, elsewhere if CROSSALIGN_CHECK=1), or softcap is not above 0.
 
     Cost: forward one, backward three products of N * V * C; holds blocks of N x (at most V / 8)
-        float32 logits. Deterministic. create_graph=True raises.
+        float32 logits. In bfloat16, for up to 2^26 logits without a softcap, the backward makes two
+        products, and 2 bytes a logit are held until then. Deterministic. create_graph=True raises.
     """
     _check_arguments(hidden, weight, labels, bias, softcap)
     targets = labels[:, 1:].reshape(-1)
@@ -132,6 +136,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # The log-sum-exp as (max, sum): their sum would round away digits of a probability near 1.
         row_max = hidden.new_full((hidden.shape[0],), -torch.inf, dtype=wide)
         row_sum, target_logit = torch.zeros_like(row_max), torch.zeros_like(row_max)
+        keeps = _keeps_exponentials(hidden, weight, softcap) and any(ctx.needs_input_grad)
+        kept: list[Tensor] = []  # of each block: exponentials (N, v), and the (N,) they are below
         with without_autocast(hidden.device.type):
             for start, end in _vocabulary_blocks(hidden.shape[0], weight.shape[0]):
                 logits = block_logits(hidden, weight, bias, start, end, scale, softcap)
@@ -139,10 +145,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 picked = logits.gather(1, column[:, None]).squeeze(1)
                 target_logit = torch.where(is_here, picked, target_logit)
                 higher = torch.maximum(row_max, logits.amax(dim=1))
-                block_sum = logits.sub_(higher[:, None]).exp_().sum(dim=1)
-                row_sum = row_sum * (row_max - higher).exp() + block_sum
+                exponentials = logits.sub_(higher[:, None]).exp_()
+                row_sum = row_sum * (row_max - higher).exp() + exponentials.sum(dim=1)
                 row_max = higher
-        ctx.save_for_backward(hidden, weight, bias, targets, row_max, row_sum)
+                if keeps:
+                    kept += [exponentials.to(hidden.dtype), higher]
+        ctx.save_for_backward(hidden, weight, bias, targets, row_max, row_sum, *kept)
         ctx.scale, ctx.softcap = scale, softcap
         ctx.leaf = weight if adds_to_grad and weight.requires_grad else None
         return (row_max - target_logit + row_sum.log()).sum()
@@ -154,19 +162,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 "language_model_loss: create_graph must be False, got True; the gradient of the "
                 "gradient is not supported"
             )
-        hidden, weight, bias, targets, row_max, row_sum = ctx.saved_tensors
+        hidden, weight, bias, targets, row_max, row_sum, *kept = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden, dtype=row_max.dtype)
         # Every row is written below; without positions no product runs, and the gradient is zero.
         grad_weight = torch.zeros_like(weight) if needs_weight and ctx.leaf is None else None
+        # Nothing is added to where there is no gradient yet: then no zeros are written either.
+        is_first = ctx.leaf is not None and ctx.leaf.grad is None and len(hidden) > 0
+        if is_first:
+            ctx.leaf.grad = torch.empty_like(ctx.leaf)
         total = None if ctx.leaf is None else gradient_of(ctx.leaf)
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         factor = upstream * ctx.scale
         with without_autocast(hidden.device.type):
-            for start, end in _vocabulary_blocks(hidden.shape[0], weight.shape[0]):
-                logits = block_logits(hidden, weight, bias, start, end, ctx.scale, ctx.softcap)
-                grad = (logits - row_max[:, None]).exp_().div_(row_sum[:, None])
+            for block, (start, end) in enumerate(_vocabulary_blocks(len(hidden), len(weight))):
+                if kept:
+                    exponentials, higher = kept[2 * block : 2 * block + 2]
+                    grad = exponentials * ((higher - row_max).exp() / row_sum)[:, None]
+                else:
+                    logits = block_logits(hidden, weight, bias, start, end, ctx.scale, ctx.softcap)
+                    grad = (logits - row_max[:, None]).exp_().div_(row_sum[:, None])
                 column, is_here = _target_columns(targets, start, end)
                 grad[rows, column] -= is_here.to(grad.dtype)
                 if ctx.softcap is not None:
@@ -176,7 +192,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if grad_weight is not None:
                     grad_weight[start:end] = _product(grad.T, hidden, hidden.dtype) * factor
                 if total is not None:
-                    _add_product(total[start:end], grad, hidden, factor)
+                    _add_product(total[start:end], grad, hidden, factor, is_first)
                 if needs_hidden:
                     grad_hidden += _product(grad, weight[start:end], hidden.dtype)
         grad_hidden = (grad_hidden * factor).to(hidden.dtype)
@@ -254,12 +270,25 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return a.to(wide) @ b.to(wide)
 
 
-def _add_product(total: Tensor, grad: Tensor, hidden: Tensor, factor: Tensor) -> None:
-    """total += factor * grad.T @ hidden, in one pass where the dtypes are one."""
-    if total.is_cuda or total.dtype != grad.dtype:
-        total += _product(grad.T, hidden, hidden.dtype) * factor
+def _add_product(
+    total: Tensor, grad: Tensor, hidden: Tensor, factor: Tensor, is_first: bool
+) -> None:
+    """total += factor * grad.T @ hidden, in one pass where the dtypes are one; is_first: total is
+    not read."""
+    if not total.is_cuda and total.dtype == grad.dtype:
+        total.addmm_(grad.T, hidden.to(grad.dtype) * factor, beta=0 if is_first else 1)
+        return
+    product = _product(grad.T, hidden, hidden.dtype) * factor
+    if is_first:
+        total.copy_(product)
     else:
-        total.addmm_(grad.T, hidden.to(grad.dtype) * factor)
+        total += product
+
+
+def _keeps_exponentials(hidden: Tensor, weight: Tensor, softcap: float | None) -> bool:
+    """A gradient in bfloat16 is rounded as they are; a softcap's needs the logits themselves."""
+    fits = len(hidden) * len(weight) <= _KEPT_IN_BFLOAT16
+    return hidden.dtype == torch.bfloat16 and softcap is None and fits
 
 
 def _target_columns(targets: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:

@@ -69,6 +69,27 @@ def test_backward_makes_nothing_of_the_size_of_the_embedding() -> None:
     torch.testing.assert_close(embedding.weight.grad, expected)
 
 
+def test_a_head_that_comes_first_writes_no_zeros() -> None:
+    """Nor does it read what stands in the new memory; a batch without a label leaves zeros."""
+    weight = nn.Parameter(torch.randn(1000, 8))
+    hidden, labels = torch.randn(1, 5, 8), torch.tensor([[3, 7, 3, 999, 0]])
+    (expected,) = torch.autograd.grad(language_model_loss(hidden, weight, labels), weight)
+
+    def after_backward(labels: Tensor) -> Tensor:
+        language_model_loss(hidden, weight, labels, adds_to_grad=True).backward()
+        assert weight.grad is not None
+        return weight.grad
+
+    torch.use_deterministic_algorithms(True)  # new memory is filled with NaN
+    try:
+        torch.testing.assert_close(after_backward(labels), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(after_backward(labels), 2 * expected)  # adds
+    weight.grad = None
+    assert after_backward(torch.full((1, 5), -100)).eq(0).all()
+
+
 def test_other_lookups_stay_as_they_are() -> None:
     mine, other = (nn.Embedding(5, 2, dtype=torch.float64) for _ in range(2))
     tokens = torch.tensor([1, 1, 4])
