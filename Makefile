@@ -17,7 +17,7 @@ demo: $(VENV)/.installed-train
 	OMP_WAIT_POLICY=passive $(BIN)/crossalign demo --output runs/demo --overwrite $(DEMO_ARGS)
 
 # One thread per worker: two workers with two threads each only wait for one another.
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not cuda and not slow" $(TEST_ARGS)
 
 # What takes minutes: thirty kills of a run, the launches recorded with Triton's compiler, three ranks,
@@ -31,11 +31,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 # The registers, stack and shared memory of every shipped kernel, compiled here without a GPU.
-resources: $(VENV)/.installed-test
+resources: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.kernel_resources --write
 
 # Timings on this CPU, one process so that nothing else runs beside them.
-benchmark-cpu: $(VENV)/.installed-test
+benchmark-cpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks_cpu --benchmark-enable $(TEST_ARGS)
 
 clean:
