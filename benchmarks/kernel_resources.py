@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 TABLE = Path(__file__).parent / "results" / "kernel_resources.md"
 # Bytes of shared memory that one block may have (CUDA C++ programming guide).
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED_LIMIT = {
+    80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024,
+}  # fmt: skip
 # A kernel that spills inside its product loop waits for local memory. A few registers spilled once
 # per tile, around the masks of the heavier options, take some hundred of a tile's 20,000 cycles,
 # less than a smaller tile would cost.

@@ -19,21 +19,14 @@ ORDER_INSIDE = {
         *("sentence_transformers", "open_clip", "lightly", "pytorch_metric_learning"),
     ),
     "contrastive": (
-        *(
-            "choices",
-            "options",
-            "option_checks",
-            "arguments",
-            "problem",
-            "terms",
-            "equal_ids",
-            "torch_logits",
-            "gradient_sums",
-            "exponentials",
-        ),
-        *("blocks", "torch_passes", "sides", "ops", "combine", "row_loss", "one_pass"),
+        *("choices", "options", "option_checks", "arguments", "problem", "terms", "chunked"),
+        *("blocks", "sides", "ops", "combine", "row_loss", "one_pass", "pair_loss"),
         *("small_batch", "across_ranks", "sigmoid", "one_process", "loss", "module"),
         *("matryoshka", "negative_queue", "gradient_cache"),
+    ),
+    "contrastive.chunked": (
+        *("norms", "chunk", "equal_ids", "torch_logits", "gradient_sums", "exponentials"),
+        *("torch_passes",),
     ),
     "contrastive.gradient_cache": (
         *("replayed_state", "input_chunks", "gradient_reduction", "second_pass", "cache"),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+# The GPUs that one entry of the tile tables serves (crossalign.kernels.tiles.architecture).
+GPUS_OF_ENTRY = {80: (80, 86, 89), 90: (90,), 100: (100, 120)}
+ALL_GPUS = tuple(gpu for gpus in GPUS_OF_ENTRY.values() for gpu in gpus)
+
 
 class CompileCase(NamedTuple):
     """A kernel, the types of its arguments and its launch shape.
@@ -18,7 +22,7 @@ class CompileCase(NamedTuple):
     constexprs: dict[Any, object]  # by name, or by (position, position inside of a tuple)
     num_warps: int
     num_stages: int
-    architectures: tuple[int, ...] = (80, 90, 100)  # where this configuration is the shipped one
+    architectures: tuple[int, ...] = ALL_GPUS  # where this configuration is the shipped one
 
 
 def compile_case(
@@ -28,7 +32,7 @@ def compile_case(
     types: dict[str, Any],
     num_warps: int,
     num_stages: int = 3,
-    architectures: tuple[int, ...] = (80, 90, 100),
+    architectures: tuple[int, ...] = ALL_GPUS,
 ) -> CompileCase:
     """constexprs: what is fixed; types: of parameters that are no float32 pointer or int32, and of
     tuples, in which None is fixed too."""

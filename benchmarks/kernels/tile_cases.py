@@ -7,7 +7,7 @@ from typing import Any
 
 import triton.language as tl
 
-from benchmarks.kernels.compile_case import CompileCase, compile_case
+from benchmarks.kernels.compile_case import GPUS_OF_ENTRY, CompileCase, compile_case
 from crossalign.kernels.contrastive_coefficients import GradientVectors
 from crossalign.kernels.contrastive_forward import _contrastive_fwd_kernel
 from crossalign.kernels.contrastive_gradient import _contrastive_bwd_kernel
@@ -197,7 +197,9 @@ def _tile_case(
     for argument, (rows, width) in blocks.items():
         matrix = f"tensordesc<{dtype}[{rows},{width}]>" if use_descriptors else f"*{dtype}"
         types[argument] = matrix
-    return compile_case(name, kernel, constexprs, types, tiles.num_warps, tiles.num_stages, (arch,))
+    return compile_case(
+        name, kernel, constexprs, types, tiles.num_warps, tiles.num_stages, GPUS_OF_ENTRY[arch]
+    )
 
 
 _NUM_STRIDES = {

@@ -7,7 +7,7 @@ from typing import Any
 import triton.language as tl
 
 from benchmarks.kernels.compile_case import CompileCase, compile_case
-from crossalign.contrastive.problem import ContrastiveSums
+from crossalign.contrastive.problem import ContrastiveGrads, ContrastiveSums
 from crossalign.kernels import (
     contrastive_coefficients,
     contrastive_join,
@@ -21,18 +21,29 @@ from crossalign.kernels import (
 
 def vector_cases() -> list[CompileCase]:
     """Each with every option."""
-    return [_coefficients(), _join(), _kept_gradient(), *_pair_terms(), *_rows()]
+    return [*_coefficients(), _join(), _kept_gradient(), *_pair_terms(), *_rows()]
 
 
-def _coefficients() -> CompileCase:
+def _coefficients() -> list[CompileCase]:
     constexprs: dict[str, object] = {
         "SYMMETRIC": True, "IS_BOUNDED": True, "MULTI_POSITIVE": True, "NORMALIZE": True,
         "WITH_LOGIT_SUMS": True, "HAS_FACTOR": True, "BLOCK": contrastive_coefficients.BLOCK,
         "ACC_DTYPE": tl.float32,
     }  # fmt: skip
-    return compile_case(
-        "coefficients", contrastive_coefficients._coefficients_kernel, constexprs, {}, num_warps=4
-    )
+    types: dict[str, Any] = {
+        "grads": ContrastiveGrads(*map(_pointer, ContrastiveGrads._fields)),  # type: ignore[arg-type]
+        "sums": ContrastiveSums(*map(_pointer, ContrastiveSums._fields)),  # type: ignore[arg-type]
+    }
+    pairs = contrastive_coefficients.PairGradient
+    of_pairs = constexprs | {"WITH_LOGIT_SUMS": False, "HAS_FACTOR": False}
+    kernel = contrastive_coefficients._coefficients_kernel
+    return [
+        compile_case(name, kernel, given, types | {"pairs": of}, num_warps=4)
+        for name, given, of in (
+            ("coefficients", constexprs, pairs()),
+            ("coefficients_of_pairs", of_pairs, pairs("*fp32", "*fp32")),
+        )
+    ]
 
 
 def _join() -> CompileCase:
@@ -80,7 +91,7 @@ def _rows() -> list[CompileCase]:
     types = dict.fromkeys((*embeddings, "grad_query_ptr", "grad_candidates_ptr"), "*bf16")
     cases = {
         "inverse_norm_bf16": (row_norms._inverse_norm_kernel, sizes | {"ACC_DTYPE": tl.float32}),
-        "scaled_queries_bf16": (one_pass._scaled_queries_kernel, sizes | {"ONE_WEIGHT": False}),
+        "scaled_queries_bf16": (one_pass._scaled_queries_kernel, sizes),
         "row_gradients_bf16": (row_gradients._row_gradients_kernel, sizes),
     }
     return [

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from crossalign.contrastive.choices import Direction
+from crossalign.contrastive.chunked.norms import inverse_norms
 from crossalign.contrastive.options import LossArguments
 from crossalign.contrastive.problem import ContrastiveProblem, ContrastiveSums, dot_rounding
 from crossalign.contrastive.terms import BlockSums, column_block, row_block, scale_tensor
-from crossalign.contrastive.torch_logits import inverse_norms
 from crossalign.precision import accumulator, without_autocast
 
 # Within it exp(z), and its sum over 2^20 candidates, is a normal float32 number: no maximum need be

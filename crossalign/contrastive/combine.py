@@ -40,8 +40,9 @@ def combined_terms(
 
 def has_no_rest(rests: Sequence[Tensor]) -> bool:
     """Whether no row has any logit but its positive's, where that may be read."""
-    rest = functools.reduce(torch.logaddexp, rests)
-    return values_may_be_read(rest) and bool((rest == -math.inf).all())
+    if not values_may_be_read(rests[0]):
+        return False
+    return bool((functools.reduce(torch.logaddexp, rests) == -math.inf).all())
 
 
 def reduce_terms(terms: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
@@ -60,10 +61,11 @@ def reduce_terms(terms: Tensor, weights: Tensor | None, reduction: str) -> Tenso
     return weighted.sum() / torch.where(total > 0, total, 1)
 
 
-def term_weights(weights: Tensor | None, reduction: str, num_terms: int, like: Tensor) -> Tensor:
-    """d loss / d term of "mean" and "sum", dtype and device of like: (N,), or () for all terms."""
+def term_weights(
+    weights: Tensor | None, reduction: str, num_terms: int, dtype: torch.dtype
+) -> tuple[Tensor | None, int]:
+    """(w, n): d loss / d term of "mean" and "sum" is w / n; w: (N,), or None: 1."""
     if weights is None:
-        share = 1 / num_terms if reduction == "mean" else 1.0
-        return like.new_full((), share)
-    weights = weights.to(like.dtype)
-    return weights / weights.sum() if reduction == "mean" else weights.contiguous()
+        return None, num_terms if reduction == "mean" else 1
+    weights = weights.to(dtype)
+    return weights / weights.sum() if reduction == "mean" else weights.contiguous(), 1

@@ -66,19 +66,18 @@ class _OnePassLoss(torch.autograd.Function):
         needs_grad: Sequence[bool],
     ) -> tuple[Tensor, ...]:
         from crossalign.kernels.one_pass import one_pass_fwd
-        from crossalign.kernels.pair_terms import pair_terms_fwd
 
         needs = needs_of((*needs_grad, False), key, negatives)
         with without_autocast(query.device.type):
-            sums, result = one_pass_fwd(
+            sums, terms, result = one_pass_fwd(
                 query,
                 joined(key, negatives),
                 problem,
-                term_weights(weights, reduction, query.shape[0], problem.scale),
+                *term_weights(weights, reduction, query.shape[0], problem.scale.dtype),
                 with_stats,
                 needs,
             )
-            loss = reduce_terms(pair_terms_fwd(sums), weights, reduction)
+            loss = reduce_terms(terms, weights, reduction)
         ctx.problem, ctx.needs = _of_backward(problem), needs
         ctx.save_for_backward(query, key, negatives, problem.scale, *result)
         ctx.mark_non_differentiable(*sums)

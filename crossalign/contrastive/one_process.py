@@ -12,6 +12,7 @@ from crossalign.contrastive.combine import combined_terms, has_no_rest, reduce_t
 from crossalign.contrastive.one_pass import one_pass_loss, one_pass_takes
 from crossalign.contrastive.ops import contrastive_sums
 from crossalign.contrastive.options import LossArguments
+from crossalign.contrastive.pair_loss import pair_loss, pair_loss_takes
 from crossalign.contrastive.problem import ContrastiveSums
 from crossalign.contrastive.row_loss import row_loss
 from crossalign.contrastive.small_batch import small_batch_loss
@@ -47,6 +48,15 @@ def loss_of_one_process(arguments: LossArguments) -> Tensor | tuple[Tensor, Cont
             with_stats=options.return_stats,
         )
         rests = [sums.row_negative_lse]
+    elif use_triton and pair_loss_takes(arguments, rules):
+        loss, sums = pair_loss(
+            *first.tensors(arguments),
+            first.problem,
+            arguments.weights,
+            options.reduction,
+            with_stats=options.return_stats,
+        )
+        rests = [block.rest for block in blocks_of({"query_to_key": first}, [sums]).values()]
     else:
         passes = all_passes(arguments, first)
         all_sums = [

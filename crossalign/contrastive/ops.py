@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from crossalign.contrastive import torch_passes
+from crossalign.contrastive.chunked import torch_passes
+from crossalign.contrastive.chunked.chunk import empty_kept
 from crossalign.contrastive.problem import (
     NON_DIFFERENTIABLE_SUMS,
     PROBLEM_TENSORS,
@@ -79,7 +80,7 @@ def contrastive_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of query, of the wanted candidates, and of scale; what is not needed has no elements.
 
-    kept: what _kept_for_backward gave, filled by the forward pass.
+    kept: what kept_for_backward gave, filled by the forward pass.
     """
     with without_autocast(query.device.type):
         if use_triton and _may_launch(query, candidates):
@@ -87,7 +88,7 @@ def contrastive_gradients(
 
             return contrastive_bwd(query, candidates, problem, sums, grads, needs, kept)
         of_query, of_candidates, of_scale = torch_passes.contrastive_bwd(
-            query, candidates, problem, sums, grads, needs
+            query, candidates, problem, sums, grads, needs, kept
         )
     return of_query, of_candidates, of_scale if needs.scale else of_scale.new_empty(0)
 
@@ -140,7 +141,7 @@ def _contrastive_fwd(
                 query, candidates, problem, known_positive_logit, with_stats, kept
             )
         return torch_passes.contrastive_fwd(
-            query, candidates, problem, known_positive_logit, with_stats
+            query, candidates, problem, known_positive_logit, with_stats, kept
         )
 
 
@@ -197,17 +198,19 @@ def _contrastive_bwd_fake(
     return (*of_sides, scale.new_empty(scale.shape if need_scale else (0,)))
 
 
-def _kept_for_backward(
+def kept_for_backward(
     query: Tensor, key: Tensor, negatives: Tensor | None, *arguments: Any
 ) -> Tensor | None:
     """A workspace for the exponentials, where keeping them saves the backward a product."""
     num_candidates = key.shape[0] + (0 if negatives is None else negatives.shape[0])
-    if not arguments[-1] or query.shape[0] == 0 or num_candidates == 0:
-        return None
-    from crossalign.kernels.kept_exponentials import kept_for_backward
-
     problem = ContrastiveProblem(*arguments[:_NUM_PROBLEM])
-    return kept_for_backward(query.shape[0], num_candidates, query, problem)
+    if query.shape[0] == 0 or num_candidates == 0:
+        return None
+    if not arguments[-1]:
+        return empty_kept(query, num_candidates, problem)
+    from crossalign.kernels import kept_exponentials
+
+    return kept_exponentials.kept_for_backward(query.shape[0], num_candidates, query, problem)
 
 
 def _save_for_backward(
@@ -255,7 +258,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
 class _Undispatched(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        kept = _kept_for_backward(*arguments) if any(ctx.needs_input_grad) else None
+        kept = kept_for_backward(*arguments) if any(ctx.needs_input_grad) else None
         output = _contrastive_fwd(*arguments, kept=kept)
         _save_for_backward(ctx, arguments, output, kept)
         return output

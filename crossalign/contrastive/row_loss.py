@@ -15,9 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from crossalign.contrastive.chunked.chunk import Chunk
+from crossalign.contrastive.chunked.exponentials import Exponentials
+from crossalign.contrastive.chunked.gradient_sums import GradientSums, RowParts
+from crossalign.contrastive.chunked.torch_logits import LogitChunks
+from crossalign.contrastive.chunked.torch_passes import kept_logits, start_sums, take_labels
 from crossalign.contrastive.combine import reduce_terms, term_weights
-from crossalign.contrastive.exponentials import Exponentials
-from crossalign.contrastive.gradient_sums import GradientSums, RowParts
 from crossalign.contrastive.ops import refuse_twice
 from crossalign.contrastive.problem import (
     ContrastiveProblem,
@@ -41,8 +44,6 @@ from crossalign.contrastive.terms import (
     row_block,
     term_gradients,
 )
-from crossalign.contrastive.torch_logits import Chunk, LogitChunks
-from crossalign.contrastive.torch_passes import kept_logits, start_sums, take_labels
 from crossalign.operators.registration import register_op
 from crossalign.operators.transforms import requires_gradient
 from crossalign.precision import accumulator, without_autocast
@@ -126,8 +127,9 @@ def _row_loss_fwd(
     with without_autocast(query.device.type):
         candidates = joined(key, negatives)
         chunks = LogitChunks(query, candidates, problem, may_compare_late=not with_stats)
-        like = query.new_empty((), dtype=chunks.dtype)
-        coefficients = term_weights(weights, reduction, len(query), like).expand(len(query))
+        coefficients, num_terms = term_weights(weights, reduction, len(query), chunks.dtype)
+        if coefficients is None:
+            coefficients = query.new_full((), 1 / num_terms, dtype=chunks.dtype).expand(len(query))
         gradients = GradientSums(chunks, chunks.dtype, needs_of(needs_grad, key, negatives))
         sums = _sums_with_gradients(chunks, coefficients, rules, gradients, with_stats)
         terms = block_term(sums.positive_logit, row_block(sums), rules)
@@ -153,7 +155,7 @@ def _sums_with_gradients(
         if with_stats
         else None
     )
-    exponentials = Exponentials(chunks.workspace_RM)
+    exponentials = Exponentials(chunks)
     for chunk in chunks:
         rows = chunk.rows
         take_labels(sums, slack, chunk, chunks)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossalign.contrastive import torch_logits
 from crossalign.contrastive.blocks import LARGEST_BOUND
+from crossalign.contrastive.chunked import torch_logits
 from crossalign.contrastive.ops import refuse_twice
 from crossalign.contrastive.options import LossArguments, LossOptions
 from crossalign.contrastive.sides import joined

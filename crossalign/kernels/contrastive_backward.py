@@ -20,7 +20,7 @@ from crossalign.contrastive.problem import (
     GradientNeeds,
     label_range,
 )
-from crossalign.kernels.contrastive_coefficients import coefficients
+from crossalign.kernels.contrastive_coefficients import PairGradient, coefficients
 from crossalign.kernels.contrastive_gradient import gradient_tiles
 from crossalign.kernels.contrastive_logits import LN_2
 from crossalign.kernels.gradient_products import (
@@ -43,10 +43,13 @@ def contrastive_bwd(
     grads: ContrastiveGrads,
     needs: GradientNeeds,
     kept: Tensor | None = None,
+    pairs: PairGradient | None = None,
+    num_terms: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (query (N, D), wanted candidates (m, D), scale ()); of size 0 if not needed.
 
-    kept: the exponentials, if the forward pass kept them.
+    kept: the exponentials, if the forward pass kept them. pairs, num_terms: what the gradients of
+    the sums follow from, but for float16; grads then only has room for that of the positive logits.
     """
     if problem.same_side and needs.query and not (needs.scale and len(candidates) > len(query)):
         return _mirrored_bwd(query, candidates, problem, sums, grads, needs)
@@ -59,7 +62,9 @@ def contrastive_bwd(
     num_partials = sum(chunk.num_tiles(tiles) for chunk in chunks)
     scale_partial = problem.scale.new_empty(num_partials) if needs.scale else None
     with device_guard(query):
-        vectors = coefficients(grads, sums, problem, *sides.norm_shares, len(candidates), factor)
+        vectors = coefficients(
+            *(grads, sums, problem, *sides.norm_shares, len(candidates), factor, pairs, num_terms)
+        )
 
         def fill(chunk: GradientChunk, gradient: Tensor) -> None:
             if kept is not None and scale_partial is None:

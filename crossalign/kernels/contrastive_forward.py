@@ -129,11 +129,13 @@ def contrastive_fwd(
     known_positive_logit: Tensor | None,
     with_stats: bool,
     kept: Tensor | None = None,
+    terms: Tensor | None = None,
 ) -> ContrastiveSums:
     """query: (N, D), candidates: (M, D), both with rows; known_positive_logit: (N,) positive
-    logits where they are not among these; kept: see kept_exponentials, filled."""
+    logits where they are not among these; kept: see kept_exponentials, filled; terms: (N,), filled
+    with the terms of the pairs, if each query's key is the candidate of its index."""
     operands = TileOperands.make(query, candidates, problem)
-    return forward_sums(operands, known_positive_logit, with_stats, kept)
+    return forward_sums(operands, known_positive_logit, with_stats, kept, terms)
 
 
 def forward_sums(
@@ -141,6 +143,7 @@ def forward_sums(
     known_positive_logit: Tensor | None,
     with_stats: bool,
     kept: Tensor | None,
+    terms: Tensor | None = None,
 ) -> ContrastiveSums:
     problem = operands.problem
     positive_log2 = None
@@ -163,7 +166,7 @@ def forward_sums(
         if with_stats:
             pair = (operands.query, operands.candidates)
             bounds = tie_bounds(*pair, problem, positive_logit, positive_log2)
-        return _launch(operands, positive_logit, bounds, kept)[0]
+        return _launch(operands, positive_logit, bounds, kept, terms)[0]
 
 
 def _launch(
@@ -171,6 +174,7 @@ def _launch(
     positive_logit: Tensor | None,
     bounds: tuple[Tensor, Tensor] | None,
     kept: Tensor | None,
+    terms: Tensor | None = None,
 ) -> tuple[ContrastiveSums, Tensor | None]:
     """The sums; where positive_logit is None, with the best positive, also in log2 units.
 
@@ -209,7 +213,7 @@ def _launch(
         blocks_per_group=plan.blocks_per_group,
         blocks_per_split=plan.blocks_per_split,
     )
-    join(partials, sums, problem.bound is not None)
+    join(partials, sums, problem.bound is not None, terms)
     if positive_logit is not None:
         return sums, None
     best = partials.row_best.amax(0)

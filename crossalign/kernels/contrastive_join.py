@@ -2,9 +2,9 @@
 
     row_negative_lse[i] = log sum over splits        column_negative_lse[j] = log sum over groups
 
-and the sums and counts of positives and of logits, and the counts for the statistics. One launch
-replaces about ten; for small batches launch overhead dominates. Reads O(splits N + groups K)
-numbers.
+and the sums and counts of positives and of logits, and the counts for the statistics; of pairs
+whose key is here also their terms, see pair_terms. One launch replaces about ten; for small
+batches launch overhead dominates. Reads O(splits N + groups K) numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crossalign.contrastive.problem import ContrastiveSums
 from crossalign.kernels.contrastive_logits import BATCH_SIZES, LN_2
+from crossalign.kernels.pair_terms import further_positives, softplus
 
 BLOCK = 128  # numbers of one program
 LINES = 16  # partial sums in flight
@@ -77,18 +78,20 @@ def _log_sum_lines(
 def _join_pair(
     ptr, sum_ptr, count_ptr, offs, mask, size, num_lines, BLOCK: tl.constexpr, LINES: tl.constexpr
 ):  # fmt: skip
-    """Sums, and the counts that follow num_lines lines of them."""
+    """[BLOCK], [BLOCK], stored: sums, and the counts that follow num_lines lines of them."""
     total = _sum_lines(ptr, offs, mask, size, num_lines, BLOCK, LINES)
     tl.store(sum_ptr + offs, total, mask=mask)
     ptr += num_lines.to(tl.int64) * size
-    total = _sum_lines(ptr, offs, mask, size, num_lines, BLOCK, LINES)
-    tl.store(count_ptr + offs, total, mask=mask)
+    count = _sum_lines(ptr, offs, mask, size, num_lines, BLOCK, LINES)
+    tl.store(count_ptr + offs, count, mask=mask)
+    return total, count
 
 
 @triton.jit(do_not_specialize=[*BATCH_SIZES, "num_splits"])
 def _join_kernel(
     partials,  # Partials
-    sums,  # ContrastiveSums, out
+    sums,  # ContrastiveSums, out; the positive logits are read
+    terms_ptr,  # (N,) out, of pairs of a query and the key of its index; or None
     num_queries, num_keys, num_splits, num_groups,
     SYMMETRIC: tl.constexpr, IS_BOUNDED: tl.constexpr, MULTI_POSITIVE: tl.constexpr,
     WITH_LOGIT_SUMS: tl.constexpr, WITH_STATS: tl.constexpr,
@@ -102,21 +105,33 @@ def _join_kernel(
         partials.row_partial, offs, is_row, num_queries, num_splits, IS_BOUNDED, BLOCK, LINES
     )
     tl.store(sums.row_negative_lse + offs, rest, mask=is_row)
+    positive_logit = rest  # unread without terms
+    if terms_ptr is not None:
+        positive_logit = tl.load(sums.positive_logit + offs, mask=is_row, other=0.0)
+    term = softplus(rest - positive_logit)
     if SYMMETRIC:
         rest = _log_sum_lines(
             partials.column_partial, offs, is_key, num_keys, num_groups, IS_BOUNDED, BLOCK, LINES
         )
         tl.store(sums.column_negative_lse + offs, rest, mask=is_key)
+        term += softplus(rest - positive_logit)
     if MULTI_POSITIVE:
-        _join_pair(
+        total, count = _join_pair(
             partials.row_positive, sums.row_positive_sum, sums.row_positive_count, offs, is_row,
             num_queries, num_splits, BLOCK, LINES,
         )  # fmt: skip
+        term -= further_positives(positive_logit, total, count)
         if SYMMETRIC:
-            _join_pair(
+            total, count = _join_pair(
                 partials.column_positive, sums.column_positive_sum, sums.column_positive_count,
                 offs, is_key, num_keys, num_groups, BLOCK, LINES,
             )  # fmt: skip
+            term -= further_positives(positive_logit, total, count)
+    if terms_ptr is not None:
+        if SYMMETRIC:
+            term *= 0.5
+        # 0 * positive is NaN for an infinite positive logit; without it the softplus would be 0.
+        tl.store(terms_ptr + offs, term + 0 * positive_logit, mask=is_row)
     if WITH_LOGIT_SUMS:
         _join_pair(
             partials.row_logits, sums.row_logit_sum, sums.row_logit_count, offs, is_row,
@@ -136,12 +151,16 @@ def _join_kernel(
         tl.store(sums.num_tied + offs, at_least - above, mask=is_row)
 
 
-def join(partials: Partials, sums: ContrastiveSums, is_bounded: bool) -> None:
-    """Fills what sums has of rests, positives, logits and counts."""
+def join(
+    partials: Partials, sums: ContrastiveSums, is_bounded: bool, terms: Tensor | None = None
+) -> None:
+    """Fills what sums has of rests, positives, logits and counts, and the terms (N,) of the pairs,
+    whose keys are the first candidates."""
     num_queries, num_keys = sums.row_negative_lse.shape[0], sums.column_negative_lse.shape[0]
     _join_kernel[(triton.cdiv(max(num_queries, num_keys), BLOCK),)](
         partials=partials,
         sums=sums,
+        terms_ptr=terms,
         num_queries=num_queries,
         num_keys=num_keys,
         num_splits=partials.row_partial.shape[0],

@@ -47,16 +47,14 @@ def similarity_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    USE_DESCRIPTORS: tl.constexpr,
+    flags: tl.constexpr,  # TileFlags; whole, since Triton 3.6 takes no string as an argument
 ):
     """<q_i, k_j> of one tile, raw operands, accumulated over D in ACC_DTYPE; zero outside."""
-    similarity = tl.zeros((BLOCK_N, BLOCK_M), ACC_DTYPE)  # [BLOCK_N, BLOCK_M]
+    similarity = tl.zeros((BLOCK_N, BLOCK_M), flags.ACC_DTYPE)  # [BLOCK_N, BLOCK_M]
     offs_n = first_row + tl.arange(0, BLOCK_N)
     offs_m = first_column + tl.arange(0, BLOCK_M)
     for first_feature in range(0, num_features, BLOCK_D):
-        if USE_DESCRIPTORS:
+        if flags.USE_DESCRIPTORS:
             query_tile = query.load([first_row, first_feature])  # [BLOCK_N, BLOCK_D]
             candidate_tile = candidates.load([first_column, first_feature])  # [BLOCK_M, BLOCK_D]
         else:
@@ -69,8 +67,8 @@ def similarity_tile(
             dot_operand(query_tile),
             dot_operand(candidate_tile).T,
             similarity,
-            input_precision=PRECISION,
-            out_dtype=ACC_DTYPE,
+            input_precision=flags.PRECISION,
+            out_dtype=flags.ACC_DTYPE,
         )
     return similarity
 
@@ -187,8 +185,7 @@ def ruled_logits(
     at labels, at what owners exclude and outside of the tensors."""
     similarity = similarity_tile(
         query, candidates, strides[0], strides[1], num_queries, num_candidates, first_row,
-        first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, flags.ACC_DTYPE, flags.PRECISION,
-        flags.USE_DESCRIPTORS,
+        first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, flags,
     )  # fmt: skip
     offs_n = first_row + tl.arange(0, BLOCK_N)
     offs_m = first_column + tl.arange(0, BLOCK_M)

@@ -47,23 +47,25 @@ class OnePass(NamedTuple):
     candidate_inverse_norm: Tensor  # (M,)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_terms"])
 def _scaled_queries_kernel(
     query_ptr,  # (R, D)
     inverse_norm_ptr,  # (R,)
     positive_logit_ptr,  # (R,)
     row_negative_lse_ptr,  # (R,)
-    weight_ptr,  # (R,), or () for all rows
+    weight_ptr,  # (R,), or None: 1
     scaled_ptr,  # (R, D) out: a_i q^_i
     divisor_ptr,  # (R,) out
     grad_positive_logit_ptr,  # (R,) out
-    stride_qn, stride_sn, num_features,
-    ONE_WEIGHT: tl.constexpr, BLOCK_D: tl.constexpr,
+    stride_qn, stride_sn, num_features, num_terms,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One row per program: its term's gradients, and the row as the second product reads it."""
     row = tl.program_id(0).to(tl.int64)
-    weight = tl.load(weight_ptr if ONE_WEIGHT else weight_ptr + row)
     positive_logit = tl.load(positive_logit_ptr + row)
+    weight = (tl.zeros_like(positive_logit) + 1.0) / num_terms
+    if weight_ptr is not None:
+        weight *= tl.load(weight_ptr + row)
     rest = tl.load(row_negative_lse_ptr + row)
     coefficient = weight / (tl.exp(rest) + tl.exp(positive_logit))
     tl.store(divisor_ptr + row, 1.0 / coefficient)
@@ -86,11 +88,16 @@ def one_pass_fwd(
     query: Tensor,
     candidates: Tensor,
     problem: ContrastiveProblem,
-    weights: Tensor,
+    weights: Tensor | None,
+    num_terms: int,
     with_stats: bool,
     needs: GradientNeeds,
-) -> tuple[ContrastiveSums, OnePass]:
-    """query: (N, D), candidates: (M, D); weights: (N,), or () for all rows, d loss / d term."""
+) -> tuple[ContrastiveSums, Tensor, OnePass]:
+    """The sums, the terms of the pairs (N,), and what the backward pass needs.
+
+    query: (N, D), candidates: (M, D); weights: (N,), None: 1; d loss / d term is
+    weight / num_terms.
+    """
     operands = TileOperands.make(query, candidates, problem)
     num_queries, num_candidates = query.shape[0], candidates.shape[0]
     wanted, width = needs.wanted(num_candidates), operands.query.shape[1]
@@ -110,14 +117,14 @@ def one_pass_fwd(
         candidate_inverse_norm=operands.candidate_inverse_norm,
     )
     kept = empty_kept(chunk_rows, num_candidates, query)
-    scaled = query.new_empty(chunk_rows, width)
+    scaled, terms = query.new_empty(chunk_rows, width), empty(num_queries)
     parts = []
     with device_guard(query):
         for first in range(0, num_queries, chunk_rows):
             rows = slice(first, min(first + chunk_rows, num_queries))
             part = operands.of_rows(rows)
-            parts.append(forward_sums(part, None, with_stats, kept))
-            _scale_queries(part, parts[-1], weights, scaled, result, rows)
+            parts.append(forward_sums(part, None, with_stats, kept, terms[rows]))
+            _scale_queries(part, parts[-1], weights, num_terms, scaled, result, rows)
             num_rows = rows.stop - rows.start
             if needs.query:
                 tile = kept[:num_rows, :num_candidates]
@@ -125,13 +132,14 @@ def one_pass_fwd(
             if wanted.start < wanted.stop:
                 tile = kept[:num_rows, wanted].T
                 accumulate(result.candidate_sum, tile, scaled[:num_rows], is_first=first == 0)
-    return _joined_sums(parts), result
+    return _joined_sums(parts), terms, result
 
 
 def _scale_queries(
     part: TileOperands,
     sums: ContrastiveSums,
-    weights: Tensor,
+    weights: Tensor | None,
+    num_terms: int,
     scaled: Tensor,
     result: OnePass,
     rows: slice,
@@ -142,14 +150,14 @@ def _scale_queries(
         inverse_norm_ptr=part.query_inverse_norm,
         positive_logit_ptr=sums.positive_logit,
         row_negative_lse_ptr=sums.row_negative_lse,
-        weight_ptr=weights[rows] if weights.dim() else weights,
+        weight_ptr=None if weights is None else weights[rows],
+        num_terms=num_terms,
         scaled_ptr=scaled,
         divisor_ptr=result.query_divisor[rows],
         grad_positive_logit_ptr=result.grad_positive_logit[rows],
         stride_qn=part.query.stride(0),
         stride_sn=scaled.stride(0),
         num_features=scaled.shape[1],
-        ONE_WEIGHT=weights.dim() == 0,
         BLOCK_D=block_d,
         num_warps=num_warps,
     )
@@ -186,6 +194,6 @@ def one_pass_bwd(
             (grad_query, grad_candidates),
             slice(0, len(result.query_sum)),
             needs.wanted(candidates.shape[0]),
-            problem.scale * upstream,
+            upstream,
         )
     return grad_query, grad_candidates

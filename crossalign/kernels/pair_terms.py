@@ -4,7 +4,9 @@
     l = term(row_negative_lse), or (term(row_negative_lse) + term(column_negative_lse)) / 2
 
 contrastive_terms.pair_terms has the same in PyTorch: some ten launches forward and fifteen
-backward, which with a thousand pairs take longer than the products. Reads and writes O(N) numbers.
+backward, which with a thousand pairs take longer than the products. Where the loss is a mean or a
+sum and all rows are here, contrastive_join and contrastive_coefficients form terms and gradients
+beside what they do anyway, without a launch. Reads and writes O(N) numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ BLOCK = 128  # pairs of one program
 
 
 @triton.jit
-def _softplus(x):
+def softplus(x):
     """log(1 + e^x), to its last digits where e^x is small."""
     small = tl.exp(-tl.abs(x))
     above_one = 1.0 + small
@@ -29,6 +31,12 @@ def _softplus(x):
     quotient = tl.log(above_one) / tl.where(is_lost, 1.0, above_one - 1.0)
     # Written so that a NaN stays NaN, which a maximum would drop.
     return tl.where(x <= 0, 0.0, x) + small * tl.where(is_lost, 1.0, quotient)
+
+
+@triton.jit
+def further_positives(positive_logit, positive_sum, count):
+    """What further positives take off a term."""
+    return (positive_sum - count * positive_logit) / (1 + count)
 
 
 @triton.jit
@@ -41,11 +49,11 @@ def _term(
     in_range,
     MULTI_POSITIVE: tl.constexpr,
 ):
-    term = _softplus(rest - positive_logit)
+    term = softplus(rest - positive_logit)
     if MULTI_POSITIVE:
         positive_sum = tl.load(positive_sum_ptr + offs, mask=in_range, other=0.0)
         count = tl.load(positive_count_ptr + offs, mask=in_range, other=0.0)
-        term -= (positive_sum - count * positive_logit) / (1 + count)
+        term -= further_positives(positive_logit, positive_sum, count)
     return term
 
 
@@ -110,22 +118,41 @@ _READ = (
 
 
 @triton.jit
-def _term_grad(
+def term_gradient(
+    grad,  # [BLOCK] or (): of the term
+    positive_logit,
+    rest,
+    positive_count_ptr,
+    offs,
+    in_range,
+    MULTI_POSITIVE: tl.constexpr,
+):
+    """[BLOCK] each: the gradients by positive_logit, rest and positive_sum."""
+    x = rest - positive_logit
+    small = tl.exp(-tl.abs(x))
+    by_negative_lse = grad * (tl.where(x > 0, 1.0, small) / (1.0 + small))  # the sigmoid of x
+    by_positive_logit = -by_negative_lse
+    by_sum = by_negative_lse  # unread without further positives
+    if MULTI_POSITIVE:
+        count = tl.load(positive_count_ptr + offs, mask=in_range, other=0.0)
+        by_sum = -grad / (1 + count)
+        by_positive_logit -= count * by_sum
+    return by_positive_logit, by_negative_lse, by_sum
+
+
+@triton.jit
+def _stored_term_gradient(
     grad, positive_logit, rest, positive_count_ptr, grad_rest_ptr, grad_positive_sum_ptr, offs,
     in_range,
     MULTI_POSITIVE: tl.constexpr,
 ):  # fmt: skip
-    """Stores the gradients by rest and positive_sum; the gradient by own."""
-    x = rest - positive_logit
-    small = tl.exp(-tl.abs(x))
-    by_negative_lse = grad * (tl.where(x > 0, 1.0, small) / (1.0 + small))  # the sigmoid of x
+    """Stores the gradients by rest and positive_sum; the gradient by positive_logit."""
+    by_positive_logit, by_negative_lse, by_sum = term_gradient(
+        grad, positive_logit, rest, positive_count_ptr, offs, in_range, MULTI_POSITIVE
+    )
     tl.store(grad_rest_ptr + offs, by_negative_lse, mask=in_range)
-    by_positive_logit = -by_negative_lse
     if MULTI_POSITIVE:
-        count = tl.load(positive_count_ptr + offs, mask=in_range, other=0.0)
-        by_sum = -grad / (1 + count)
         tl.store(grad_positive_sum_ptr + offs, by_sum, mask=in_range)
-        by_positive_logit -= count * by_sum
     return by_positive_logit
 
 
@@ -152,14 +179,14 @@ def _pair_terms_bwd_kernel(
     if SYMMETRIC:
         grad *= 0.5
     rest = tl.load(row_negative_lse_ptr + offs, mask=in_range, other=0.0)
-    by_positive_logit = _term_grad(
+    by_positive_logit = _stored_term_gradient(
         grad, positive_logit, rest, row_positive_count_ptr, grad_row_negative_lse_ptr,
         grad_row_positive_sum_ptr,
         offs, in_range, MULTI_POSITIVE,
     )  # fmt: skip
     if SYMMETRIC:
         rest = tl.load(column_negative_lse_ptr + offs, mask=in_range, other=0.0)
-        by_positive_logit += _term_grad(
+        by_positive_logit += _stored_term_gradient(
             grad, positive_logit, rest, column_positive_count_ptr, grad_column_negative_lse_ptr,
             grad_column_positive_sum_ptr, offs, in_range, MULTI_POSITIVE,
         )  # fmt: skip

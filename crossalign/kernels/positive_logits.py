@@ -46,8 +46,7 @@ def _positive_logits_kernel(
         first_column = first_row + label_offset + first_local_column
         similarity = similarity_tile(
             query, candidates, strides[0], strides[1], num_queries, num_candidates, first_row,
-            first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, flags.ACC_DTYPE,
-            flags.PRECISION, flags.USE_DESCRIPTORS,
+            first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, flags,
         )  # fmt: skip
         offs_m = first_column + tl.arange(0, BLOCK_M)
         logits = scaled_tile(

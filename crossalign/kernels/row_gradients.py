@@ -1,6 +1,7 @@
 """Gradients of the embeddings from the sums of the products; one program per row of either side.
 
-    g = scale / divisor * sum + scale * grad_positive_logit * unit vector of the positive partner
+    g = scale / divisor * sum + scale * grad_positive_logit * unit vector of the positive partner,
+        times the upstream gradient, if it is not in those numbers
     grad_x = (g - u <u, g>) * inverse_norm,   u = x * inverse_norm
 
 The positive's gradient, the largest number of its row, is added here in float32: in the gradient
@@ -32,54 +33,51 @@ def _row_gradient(
     x_ptr,  # (D,)
     partner_ptr,  # (D,) the other half of the positive pair
     out_ptr,  # (D,) out
-    inverse_norm_ptr,  # () or None
-    partner_inverse_norm_ptr,  # () or None
-    divisor_ptr,  # () or None
+    inverse_norm_ptr,  # of x's side, or None
+    partner_inverse_norm_ptr,  # of the other side, or None
+    divisor_ptr,  # of x's side, or None
     grad_positive_logit_ptr,  # ()
     scale_ptr,  # ()
+    upstream_ptr,  # () or None: 1
+    row,  # of x on its side
+    partner,  # of its partner on the other
     has_partner,
     num_features,
     BLOCK_D: tl.constexpr,
 ):
     ACC_DTYPE: tl.constexpr = sum_ptr.dtype.element_ty
     factor = tl.load(scale_ptr)
+    if upstream_ptr is not None:
+        factor *= tl.load(upstream_ptr)
     of_partner = factor * tl.load(grad_positive_logit_ptr, mask=has_partner, other=0.0)
     if partner_inverse_norm_ptr is not None:
-        of_partner *= tl.load(partner_inverse_norm_ptr, mask=has_partner, other=0.0)
+        of_partner *= tl.load(partner_inverse_norm_ptr + partner, mask=has_partner, other=0.0)
     if divisor_ptr is not None:
-        factor /= tl.load(divisor_ptr)
+        factor /= tl.load(divisor_ptr + row)
     inverse_norm = 1.0
     along = 0.0
     if inverse_norm_ptr is not None:
-        inverse_norm = tl.load(inverse_norm_ptr)
+        inverse_norm = tl.load(inverse_norm_ptr + row)
         products = tl.zeros((BLOCK_D,), ACC_DTYPE)
         for first_feature in range(0, num_features, BLOCK_D):
             offs_d = first_feature + tl.arange(0, BLOCK_D)
             in_range_d = offs_d < num_features
             x = tl.load(x_ptr + offs_d, mask=in_range_d, other=0.0).to(ACC_DTYPE)
             grad = factor * tl.load(sum_ptr + offs_d, mask=in_range_d, other=0.0)
-            partner = tl.load(partner_ptr + offs_d, mask=in_range_d & has_partner, other=0.0)
-            products += x * (grad + of_partner * partner.to(ACC_DTYPE))
+            other = tl.load(partner_ptr + offs_d, mask=in_range_d & has_partner, other=0.0)
+            products += x * (grad + of_partner * other.to(ACC_DTYPE))
         along = tl.sum(products, 0) * inverse_norm * inverse_norm
         along = tl.where(inverse_norm >= 1.0 / _FLOOR, 0.0, along)
     for first_feature in range(0, num_features, BLOCK_D):
         offs_d = first_feature + tl.arange(0, BLOCK_D)
         in_range_d = offs_d < num_features
         grad = factor * tl.load(sum_ptr + offs_d, mask=in_range_d, other=0.0)
-        partner = tl.load(partner_ptr + offs_d, mask=in_range_d & has_partner, other=0.0)
-        grad += of_partner * partner.to(ACC_DTYPE)
+        other = tl.load(partner_ptr + offs_d, mask=in_range_d & has_partner, other=0.0)
+        grad += of_partner * other.to(ACC_DTYPE)
         if inverse_norm_ptr is not None:
             x = tl.load(x_ptr + offs_d, mask=in_range_d, other=0.0).to(ACC_DTYPE)
             grad = (grad - along * x) * inverse_norm
         tl.store(out_ptr + offs_d, grad.to(out_ptr.dtype.element_ty), mask=in_range_d)
-
-
-@triton.jit
-def _entry(ptr, index):
-    """ptr + index, of a vector that may be missing."""
-    if ptr is not None:
-        ptr += index
-    return ptr
 
 
 @triton.jit(
@@ -98,6 +96,7 @@ def _row_gradients_kernel(
     candidate_divisor_ptr,  # (M,) or None
     grad_positive_logit_ptr,  # (N,)
     scale_ptr,  # ()
+    upstream_ptr,  # () or None
     grad_query_ptr,  # (N, D) out
     grad_candidates_ptr,  # (m, D) out
     stride_sn, stride_qn, stride_cm,
@@ -115,11 +114,11 @@ def _row_gradients_kernel(
             query_ptr + row * stride_qn,
             candidates_ptr + partner * stride_cm,
             grad_query_ptr + row * num_features,
-            _entry(query_inverse_norm_ptr, row),
-            _entry(candidate_inverse_norm_ptr, partner),
-            _entry(query_divisor_ptr, row),
+            query_inverse_norm_ptr,
+            candidate_inverse_norm_ptr,
+            query_divisor_ptr,
             grad_positive_logit_ptr + row,
-            scale_ptr, has_partner, num_features, BLOCK_D,
+            scale_ptr, upstream_ptr, row, partner, has_partner, num_features, BLOCK_D,
         )  # fmt: skip
     else:
         line -= num_rows
@@ -131,11 +130,11 @@ def _row_gradients_kernel(
             candidates_ptr + row * stride_cm,
             query_ptr + partner * stride_qn,
             grad_candidates_ptr + line * num_features,
-            _entry(candidate_inverse_norm_ptr, row),
-            _entry(query_inverse_norm_ptr, partner),
-            _entry(candidate_divisor_ptr, row),
+            candidate_inverse_norm_ptr,
+            query_inverse_norm_ptr,
+            candidate_divisor_ptr,
             grad_positive_logit_ptr + partner,
-            scale_ptr, has_partner, num_features, BLOCK_D,
+            scale_ptr, upstream_ptr, row, partner, has_partner, num_features, BLOCK_D,
         )  # fmt: skip
 
 
@@ -147,13 +146,12 @@ def row_gradients(
     outs: tuple[Tensor, Tensor],
     rows: slice,
     candidates: slice,
-    scale: Tensor | None = None,
+    upstream: Tensor | None = None,
 ) -> None:
     """Fills outs: grad_query (N, D) at rows, grad_candidates (m, D) if candidates is not empty.
 
-    scale: () what the gradients are multiplied by; default: that of the problem.
-
-    sums: (rows, D or more) and (m, D or more), one stride; divisors: (N,) and (M,), of the sums.
+    sums: (rows, D or more) and (m, D or more), one stride; divisors: (N,) and (M,), of the sums;
+    upstream: () what the gradients are multiplied by.
     """
     problem: ContrastiveProblem = operands.problem
     query, normalize = operands.query, operands.problem.normalize
@@ -170,7 +168,8 @@ def row_gradients(
             query_divisor_ptr=divisors[0],
             candidate_divisor_ptr=divisors[1],
             grad_positive_logit_ptr=grad_positive_logit,
-            scale_ptr=problem.scale if scale is None else scale,
+            scale_ptr=problem.scale,
+            upstream_ptr=upstream,
             grad_query_ptr=outs[0],
             grad_candidates_ptr=outs[1],
             stride_sn=sums[0].stride(0),

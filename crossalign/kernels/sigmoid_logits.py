@@ -37,8 +37,7 @@ def unbiased_logits(
     """[BLOCK_N, BLOCK_M] z - bias in log2 units."""
     similarity = similarity_tile(
         query, candidates, strides[0], strides[1], num_queries, num_candidates, first_row,
-        first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, flags.ACC_DTYPE, flags.PRECISION,
-        flags.USE_DESCRIPTORS,
+        first_column, num_features, BLOCK_N, BLOCK_M, BLOCK_D, flags,
     )  # fmt: skip
     return scaled_tile(
         similarity, rules.scale_ptr, rules.query_inverse_norm_ptr,

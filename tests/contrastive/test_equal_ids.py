@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crossalign import fused_contrastive_loss, reference
-from crossalign.contrastive.equal_ids import equal_pairs
+from crossalign.contrastive.chunked.equal_ids import equal_pairs
 from crossalign.contrastive.problem import ContrastiveProblem
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from crossalign import fused_contrastive_loss, reference
-from crossalign.contrastive import exponentials, torch_logits
 from crossalign.contrastive.choices import Direction
+from crossalign.contrastive.chunked import exponentials, torch_logits
 
 ALL = get_args(Direction)
 NUM_PAIRS = 19

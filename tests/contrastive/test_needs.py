@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crossalign import fused_contrastive_loss
-from crossalign.contrastive import torch_passes
+from crossalign.contrastive.chunked import torch_passes
 from crossalign.contrastive.problem import ContrastiveGrads, GradientNeeds
 from tests.support.contrastive_cases import make_problem
 from tests.support.counted import multiply_adds
@@ -67,7 +67,7 @@ def expected(needs: tuple[str, ...], symmetric: bool) -> int:
 def test_the_chunked_passes_form_no_product_that_nobody_needs(
     needs: tuple[str, ...], symmetric: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from crossalign.contrastive import torch_logits
+    from crossalign.contrastive.chunked import torch_logits
 
     monkeypatch.setattr(torch_logits, "CPU_CHUNK_LOGITS", 1)
     monkeypatch.setattr(torch_logits, "MIN_ROWS", 32)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from crossalign import fused_contrastive_loss, reference
-from crossalign.contrastive import small_batch, torch_logits
+from crossalign.contrastive import small_batch
+from crossalign.contrastive.chunked import torch_logits
 from tests.support.contrastive_cases import RAW, SYMMETRIC, LossCase, make_inputs
 from tests.support.pooling_cases import Run
 from tests.support.tolerances import assert_within_rule

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from crossalign import fused_contrastive_loss
-from crossalign.contrastive import torch_logits, torch_passes
+from crossalign.contrastive.chunked import torch_logits, torch_passes
+from crossalign.contrastive.chunked.chunk import label_view
+from crossalign.contrastive.chunked.norms import inverse_norms, normalize_backward
 from crossalign.contrastive.problem import ContrastiveGrads, label_range
 from crossalign.contrastive.row_loss import row_loss
 from crossalign.contrastive.terms import TermRules
-from crossalign.contrastive.torch_logits import inverse_norms, label_view, normalize_backward
 from tests.support.contrastive.loss_outcomes import upstream_of
 from tests.support.contrastive_cases import LOSS_CASES, fused, make_inputs, make_problem
 from tests.support.counted import LargestAllocation

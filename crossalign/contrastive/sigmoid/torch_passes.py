@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.gradient_sums import GradientSums
+from crossalign.contrastive.chunked.chunk import label_view
+from crossalign.contrastive.chunked.gradient_sums import GradientSums
+from crossalign.contrastive.chunked.torch_logits import LogitChunks
 from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid.problem import SigmoidProblem, SigmoidSums
 from crossalign.contrastive.terms import SOFTPLUS_THRESHOLD
-from crossalign.contrastive.torch_logits import LogitChunks, label_view
 
 
 def sigmoid_fwd(query: Tensor, key: Tensor, problem: SigmoidProblem) -> SigmoidSums:

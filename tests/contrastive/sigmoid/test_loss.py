@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossalign import fused_sigmoid_loss, reference
 from crossalign.backends import Backend
-from crossalign.contrastive import torch_logits
+from crossalign.contrastive.chunked import torch_logits
 from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid import torch_passes
 from crossalign.contrastive.sigmoid.problem import SigmoidProblem

@@ -24,11 +24,12 @@ from triton.backends.driver import DriverBase
 from triton.runtime.driver import driver
 
 from benchmarks.kernel_resources import SHARED_LIMIT
-from crossalign.contrastive.problem import GradientNeeds
+from crossalign.contrastive.problem import ContrastiveGrads, GradientNeeds
 from crossalign.kernels import contrastive_forward as forward_kernels
 from crossalign.kernels import contrastive_gradient as gradient_kernels
 from crossalign.kernels import masked_mean_pool, masked_mean_pool_backward, tiles
 from crossalign.kernels.contrastive_backward import contrastive_bwd
+from crossalign.kernels.contrastive_coefficients import PairGradient
 from crossalign.kernels.contrastive_forward import contrastive_fwd
 from crossalign.kernels.masked_mean_pool import masked_mean_pool_fwd, mean_pool_varlen_fwd
 from crossalign.kernels.masked_mean_pool_backward import masked_mean_pool_bwd, mean_pool_varlen_bwd
@@ -119,6 +120,7 @@ def contrastive(
     with_owners: bool = False,
     with_limits: bool = False,
     with_guides: bool = False,
+    with_terms: bool = False,
     **options: Any,
 ) -> None:
     """The forward and the backward pass."""
@@ -138,9 +140,18 @@ def contrastive(
         limits = ("row_guide_limit", "column_guide_limit")
         options |= dict.fromkeys(limits, torch.zeros(num_queries))
     problem = make_problem(num_queries, dtype, **options)
+    needs = GradientNeeds(True, True, need_scale_grad)
+    if with_terms:  # as the mean of all terms has them
+        terms = torch.empty(num_queries)
+        sums = contrastive_fwd(query, candidates, problem, None, with_stats, None, terms)
+        grads = ContrastiveGrads(*[torch.empty(0)] * len(ContrastiveGrads._fields))
+        grads = grads._replace(positive_logit=torch.empty(num_queries))
+        pairs = PairGradient(torch.ones(()))
+        given = (query, candidates, problem, sums, grads, needs, None, pairs, num_queries)
+        contrastive_bwd(*given)
+        return
     sums = contrastive_fwd(query, candidates, problem, None, with_stats)
     grads = pair_terms_bwd(torch.ones_like(pair_terms_fwd(sums)), sums)
-    needs = GradientNeeds(True, True, need_scale_grad)
     contrastive_bwd(query, candidates, problem, sums, grads, needs)
 
 
@@ -175,6 +186,8 @@ Call = tuple[str, Callable[..., None], list[tuple[int, int]], dict[str, Any]]
 CALLS: list[Call] = [
     ("plain", contrastive, LOSS_SIZES, {}),
     ("one way", contrastive, LOSS_SIZES, {"symmetric": False}),
+    ("mean of terms", contrastive, LOSS_SIZES, {"with_terms": True}),
+    ("mean of terms, one way", contrastive, LOSS_SIZES, {"with_terms": True, "symmetric": False}),
     ("raw products", contrastive, LOSS_SIZES, {"normalize": False, "bound": None}),
     ("statistics", contrastive, LOSS_SIZES, {"with_stats": True}),
     ("temperature", contrastive, LOSS_SIZES, {"need_scale_grad": True}),

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.torch_logits import Chunk
+from crossalign.contrastive.chunked.chunk import Chunk
+from crossalign.contrastive.chunked.torch_logits import LogitChunks
 
 TILE_LOGITS = 2**17  # for each thread: of float32 half a MiB, and as much of factors
 
@@ -28,14 +29,13 @@ class _Tile(NamedTuple):
 class Exponentials:
     """What is formed from the exponentials of chunk after chunk."""
 
-    def __init__(self, workspace_RM: Tensor) -> None:
-        """workspace_RM: the largest of the chunks."""
-        num_rows, num_columns = workspace_RM.shape
+    def __init__(self, chunks: LogitChunks) -> None:
+        num_rows, num_columns = chunks.num_rows, chunks.candidates_MD.shape[0]
         self.width = max(1, num_columns)
-        if workspace_RM.device.type == "cpu":
-            share = TILE_LOGITS * torch.get_num_threads() // max(1, num_rows)
+        if chunks.candidates_MD.device.type == "cpu":
+            share = TILE_LOGITS * torch.get_num_threads() // num_rows
             self.width = max(1, min(self.width, share))
-        self.scratch = [workspace_RM.new_empty(0), workspace_RM.new_empty(0)]
+        self.scratch = [chunks.candidates_MD.new_empty(0) for _ in range(2)]
 
     def of_rows(self, chunk: Chunk, bound: float | None) -> tuple[Tensor, Tensor]:
         """Replaces logits by multiples of their exponentials, 0 beyond the limit of the row.
@@ -72,8 +72,17 @@ class Exponentials:
                 of_columns = logits_RT if keep_K is None else keep_K.mul_(logits_RT)
                 column_sums[tile.keys] += of_columns.sum(0)
 
-    def to_gradients(self, chunk: Chunk, row_factor_R: Tensor, column_factor: Tensor) -> None:
-        """Replaces bounded logits by exp(z) (row factor + column factor), each where it counts."""
+    def to_gradients(
+        self,
+        chunk: Chunk,
+        row_factor_R: Tensor,
+        column_factor: Tensor,
+        kept_RM: Tensor | None = None,
+    ) -> None:
+        """Replaces bounded logits by exp(z) (row factor + column factor), each where it counts.
+
+        kept_RM: exp(z), if known, so that the chunk's logits need not be.
+        """
         for tile in self._tiles(chunk):
             logits_RT, keys = tile.logits_RT, tile.keys
             keep_R, keep_K = self._kept(chunk, tile)
@@ -85,7 +94,10 @@ class Exponentials:
                 if keep_K is not None:
                     of_columns = keep_K.mul_(of_columns)
                 factor = torch.add(factor, of_columns, out=self._scratch(0, logits_RT))
-            logits_RT.exp_().mul_(factor)
+            if kept_RM is None:
+                logits_RT.exp_().mul_(factor)
+            else:
+                torch.mul(kept_RM[:, tile.columns], factor, out=logits_RT)
 
     def _tiles(self, chunk: Chunk) -> Iterator[_Tile]:
         """From the left, cut where columns begin or cease to have terms that they serve."""

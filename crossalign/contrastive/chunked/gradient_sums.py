@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossalign.contrastive.chunked.chunk import Chunk
+from crossalign.contrastive.chunked.norms import normalize_backward
+from crossalign.contrastive.chunked.torch_logits import LogitChunks
 from crossalign.contrastive.problem import GradientNeeds, label_range
-from crossalign.contrastive.torch_logits import Chunk, LogitChunks, normalize_backward
 
 
 class RowParts(NamedTuple):

@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crossalign.contrastive.exponentials import Exponentials
-from crossalign.contrastive.gradient_sums import GradientSums
+from crossalign.contrastive.chunked.chunk import Chunk
+from crossalign.contrastive.chunked.exponentials import Exponentials
+from crossalign.contrastive.chunked.gradient_sums import GradientSums
+from crossalign.contrastive.chunked.torch_logits import LogitChunks
 from crossalign.contrastive.problem import (
     ContrastiveGrads,
     ContrastiveProblem,
@@ -21,7 +23,6 @@ from crossalign.contrastive.problem import (
     label_range,
     tie_slack,
 )
-from crossalign.contrastive.torch_logits import Chunk, LogitChunks
 
 
 def contrastive_fwd(
@@ -30,11 +31,12 @@ def contrastive_fwd(
     problem: ContrastiveProblem,
     known_positive_logit: Tensor | None,
     with_stats: bool,
+    kept: Tensor | None = None,
 ) -> ContrastiveSums:
     """query: (N, D), candidates: (M, D); known_positive_logit: (N,) positive logits where they are
-    not among these."""
-    chunks = LogitChunks(query, candidates, problem, may_compare_late=not with_stats)
-    sums, exponentials = start_sums(chunks, with_stats), Exponentials(chunks.workspace_RM)
+    not among these; kept: see empty_kept, filled with the exponentials of the last chunks."""
+    chunks = LogitChunks(query, candidates, problem, may_compare_late=not with_stats, kept=kept)
+    sums, exponentials = start_sums(chunks, with_stats), Exponentials(chunks)
     if known_positive_logit is not None:
         sums.positive_logit.copy_(known_positive_logit)
     slack = tie_slack(query, candidates, problem, sums.positive_logit) if with_stats else None
@@ -192,15 +194,18 @@ def contrastive_bwd(
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
     needs: GradientNeeds | None = None,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (query (N, D), wanted candidates (m, D), scale ()), the first two in their
-    dtype, or as parts of a sum in the accumulator's; what is not needed has no rows."""
-    chunks = LogitChunks(query, candidates, problem, may_compare_late=True)
+    dtype, or as parts of a sum in the accumulator's; what is not needed has no rows.
+
+    kept: as the forward pass filled it."""
+    chunks = LogitChunks(query, candidates, problem, may_compare_late=True, kept=kept)
     needs = needs or GradientNeeds()
     gradients = GradientSums(chunks, needs.gradient_dtype(query.dtype), needs)
-    exponentials = Exponentials(chunks.workspace_RM)
-    for chunk in chunks:
-        _logits_to_grad(chunk, exponentials, problem, sums, grads)
+    exponentials = Exponentials(chunks)
+    for chunk, kept_RM in chunks.with_kept():
+        _logits_to_grad(chunk, exponentials, problem, sums, grads, kept_RM)
         gradients.add(chunk)
     return gradients.result()
 
@@ -211,8 +216,10 @@ def _logits_to_grad(
     problem: ContrastiveProblem,
     sums: ContrastiveSums,
     grads: ContrastiveGrads,
+    kept_RM: Tensor | None,
 ) -> None:
-    """Replaces a chunk of logits by d loss / d logits, in place."""
+    """Replaces a chunk of logits by d loss / d logits, in place; kept_RM: their exponentials, from
+    which it is formed without reading the logits."""
     rows, logits_RM = chunk.rows, chunk.logits_RM
     has_sums = problem.with_logit_sums
     kept = kept_logits(chunk) if has_sums and not chunk.keeps_all else None
@@ -225,7 +232,8 @@ def _logits_to_grad(
     if problem.bound is not None:
         # One exponential serves both directions: exp(z) times a rank-one sum.
         of_columns = _softmax_factor(column_coefficient, column_lse)
-        exponentials.to_gradients(chunk, _softmax_factor(row_coefficient, row_lse), of_columns)
+        of_rows = _softmax_factor(row_coefficient, row_lse)
+        exponentials.to_gradients(chunk, of_rows, of_columns, kept_RM)
     elif not (problem.symmetric or problem.same_side):
         logits_RM.sub_(_without_empty(row_lse)[:, None]).exp_()
         logits_RM.mul_(row_coefficient[:, None])

@@ -1,4 +1,4 @@
-"""Chunks of logits in plain PyTorch: one reused workspace of a few rows, norms, positives.
+"""Chunks of logits in plain PyTorch: one reused workspace of a few rows, positives.
 
 Shape suffixes: R rows of a chunk, N queries, M candidates, K of them keys, D features.
 """
@@ -6,15 +6,16 @@ Shape suffixes: R rows of a chunk, N queries, M candidates, K of them keys, D fe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossalign.contrastive.equal_ids import equal_pairs
-from crossalign.contrastive.problem import ContrastiveProblem, label_range
-from crossalign.precision import NORM_FLOOR, accumulator, norm_divisor
+from crossalign.contrastive.chunked.chunk import Chunk, by_columns, label_view
+from crossalign.contrastive.chunked.equal_ids import equal_pairs
+from crossalign.contrastive.chunked.norms import inverse_norms
+from crossalign.contrastive.problem import ContrastiveProblem
+from crossalign.precision import accumulator
 
 # Logits per chunk. On a CPU 2^22 float32 (16 MiB) are many enough rows for efficient products and
 # stay near the cores between the passes over them; a GPU needs larger products to be busy. At
@@ -27,43 +28,6 @@ MIN_ROWS = 64
 SAME_SIDE_CHUNKS = 8
 
 
-def inverse_norms(x: Tensor) -> Tensor:
-    """(n, D) -> (n,) 1 / max(||x||, 1e-12) in the accumulator dtype; NaN where that overflows."""
-    norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=accumulator(x.dtype))
-    return norm_divisor(norms).reciprocal()
-
-
-def normalize_backward(grad_unit: Tensor, x: Tensor, inverse_norm: Tensor) -> Tensor:
-    """Gradient of x given that of x / max(||x||, floor): (g - u <u, g>) / ||x||, u the unit row."""
-    unit = x.to(grad_unit.dtype) * inverse_norm[:, None]
-    # Below the floor the divisor is a constant, so nothing is projected away.
-    projected = (unit * grad_unit).sum(1, keepdim=True)
-    projected = projected.masked_fill(inverse_norm[:, None] >= 1 / NORM_FLOOR, 0)
-    return unit.mul_(-projected).add_(grad_unit).mul_(inverse_norm[:, None])
-
-
-class Chunk(NamedTuple):
-    """Some rows of logits, against all candidates or (same_side) against those from there on."""
-
-    rows: slice
-    columns: slice  # of the candidates
-    query_RD: Tensor  # the scaled queries
-    logits_RM: Tensor  # -inf at what is left out for both sides, and at the labels
-    labels: Tensor  # a view of where the labels are in logits_RM
-    positive_logit: Tensor  # what stood there
-    positives_RM: Tensor | None  # further positives
-    # Where limits apply and each logit serves its row and its column, which may differ: what is
-    # left out for either. Otherwise rows' exclusions are -inf in logits_RM already.
-    row_left_out_RM: Tensor | None
-    column_left_out_RK: Tensor | None
-    # Limits that are still to be applied: logits above them do not count for the row, the column.
-    row_limit_R: Tensor | None
-    column_limit_K: Tensor | None
-    column_part: slice  # of logits_RM: those that also serve the terms of their columns
-    keys: slice  # of the columns' terms: theirs
-    keeps_all: bool  # nothing but labels is left out, and nothing is added to logits
-
-
 class LogitChunks:
     """Yields chunks of logits in one reused workspace, exclusions and weights applied."""
 
@@ -74,8 +38,10 @@ class LogitChunks:
         problem: ContrastiveProblem,
         *,
         may_compare_late: bool = False,
+        kept: Tensor | None = None,
     ) -> None:
-        """may_compare_late: the caller applies a chunk's limits where it forms exponentials."""
+        """may_compare_late: the caller applies a chunk's limits where it forms exponentials; kept:
+        see empty_kept; the last chunks lie there, not in the workspace."""
         self.query, self.candidates, self.problem = query, candidates, problem
         self.compares_late = may_compare_late and _needs_limits_only_in_sums(problem)
         self.dtype = accumulator(query.dtype)
@@ -94,8 +60,18 @@ class LogitChunks:
             num_rows = min(num_rows, max(MIN_ROWS, query.shape[0] // SAME_SIDE_CHUNKS))
         self.equal_pairs = equal_pairs(problem)
         self._candidate_sum_D: Tensor | None = None
-        # Column by column: so the BLAS of a CPU forms the few rows of logits a tenth faster.
-        self.workspace_RM = query.new_empty(candidates.shape[0], num_rows, dtype=self.dtype).T
+        self.num_rows, self.kept = max(1, num_rows), kept
+        self._workspace: Tensor | None = None
+
+    @property
+    def workspace_RM(self) -> Tensor:
+        """Room for the largest chunk."""
+        if self._workspace is None:
+            num_rows = min(self.num_rows, self.query.shape[0])
+            size = num_rows * self.candidates.shape[0]
+            flat = self.query.new_empty(size, dtype=self.dtype)
+            self._workspace = by_columns(flat, num_rows, self.candidates.shape[0])
+        return self._workspace
 
     @property
     def is_two_sided(self) -> bool:
@@ -125,24 +101,63 @@ class LogitChunks:
         return query_RD * self.problem.scale
 
     def __iter__(self) -> Iterator[Chunk]:
-        problem, num_queries = self.problem, self.query.shape[0]
-        step = max(1, self.workspace_RM.shape[0])
-        for first in range(0, num_queries, step):
-            rows = slice(first, min(first + step, num_queries))
+        for rows, columns, kept_RM in self._places():
+            yield self._formed(rows, columns, kept_RM)
+
+    def with_kept(self) -> Iterator[tuple[Chunk, Tensor | None]]:
+        """Each chunk, and its exponentials, if they were kept. The logits of such a chunk are not
+        formed: it has room for them in the workspace."""
+        for rows, columns, kept_RM in self._places():
+            if kept_RM is None:
+                yield self._formed(rows, columns, None), None
+                continue
+            logits_RM = self._room(rows, columns)
+            keys = self._keys(rows)
+            column_part = slice(keys.start - columns.start, keys.stop - columns.start)
+            labels = label_view(logits_RM, self.problem, rows, columns.start)
+            yield Chunk(
+                rows, columns, self.scaled_queries(rows), logits_RM, labels, labels, None, None,
+                None, None, None, column_part, keys, self.keeps_all,
+            ), kept_RM  # fmt: skip
+
+    def _formed(self, rows: slice, columns: slice, place_RM: Tensor | None) -> Chunk:
+        query_RD = self.scaled_queries(rows)
+        logits_RM = self._room(rows, columns) if place_RM is None else place_RM
+        torch.mm(query_RD, self.candidates_MD[columns].T, out=logits_RM)
+        if not self.problem.normalize:  # -inf is from here on what is left out
+            logits_RM.nan_to_num_(torch.nan, torch.nan, torch.nan)
+        return self._chunk(rows, columns, query_RD, logits_RM)
+
+    def _keys(self, rows: slice) -> slice:
+        """Of the columns' terms, those that a chunk's logits serve."""
+        if self.problem.symmetric:
+            return slice(0, self.problem.num_keys)
+        return slice(rows.stop, self.problem.num_keys) if self.problem.same_side else slice(0, 0)
+
+    def _room(self, rows: slice, columns: slice) -> Tensor:
+        """(R, M) of the workspace."""
+        return self.workspace_RM[: rows.stop - rows.start, columns]
+
+    def _places(self) -> list[tuple[slice, slice, Tensor | None]]:
+        """The rows and columns of each chunk, and where it is kept: the last ones are."""
+        num_queries, num_candidates = self.query.shape[0], self.candidates.shape[0]
+        places: list[tuple[slice, slice, Tensor | None]] = []
+        free = 0 if self.kept is None else self.kept.numel()
+        for first in reversed(range(0, num_queries, self.num_rows)):
+            rows = slice(first, min(first + self.num_rows, num_queries))
             # Of a symmetric matrix the part left of the diagonal has been seen as its mirror image.
-            columns = slice(first if problem.same_side else 0, self.candidates_MD.shape[0])
-            query_RD = self.scaled_queries(rows)
-            logits_RM = self.workspace_RM[: query_RD.shape[0], columns]
-            torch.mm(query_RD, self.candidates_MD[columns].T, out=logits_RM)
-            if not problem.normalize:  # -inf is from here on what is left out
-                logits_RM.nan_to_num_(torch.nan, torch.nan, torch.nan)
-            yield self._chunk(rows, columns, query_RD, logits_RM)
+            columns = slice(first if self.problem.same_side else 0, num_candidates)
+            num_rows, num_columns = rows.stop - rows.start, columns.stop - columns.start
+            kept_RM, free = None, free - num_rows * num_columns
+            if self.kept is not None and free >= 0:
+                flat = self.kept[free : free + num_rows * num_columns]
+                kept_RM = by_columns(flat, num_rows, num_columns)
+            places.append((rows, columns, kept_RM))
+        return places[::-1]
 
     def _chunk(self, rows: slice, columns: slice, query_RD: Tensor, logits_RM: Tensor) -> Chunk:
         problem = self.problem
-        keys = slice(rows.stop, problem.num_keys) if problem.same_side else slice(0, 0)
-        if problem.symmetric:
-            keys = slice(0, problem.num_keys)
+        keys = self._keys(rows)
         column_part = slice(keys.start - columns.start, keys.stop - columns.start)
         labels = label_view(logits_RM, problem, rows, columns.start)
         positive_logit = labels.clone()
@@ -262,14 +277,3 @@ def _needs_limits_only_in_sums(problem: ContrastiveProblem) -> bool:
 
 def _either(left: Tensor | None, right: Tensor) -> Tensor:
     return right if left is None else left.logical_or_(right)
-
-
-def label_view(
-    tile_RM: Tensor, problem: ContrastiveProblem, rows: slice, first_candidate: int = 0
-) -> Tensor:
-    """The labels of a chunk's rows, as a view of its diagonal; its columns start at that one."""
-    first_row, first_column, count = label_range(problem, rows.start, rows.stop)
-    if count == 0:
-        return tile_RM.new_empty(0)
-    row, column = first_row - rows.start, first_column - first_candidate
-    return tile_RM[row : row + count, column : column + count].diagonal()
