@@ -20,7 +20,16 @@ ORDER_INSIDE = {
     ),
     "contrastive": (
         *("choices", "options", "option_checks", "arguments", "problem", "terms", "chunked"),
-        *("blocks", "sides", "ops", "combine", "row_loss", "one_pass", "pair_loss"),
+        *(
+            "blocks",
+            "sides",
+            "ops",
+            "combine",
+            "known_gradients",
+            "row_loss",
+            "one_pass",
+            "pair_loss",
+        ),
         *("small_batch", "across_ranks", "sigmoid", "one_process", "loss", "module"),
         *("matryoshka", "negative_queue", "gradient_cache"),
     ),

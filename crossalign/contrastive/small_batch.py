@@ -10,7 +10,7 @@ Shape suffixes: N queries, M candidates, K of them keys, D features.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from crossalign.contrastive.blocks import LARGEST_BOUND
 from crossalign.contrastive.chunked import torch_logits
+from crossalign.contrastive.known_gradients import with_gradients
 from crossalign.contrastive.ops import refuse_twice
 from crossalign.contrastive.options import LossArguments, LossOptions
 from crossalign.contrastive.sides import joined
@@ -48,8 +49,7 @@ def small_batch_loss(arguments: LossArguments) -> Tensor | None:
         if not any(needs):
             return loss
         gradients = _gradients(batch, needs, key.shape[0])
-    attached: Tensor = _Attached.apply(loss, *tensors, *gradients)  # type: ignore[no-untyped-call]
-    return attached
+    return with_gradients(loss, tensors, gradients, refuse_twice)
 
 
 def _is_small_and_plain(arguments: LossArguments) -> bool:
@@ -167,34 +167,3 @@ def _gradients(batch: _Batch, needs: list[bool], num_keys: int) -> tuple[Tensor 
         of_key = grad_MD[:num_keys] if needs[1] else None
         of_negatives = grad_MD[num_keys:] if needs[2] else None
     return of_query, of_key, of_negatives, of_temperature
-
-
-class _Attached(torch.autograd.Function):
-    """The loss as it is, with gradients that are known already."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, *tensors: Tensor | None) -> Tensor:
-        ctx.save_for_backward(*tensors)
-        return loss.view_as(loss)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        num_inputs = 4
-        tensors, gradients = ctx.saved_tensors[:num_inputs], ctx.saved_tensors[num_inputs:]
-        if torch.is_grad_enabled():
-            upstream = _Once.apply(upstream, *tensors)  # type: ignore[no-untyped-call]
-        scaled = [
-            None if gradient is None else (gradient * upstream).to(tensor.dtype)
-            for tensor, gradient in zip(tensors, gradients, strict=True)
-        ]
-        return (None, *scaled, *[None] * num_inputs)
-
-
-class _Once(torch.autograd.Function):
-    """The upstream gradient as it is; what is formed from it cannot be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, upstream: Tensor, *tensors: Tensor | None) -> Tensor:
-        return upstream.view_as(upstream)
-
-    backward = staticmethod(refuse_twice)

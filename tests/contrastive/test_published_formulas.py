@@ -1,6 +1,7 @@
 """Losses of papers and other libraries, written out densely, equal ours with the options named.
 
-memeff 0.3.1 (Qwen3, CLIP and LiT losses): the formulas that its kernels implement.
+memeff 0.3.1 (Qwen3, CLIP and LiT losses): the formulas that its kernels implement. siglip-kernel
+0.1.2: siglip_kernel/reference.py, which is called itself where the package is installed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossalign import fused_contrastive_loss
+from crossalign import fused_contrastive_loss, fused_sigmoid_loss
 from crossalign.contrastive.choices import Direction
 
 N, D = 12, 6
@@ -144,3 +145,23 @@ def test_supcon_leaves_a_row_out_of_its_positives() -> None:
     assert supcon == pytest.approx(losses["supcon"], rel=1e-6)
     assert itself == pytest.approx(losses["with itself"], rel=1e-6)
     assert (round(itself, 2), round(supcon, 2)) == (8.82, 5.62)
+
+
+def test_siglip() -> None:
+    """The sum over all pairs of -log sigmoid(+-(t <q, k> + b)), by the batch size; also by the
+    package's own dense reference."""
+    leaves = sides()
+    temperature, bias = (torch.tensor(x, dtype=torch.float64) for x in (T, -2.0))
+    scalars = [temperature.requires_grad_(), bias.requires_grad_()]
+    query, key = (F.normalize(side, dim=1) for side in leaves)
+    labels = 2 * torch.eye(N, dtype=torch.float64) - 1
+    theirs = [-F.logsigmoid(labels * (query @ key.T / scalars[0] + scalars[1])).sum() / N]
+    try:
+        from siglip_kernel.reference import siglip_loss_reference
+
+        theirs.append(siglip_loss_reference(query, key, 1 / scalars[0], scalars[1]))
+    except ImportError:
+        pass  # its first line asks for Triton with a GPU on some machines
+    for each in theirs:
+        ours = fused_sigmoid_loss(*leaves, temperature=scalars[0], bias=scalars[1])
+        assert_same(ours, each, [*leaves, *scalars])

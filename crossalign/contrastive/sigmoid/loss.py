@@ -10,6 +10,7 @@ from crossalign.contrastive.choices import Gather, Reduction
 from crossalign.contrastive.combine import reduce_terms
 from crossalign.contrastive.sigmoid.across_ranks import loss_across_ranks
 from crossalign.contrastive.sigmoid.arguments import NAME, build_problem, check_arguments
+from crossalign.contrastive.sigmoid.one_pass import one_pass_loss, one_pass_takes
 from crossalign.contrastive.sigmoid.ops import sigmoid_sums
 from crossalign.contrastive.sigmoid.problem import SigmoidArguments
 
@@ -61,7 +62,8 @@ def fused_sigmoid_loss(
             With a group, arguments that differ between ranks: the same text on every rank.
         RuntimeError: a rank of the group died, or did not call in time.
 
-    Cost: 2 N^2 D operations forward, up to 6 N^2 D backward; extra memory O(N D) plus a bounded
+    Cost: 2 N^2 D operations forward, up to 6 N^2 D backward, in PyTorch
+    4 for a mean or a sum, whose gradients are formed with it; extra memory O(N D) plus a bounded
     workspace. Deterministic: same inputs and device, same bits. Differentiating twice raises.
     Source: Zhai et al. 2023 (SigLIP); reference.sigmoid_loss is the specification.
 
@@ -87,5 +89,8 @@ def fused_sigmoid_loss(
         return loss_across_ranks(arguments)
     check_arguments(arguments)
     use_triton = choose_backend(NAME, backend, query) == "triton"
-    sums = sigmoid_sums(query, key, build_problem(arguments), use_triton=use_triton)
+    problem = build_problem(arguments)
+    if not use_triton and one_pass_takes(query, key, problem, weights, reduction):
+        return one_pass_loss(query, key, problem, weights, reduction)
+    sums = sigmoid_sums(query, key, problem, use_triton=use_triton)
     return reduce_terms(sums.terms, weights, reduction)

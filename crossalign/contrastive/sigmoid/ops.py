@@ -166,6 +166,7 @@ class _Gradients(NamedTuple):
     bias: Tensor
 
 
+refuse_twice = refuse_second_derivative("sigmoid loss", "the loss")
 _forward_op = register_op(
     "sigmoid_fwd",
     _sigmoid_fwd,
@@ -181,5 +182,5 @@ _backward_op = register_op(
     _sigmoid_bwd_fake,
     arguments=(_Sides, SigmoidProblem, _BackwardChoices),
     results=_Gradients,
-    backward=refuse_second_derivative("sigmoid loss", "the loss"),
+    backward=refuse_twice,
 )

@@ -26,7 +26,7 @@ def sigmoid_fwd(query: Tensor, key: Tensor, problem: SigmoidProblem) -> SigmoidS
         rows, logits_RM, positives_RM = chunk.rows, chunk.logits_RM, chunk.positives_RM
         chunk.labels.copy_(chunk.positive_logit)
         logits_RM.add_(problem.bias)
-        _negate_positives(chunks, rows, logits_RM, positives_RM)
+        negate_positives(chunks, rows, logits_RM, positives_RM)
         torch.ops.aten.softplus.out(logits_RM, 1, SOFTPLUS_THRESHOLD, out=logits_RM)
         torch.sum(logits_RM, 1, out=terms[rows])
     return SigmoidSums(terms, chunks.query_inverse_norm, chunks.candidate_inverse_norm)
@@ -43,9 +43,9 @@ def sigmoid_bwd(
         rows, logits_RM, positives_RM = chunk.rows, chunk.logits_RM, chunk.positives_RM
         chunk.labels.copy_(chunk.positive_logit)
         logits_RM.add_(problem.bias)
-        _negate_positives(chunks, rows, logits_RM, positives_RM)
+        negate_positives(chunks, rows, logits_RM, positives_RM)
         logits_RM.sigmoid_().mul_(grad_terms[rows, None])
-        _negate_positives(chunks, rows, logits_RM, positives_RM)
+        negate_positives(chunks, rows, logits_RM, positives_RM)
         torch.sum(logits_RM, 1, out=by_row[rows])
         gradients.add(chunk)
     # Positives pull the bias up and negatives down: a sum that nearly cancels, hence float64.
@@ -53,7 +53,7 @@ def sigmoid_bwd(
     return *gradients.result(), grad_bias
 
 
-def _negate_positives(
+def negate_positives(
     chunks: LogitChunks, rows: slice, tile_RM: Tensor, positives_RM: Tensor | None
 ) -> None:
     """Times -y, in place."""

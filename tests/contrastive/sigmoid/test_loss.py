@@ -16,7 +16,7 @@ from crossalign.contrastive.problem import GradientNeeds
 from crossalign.contrastive.sigmoid import torch_passes
 from crossalign.contrastive.sigmoid.problem import SigmoidProblem
 from tests.support.contrastive.loss_outcomes import upstream_of
-from tests.support.counted import LargestAllocation
+from tests.support.counted import LargestAllocation, multiply_adds
 from tests.support.pooling_cases import BACKENDS, RUNS, Run
 from tests.support.sigmoid_cases import (
     LEAVES,
@@ -172,23 +172,28 @@ def test_no_tensor_of_queries_times_keys() -> None:
     assert 0 < largest.elements <= torch_logits.CPU_CHUNK_LOGITS < 4096 * 4096 / 3
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(
     ("needs", "products"), [(("query", "key"), 3), (("query",), 2), (("key", "bias"), 2)]
 )
 def test_an_input_without_a_gradient_costs_no_product(
-    needs: tuple[str, ...], products: int
+    needs: tuple[str, ...], products: int, reduction: str
 ) -> None:
-    """The logits, and one product for each side that needs a gradient."""
+    """The logits, once more where terms wait for their gradients, and one product for each side
+    that needs one."""
     run, case = Run("torch", "cpu", torch.float32), SIGMOID_CASES["chunks"]
+    case = case._replace(options=case.options | {"reduction": reduction})
     inputs, upstream = make_inputs(case, run), upstream_of(case, run)
     leaves: dict[str, Any] = {
         name: value.requires_grad_(name in needs) for name, value in inputs.leaves.items()
     }
-    loss = fused_sigmoid_loss(**leaves, **inputs.options)
-    with torch.profiler.profile() as profile:
+
+    def step() -> None:
+        loss = fused_sigmoid_loss(**leaves, **inputs.options)
         loss.backward(upstream.to(loss))
-    counts = {event.key: event.count for event in profile.key_averages()}
-    assert counts.get("aten::mm", 0) + counts.get("aten::addmm_", 0) == products
+
+    product = case.num_pairs**2 * case.num_features
+    assert multiply_adds(step) == product * (products + (reduction == "none"))
     for name, leaf in leaves.items():
         assert (leaf.grad is not None) == (name in needs)
 
