@@ -1,10 +1,15 @@
 """How many registers, how much stack and shared memory does every shipped kernel take?
 
-Compiles each kernel in each shipped configuration for three architectures; needs no GPU. Reads the
+Compiles each kernel in each shipped configuration for six architectures; needs no GPU. Reads the
 machine code with the cuobjdump that Triton brings along.
 
     python -m benchmarks.kernel_resources            # prints the table
-    python -m benchmarks.kernel_resources --write    # and commits it to benchmarks/results/
+    python -m benchmarks.kernel_resources --write    # and puts it into benchmarks/results/
+
+The file has a table for every Triton that is supported. For that of another version than installed:
+
+    pip install --target .triton-3.6 --no-deps triton==3.6.0
+    PYTHONPATH=.triton-3.6 python -m benchmarks.kernel_resources --write
 """
 
 from __future__ import annotations
@@ -178,15 +183,35 @@ def source_line() -> str:
     return f"Digest of the kernels and their configurations: {source_digest(compile_cases())}."
 
 
+HEAD = """# Resources of every shipped kernel configuration
+
+Regenerate with `make resources`, and for another Triton as benchmarks/kernel_resources.py says.
+Registers and stack bytes are per thread, shared memory bytes per block; spills count the
+instructions that move registers to or from local memory. Barriers and shuffles count the
+instructions of a whole kernel, in which Triton may have a loop's body twice.
+"""
+
+
+def section_of(compilers: str, text: str) -> str:
+    """The part of the file that was made with these compilers, by their Triton's version."""
+    version = compilers.split(",")[0]
+    return next((part for part in text.split("\n## ")[1:] if part.startswith(f"{version},")), "")
+
+
+def with_section(rows: list[Row], compilers: str, text: str) -> str:
+    """The file with the table of these rows, which replaces one of the same Triton."""
+    new, old = render(rows, compilers), section_of(compilers, text)
+    parts = [part for part in text.split("\n## ")[1:] if part != old]
+    sections = sorted([part.rstrip("\n") for part in parts] + [new.rstrip("\n")])
+    return "\n## ".join([HEAD, *(f"{each}\n" for each in sections)])
+
+
 def render(rows: list[Row], compilers: str) -> str:
+    """The section of one compiler."""
     lines = [
-        "# Resources of every shipped kernel configuration",
+        compilers,
         "",
-        f"Compiled with {compilers}; regenerate with `make resources`.",
         source_line(),
-        "Registers and stack bytes are per thread, shared memory bytes per block; spills count the",
-        "instructions that move registers to or from local memory. Barriers and shuffles count the",
-        "instructions of a whole kernel, in which Triton may have a loop's body twice.",
         "",
         "| kernel configuration | arch | warps | stages | registers | stack | spills | shared |"
         " tensor cores | copies | barriers | shuffles |",
@@ -234,7 +259,8 @@ def main() -> None:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows]))
     if arguments.write:
         TABLE.parent.mkdir(exist_ok=True)
-        TABLE.write_text(table)
+        old = TABLE.read_text() if TABLE.exists() else ""
+        TABLE.write_text(with_section(rows, versions(), old))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ _DTYPE_OPTIONS = {
         *("symmetric", "one_way", "online", "temperature", "ids_stats", "owners"),
         *("private", "positives", "kept", "kept_one_way", "kept_owners", "everything"),
         *("plain", "ids", "margin", "margin_one_way", "logit_sums", "hardness", "best"),
-        *("all_options", "guided", "guided_one_way", "guided_owners", "guided_all_options"),
+        *("all_options", "all_rules", "learned_unshared"),
+        *("guided", "guided_one_way", "guided_owners", "guided_all_options"),
     ),
     "fp16": ("symmetric", "everything", "plain"),
     "fp32": (
@@ -66,6 +67,8 @@ FORWARD_OPTIONS: dict[str, dict[str, object]] = {
         "HARDNESS_ON": "owned",
     },
 }  # fmt: skip
+# Other hardness: with it LLVM once aborted on sm_80, which no configuration here had shown.
+FORWARD_OPTIONS["all_rules"] = FORWARD_OPTIONS["all_options"] | {"HARDNESS_ON": "all"}
 FORWARD_OPTIONS["guided_all_options"] = FORWARD_OPTIONS["all_options"] | _GUIDED
 BACKWARD_OPTIONS: dict[str, dict[str, object]] = {
     "symmetric": {},
@@ -82,6 +85,9 @@ BACKWARD_OPTIONS: dict[str, dict[str, object]] = {
     "guided": _GUIDED,
     "guided_one_way": _GUIDED | {"SYMMETRIC": False},
     "guided_owners": _GUIDED | _OWNERS,
+    "learned_unshared": {
+        "HAS_OWNERS": True, "SHARE_NEGATIVES": False, "IS_BOUNDED": False, "NEED_SCALE_GRAD": True,
+    },
     "everything": {
         "HAS_IDS": True, "MULTI_POSITIVE": True, "HAS_OWNERS": True, "SHARE_NEGATIVES": False,
         "IS_BOUNDED": False, "NEED_SCALE_GRAD": True,
@@ -92,6 +98,7 @@ BACKWARD_OPTIONS: dict[str, dict[str, object]] = {
         "HARDNESS_ON": "owned",
     },
 }  # fmt: skip
+BACKWARD_OPTIONS["all_rules"] = BACKWARD_OPTIONS["all_options"] | {"HARDNESS_ON": "all"}
 BACKWARD_OPTIONS["guided_all_options"] = BACKWARD_OPTIONS["all_options"] | _GUIDED
 SIGMOID_OPTIONS: dict[str, dict[str, object]] = {
     "plain": {"NEED_SCALE_GRAD": True},

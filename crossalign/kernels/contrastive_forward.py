@@ -110,16 +110,16 @@ def _contrastive_fwd_kernel(
                 num_above, num_at_least, of_rows, is_positive, tie_bounds, offs_n, in_range_n,
                 out.row_counts + row_offs, row_lines, is_first, flags.MULTI_POSITIVE,
             )  # fmt: skip
-        if kept is not None:
-            keep_exponentials(
-                kept, of_rows, rules.candidate_inverse_norm_ptr, strides[2], first_row,
-                first_column, num_queries, num_candidates, flags.USE_DESCRIPTORS, flags.DTYPE,
-            )  # fmt: skip
         row_sum = add_exponentials(
             tl.where(is_first, no_sum, row_sum), of_rows, of_columns,
             out.column_partial + column_offs, is_key, is_begun, flags,
         )  # fmt: skip
         tl.store(out.row_partial + row_offs, row_sum, mask=in_range_n)
+        if kept is not None:
+            keep_exponentials(
+                kept, of_rows, rules.candidate_inverse_norm_ptr, strides[2], first_row,
+                first_column, num_queries, num_candidates, flags.USE_DESCRIPTORS, flags.DTYPE,
+            )  # fmt: skip
 
 
 def contrastive_fwd(

@@ -25,11 +25,18 @@ ROOT = Path(__file__).parents[2]
 NUMBERS = ("num_warps", "num_stages", "registers", "stack", "spill_instructions", "shared")
 
 
-def committed() -> dict[tuple[str, int], dict[str, int]]:
-    """(configuration, architecture) -> the numbers of its row in the table."""
+COMPILERS = ["triton 3.6.0", "triton 3.7.1"]  # of PyTorch 2.11, and of today
+
+
+def section(compiler: str) -> str:
+    return kernel_resources.section_of(f"{compiler},", kernel_resources.TABLE.read_text())
+
+
+def committed(compiler: str) -> dict[tuple[str, int], dict[str, int]]:
+    """(configuration, architecture) -> the numbers of its row in the compiler's table."""
     rows = re.findall(
         r"^\| (\S+) \| sm_(\d+) " + r"\| (\d+) " * len(NUMBERS) + r"\|",
-        kernel_resources.TABLE.read_text(),
+        section(compiler),
         flags=re.MULTILINE,
     )
     return {
@@ -48,10 +55,12 @@ def compiled(folder: Path, *flags: str) -> list[Row]:
     return [Row(**row) for row in json.loads(Path(rows_file).read_text())]
 
 
-def skip_for_another_compiler() -> None:
+def installed_compiler() -> str:
+    """Its Triton's version, if the file has its table."""
     compilers = kernel_resources.versions()
     if compilers not in kernel_resources.TABLE.read_text():
-        pytest.skip(f"the table was made with another compiler than {compilers}")
+        pytest.skip(f"the tables were made with other compilers than {compilers}")
+    return compilers.split(",")[0]
 
 
 @pytest.mark.parametrize("module", kernel_resources.kernel_modules())
@@ -60,7 +69,8 @@ def test_every_kernel_has_a_compile_case(module: str) -> None:
     assert kernel_resources.kernels_in_source(module) <= with_case
 
 
-def test_the_table_has_every_configuration_on_every_architecture() -> None:
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_the_table_has_every_configuration_on_every_architecture(compiler: str) -> None:
     names = [
         (case.name, arch)
         for case in kernel_resources.compile_cases()
@@ -68,31 +78,43 @@ def test_the_table_has_every_configuration_on_every_architecture() -> None:
     ]
     assert len(names) == len(set(names)), "two configurations share a name"
     assert {arch for _, arch in names} == set(kernel_resources.SHARED_LIMIT)
-    assert committed().keys() == set(names) != set(), "run `make resources`"
+    assert committed(compiler).keys() == set(names) != set(), "run `make resources`"
 
 
-def test_kernels_fit_the_architecture() -> None:
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_kernels_fit_the_architecture(compiler: str) -> None:
     """The tiles were chosen for what Triton 3.6 and 3.7 spill, with which the table is made."""
-    for (name, arch), row in committed().items():
+    for (name, arch), row in committed(compiler).items():
         assert row["shared"] <= kernel_resources.SHARED_LIMIT[arch], (name, arch)
         assert row["stack"] <= kernel_resources.STACK_BUDGET_BYTES, (name, arch)
         assert row["spill_instructions"] <= kernel_resources.SPILL_BUDGET, (name, arch)
 
 
-def test_the_table_is_of_the_kernels_of_today() -> None:
-    assert kernel_resources.source_line() in kernel_resources.TABLE.read_text(), (
-        "run `make resources`"
-    )
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_the_table_is_of_the_kernels_of_today(compiler: str) -> None:
+    assert kernel_resources.source_line() in section(compiler), "run `make resources`"
+
+
+def test_a_table_replaces_that_of_the_same_triton_only() -> None:
+    def texts(*compilers: str) -> str:
+        text = ""
+        for compiler in compilers:
+            text = kernel_resources.with_section([], compiler, text)
+        return text
+
+    text = texts("triton 3.7.1, ptxas 1", "triton 3.6.0, ptxas 1", "triton 3.7.1, ptxas 2")
+    assert text == texts("triton 3.6.0, ptxas 1", "triton 3.7.1, ptxas 2")
+    assert text.startswith(kernel_resources.HEAD) and text.count("## triton") == 2
 
 
 def test_one_configuration_of_each_kernel_takes_what_the_table_says(tmp_path: Path) -> None:
-    skip_for_another_compiler()
+    compiler = installed_compiler()
     last = {
         case.kernel.__name__: case.name
         for case in kernel_resources.compile_cases()
         if 90 in case.architectures
     }
-    rows, table = compiled(tmp_path, "--arch", "90", "--only", *last.values()), committed()
+    rows, table = compiled(tmp_path, "--arch", "90", "--only", *last.values()), committed(compiler)
     assert {row.case for row in rows} == set(last.values())
     for row in rows:
         found = {name: getattr(row, name) for name in NUMBERS}
@@ -103,11 +125,11 @@ def test_one_configuration_of_each_kernel_takes_what_the_table_says(tmp_path: Pa
 @pytest.mark.slow
 def test_every_configuration_takes_what_the_table_says(tmp_path: Path) -> None:
     rows = compiled(tmp_path)
-    assert {(row.case, row.arch) for row in rows} == committed().keys()
+    assert {(row.case, row.arch) for row in rows} == committed(COMPILERS[-1]).keys()
     assert_no_vector_is_copied_ahead_of_its_stores(rows)
-    skip_for_another_compiler()
-    rendered = kernel_resources.render(rows, kernel_resources.versions())
-    assert rendered == kernel_resources.TABLE.read_text(), "run `make resources`"
+    installed_compiler()
+    compilers, text = kernel_resources.versions(), kernel_resources.TABLE.read_text()
+    assert kernel_resources.with_section(rows, compilers, text) == text, "run `make resources`"
 
 
 def assert_no_vector_is_copied_ahead_of_its_stores(rows: list[Row]) -> None:

@@ -72,6 +72,6 @@ def _terms_and_gradients(chunks: LogitChunks, chunk: Chunk, bias: Tensor, terms_
     logits_RM.add_(bias)
     negate_positives(chunks, chunk.rows, logits_RM, chunk.positives_RM)
     width = max(1, TILE_LOGITS * torch.get_num_threads() // max(1, len(logits_RM)))
-    for tile_RT in logits_RM.split(width, 1):
+    for tile_RT in torch.split(logits_RM, width, 1):
         terms_R += F.softplus(tile_RT, threshold=SOFTPLUS_THRESHOLD).sum(1)
         tile_RT.sigmoid_()
