@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crossalign.cli.parser import Parser
-from crossalign.files.text import DataError
+from crossalign.files.text import DataError, check_is_no_pipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"  # they come with the package
 _PREFIX = "recipe:"
@@ -38,6 +38,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     path = find_settings(str(path))
     try:
+        check_is_no_pipe(path)
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None

@@ -18,7 +18,7 @@ from crossalign.data.items import parse_item
 from crossalign.data.meaning_ids import normalized
 from crossalign.data.pairs import Pair, parse_sentence, parse_tsv, parser_of
 from crossalign.data.text_statistics import Lengths, Repeats, TextStatistics
-from crossalign.files.indexed_lines import stream_lines
+from crossalign.files.streamed_lines import stream_lines
 from crossalign.files.text import DataError
 
 if TYPE_CHECKING:

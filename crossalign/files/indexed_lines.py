@@ -12,23 +12,20 @@ file. The index lives in a cache directory, and is used again while the file sta
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import json
 import os
 import struct
 import weakref
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from crossalign.files.output import directory_aside, path_of_full_disk, put_in_place
-from crossalign.files.text import DataError, check_encoding, check_is_no_pipe
+from crossalign.files.streamed_lines import CHUNK, whole_lines
+from crossalign.files.text import DataError, check_is_no_pipe
 
 _FORMAT = 2  # of the index; others are rebuilt
-_CHUNK = 2**20  # bytes read at a time
-_LONGEST_LINE = 2**26  # bytes; more is a file of another kind
 _HEAD = 2**16  # bytes whose hash tells a changed file of equal size and time
 _MOST_REASONS = 5
 _BUILDING = ".building."
@@ -83,8 +80,10 @@ class IndexedLines:
         self.fingerprint: str = index["sha256"]  # of the unpacked text
         self._count: int = index["lines"]
         self._starts = os.open(entry / "starts", os.O_RDONLY)
-        self._text = os.open(entry / "text" if path.suffix == ".gz" else path, os.O_RDONLY)
+        self._is_copy = path.suffix == ".gz"
+        self._text = os.open(entry / "text" if self._is_copy else path, os.O_RDONLY)
         weakref.finalize(self, _close, self._starts, self._text)
+        self._state = (source["size"], source["time_ns"])
 
     def __len__(self) -> int:
         return self._count
@@ -93,26 +92,30 @@ class IndexedLines:
         if not 0 <= number < self._count:
             raise IndexError(f"{self.path}: has lines 0 to {self._count - 1}, not {number}")
         start, end = struct.unpack("<QQ", os.pread(self._starts, 16, 8 * number))
-        return _without_end(os.pread(self._text, end - start, start).decode())
+        text = os.pread(self._text, end - start, start)
+        if not self._is_copy:
+            self._check_unchanged()  # after the text was read, so that it is of this state
+        return _without_end(text.decode())
+
+    def _check_unchanged(self) -> None:
+        """Another time of the last change alone is none, if the file still holds the same."""
+        status = os.fstat(self._text)
+        state = (status.st_size, status.st_mtime_ns)
+        if state == self._state:
+            return
+        digest, offset = hashlib.sha256(), 0
+        while chunk := os.pread(self._text, CHUNK, offset):
+            digest.update(chunk)
+            offset += len(chunk)
+        if digest.hexdigest() != self.fingerprint:
+            raise DataError(
+                f"{self.path}: changed while it was in use; bring back what it held, then go on"
+            )
+        self._state = state
 
     def where(self, number: int) -> str:
         """ "path:line" as messages name it, counted from 1."""
         return f"{self.path}:{number + 1}"
-
-
-def stream_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, unpacked, split as IndexedLines splits them, but not decoded.
-
-    Raises:
-        DataError: the file is missing or cut off.
-    """
-    mark = b"\xef\xbb\xbf"
-    for block in _whole_lines(path):
-        lines = block.removeprefix(mark).split(b"\n")
-        mark = b""
-        if lines[-1] == b"":
-            lines.pop()
-        yield from (line.removesuffix(b"\r") for line in lines)
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -139,7 +142,10 @@ def _build(
     path: Path, entry: Path, source: dict[str, Any], check: Check, skip_bad_lines: int
 ) -> dict[str, Any]:
     """Builds the index aside and renames it into place."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DataError(f"{entry.parent}: is no directory; name another --cache") from None
     with path_of_full_disk(entry.parent), directory_aside(entry.parent, _BUILDING) as aside:
         index = {"source": source, **_write_index(path, aside, check, skip_bad_lines)}
         if _describe(path) != source:
@@ -165,7 +171,7 @@ def _write_index(path: Path, directory: Path, check: Check, skip_bad_lines: int)
         copy: BinaryIO | None = None
         if path.suffix == ".gz":
             copy = stack.enter_context(open(directory / "text", "wb"))
-        for block in _whole_lines(path):
+        for block in whole_lines(path):
             digest.update(block)
             if copy is not None:
                 copy.write(block)
@@ -187,37 +193,6 @@ def _write_index(path: Path, directory: Path, check: Check, skip_bad_lines: int)
         "bad_lines": list(bad),
         "bad_reasons": list(bad.values())[:_MOST_REASONS],
     }
-
-
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, unpacked, in blocks that end with a line; the last one may lack "\n"."""
-    rest = b""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            is_first = True
-            while chunk := file.read(_CHUNK):
-                end = chunk.rfind(b"\n") + 1
-                if end:
-                    block = rest + chunk[:end]
-                    if is_first:
-                        check_encoding(path, block)
-                    is_first = False
-                    yield block
-                    rest = chunk[end:]
-                else:
-                    rest += chunk
-                    if len(rest) > _LONGEST_LINE:
-                        check_encoding(path, rest)
-                        raise DataError(f"{path}: a line of more than {_LONGEST_LINE} bytes")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: not a whole gzip file: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if rest:
-        if is_first:
-            check_encoding(path, rest)
-        yield rest
 
 
 def _decoded_lines(path: Path, block: bytes, lines_before: int) -> list[str | DataError]:

@@ -23,9 +23,10 @@ from crossalign.data.indexed_data import (
 )
 from crossalign.data.items import read_items
 from crossalign.data.pairs import Pair, read_pairs
-from crossalign.files import indexed_lines
-from crossalign.files.indexed_lines import IndexedLines, stream_lines
+from crossalign.files import indexed_lines, streamed_lines
+from crossalign.files.indexed_lines import IndexedLines
 from crossalign.files.output import write_json_lines
+from crossalign.files.streamed_lines import stream_lines
 from crossalign.files.text import DataError, read_lines
 from tests.support.pair_files import DAMAGES, FAULTS, damaged_gzip, write
 
@@ -65,7 +66,7 @@ def test_lines_are_those_of_the_file_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, ending: str, chunk: int
 ) -> None:
     """However the blocks fall that are read at a time."""
-    monkeypatch.setattr(indexed_lines, "_CHUNK", chunk)
+    monkeypatch.setattr(streamed_lines, "CHUNK", chunk)
     path = write(tmp_path / f"text{ending}", CONTENTS[case])
     check = Seen()
     lines = IndexedLines(path, tmp_path / "cache", lambda: check)
@@ -158,8 +159,8 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> Non
 
 
 def test_a_line_without_end_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexed_lines, "_CHUNK", 10)
-    monkeypatch.setattr(indexed_lines, "_LONGEST_LINE", 100)
+    monkeypatch.setattr(streamed_lines, "CHUNK", 10)
+    monkeypatch.setattr(streamed_lines, "LONGEST_LINE", 100)
     with pytest.raises(DataError, match="text: a line of more than 100 bytes"):
         IndexedLines(write(tmp_path / "text", "x" * 200), tmp_path / "cache", Seen)
 
