@@ -27,11 +27,10 @@ def stop_request() -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def exit_on_sigterm() -> Iterator[None]:
+def exit_on_sigterm(told: str = "stopped by SIGTERM") -> Iterator[None]:
     """SIGTERM raises SystemExit, so that what is open is closed and what is temporary removed."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        told = "stopped by SIGTERM outside of training; --resume goes on from the last checkpoint"
         print(f"crossalign: {told}", file=sys.stderr)
         raise SystemExit(128 + number)
 

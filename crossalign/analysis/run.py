@@ -20,7 +20,13 @@ from crossalign.analysis.report import LAYER_SHOWN
 from crossalign.analysis.results import write_results
 from crossalign.files.output import atomic_directory, check_output_directory
 from crossalign.models.aligned_as import VectorChoices, choices_of
-from crossalign.models.loading import choose_device, load_config, load_model
+from crossalign.models.loading import (
+    choose_device,
+    load_config,
+    load_model,
+    load_without_weights,
+)
+from crossalign.models.model_files import check_weight_files
 from crossalign.pooling.choices import Center, Pooling, PoolTokens
 from crossalign.version import __version__
 
@@ -119,6 +125,9 @@ def _measured(
     names = {"model": settings.model}
     if settings.compare is not None:
         names = {"before": settings.compare, "after": settings.model}
+    for name in names.values():  # what would come up hours later
+        check_weight_files(name)
+        load_without_weights(name)
     around = next(path for path in output.absolute().parents if path.exists())
     models = {}
     for role, name in names.items():

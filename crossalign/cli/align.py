@@ -58,7 +58,8 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
         if settings.resume:
             check_unchanged(settings.stored, settings.plain())
     output = settings.paths.output
-    with exit_on_sigterm(), contextlib.ExitStack() as stack:
+    told = "stopped by SIGTERM outside of training; --resume goes on from the last checkpoint"
+    with exit_on_sigterm(told), contextlib.ExitStack() as stack:
         if is_main_process():  # another rank may come when this one has begun to write
             stack.enter_context(locked(output))
             check_output(output, resume=settings.resume)
@@ -151,6 +152,7 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of the last checkpoint; for adapters, of which it has no more, their base model."""
     from crossalign.alignment.content import weights_fingerprint
+    from crossalign.alignment.engines.launch import is_first_on_node
 
     has_adapters = settings.training.lora_rank is not None
     if step is not None and not has_adapters:
@@ -163,7 +165,7 @@ def _load(
         raise FileNotFoundError(
             f"{error}; the adapters of this run belong to it: name its place now by --model"
         ) from error
-    if has_adapters:
+    if has_adapters and is_first_on_node():  # whose ranks have read the same files
         checkpoints.content["model"] = weights_fingerprint(model)
         if step is not None:
             checkpoints.check_content(step)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from crossalign.analysis.parallel_text import check_names
 from crossalign.cli.parser import Parser
+from crossalign.files.lock import held
 from crossalign.files.output import check_is_no_input
 from crossalign.pooling.choices import Center, Pooling, PoolTokens
 from crossalign.settings import (
@@ -135,7 +136,10 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
     del given["output"], given["overwrite"]
     given["layers"] = settings.layer_numbers
     try:
-        result = analyze(AnalysisSettings(**given), settings.output, overwrite=settings.overwrite)
+        with held(settings.output):
+            result = analyze(
+                AnalysisSettings(**given), settings.output, overwrite=settings.overwrite
+            )
     except LayerError as error:
         parser.error(str(error))
     print(headline(result))

@@ -25,6 +25,7 @@ from crossalign.data.instruction_files import (
 )
 from crossalign.data.pair_sources import PairSource, open_pair_sources, parse_pair_sources
 from crossalign.data.pairs import Pair
+from crossalign.files.lock import held
 from crossalign.files.output import check_is_no_input, check_output_file, write_json_lines
 from crossalign.files.temporary import temporary_folder
 from crossalign.settings import (
@@ -80,6 +81,9 @@ class BuildSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         check_mode_languages(self.mode, self.languages)
+        if self.output.suffix == ".gz":  # which every reader would unpack
+            message = f"output must not end in .gz, it is plain text, got {self.output}"
+            raise SettingError(message, "output")
         if self.reads_folder or self.hub_source is not None:
             if len(self.input) > 1:
                 message = f"input must be at most 1 for this, got {len(self.input)}"
@@ -126,11 +130,12 @@ def add_arguments(parser: Parser) -> None:
 def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
     with parser.argument_errors():
         settings = from_arguments(BuildSettings, args)
-    check_output_file(settings.output, overwrite=settings.overwrite)
-    if settings.mode == "translation":
-        _build_from_pairs(settings)
-    else:
-        _build_from_records(settings)
+    with held(settings.output):
+        check_output_file(settings.output, overwrite=settings.overwrite)
+        if settings.mode == "translation":
+            _build_from_pairs(settings)
+        else:
+            _build_from_records(settings)
 
 
 def _build_from_records(settings: BuildSettings) -> None:

@@ -104,13 +104,10 @@ def _tokenizer_and_limit(model: str) -> tuple[PreTrainedTokenizerBase, int | Non
     """The tokenizer of a model, and the tokens that both take."""
     from crossalign.cli.quiet import quiet_transformers
     from crossalign.models.encode import longest_input
-    from crossalign.models.loading import check_token_ids, load_tokenizer, model_without_weights
+    from crossalign.models.loading import load_without_weights
 
     quiet_transformers()
-    hollow: Any = model_without_weights(model, "--model: ")
-    tokenizer = load_tokenizer(model, "--model: ")
-    rows = hollow.get_input_embeddings().weight.shape[0]  # may be more than vocab_size
-    check_token_ids(f"--model: {model}", tokenizer, rows)
+    hollow, tokenizer = load_without_weights(model, "--model: ")
     return tokenizer, longest_input(hollow, tokenizer)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossalign.cli.parser import Parser
+from crossalign.files.lock import held
 from crossalign.settings import (
     SettingError,
     add_flags,
@@ -72,14 +73,15 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
         TrainingConfig(seed=options.seed)
         choose_device(options.device)
     quiet_transformers()
-    run_demo(
-        options.output,
-        device=options.device,
-        seed=options.seed,
-        smoke=options.smoke,
-        overwrite=options.overwrite,
-        model=options.model,
-        pairs=options.pairs,
-        layer=options.layer,
-        steps=options.steps,
-    )
+    with held(options.output):
+        run_demo(
+            options.output,
+            device=options.device,
+            seed=options.seed,
+            smoke=options.smoke,
+            overwrite=options.overwrite,
+            model=options.model,
+            pairs=options.pairs,
+            layer=options.layer,
+            steps=options.steps,
+        )

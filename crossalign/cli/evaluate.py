@@ -14,6 +14,7 @@ from crossalign.cli.evaluate_settings import TRANSLATION, EvaluateSettings
 from crossalign.cli.parser import Parser
 from crossalign.evaluation.finished_parts import FinishedParts
 from crossalign.evaluation.tasks.items import TASKS
+from crossalign.files.lock import held
 from crossalign.files.output import check_output_file, write_json_lines, write_whole
 from crossalign.files.text import DataError
 from crossalign.settings import SettingError, add_flags, from_arguments
@@ -40,9 +41,20 @@ def run(parser: Parser, args: argparse.Namespace, argv: list[str]) -> None:
     assert settings.model is not None and settings.output is not None  # checked with the settings
     if settings.output.is_dir() or not settings.output.parent.is_dir():
         parser.error(f"argument --output: {settings.output} must be a file in an existing folder")
-    _check_outputs(settings)
-    with parser.argument_errors():
-        choices, translation = _parts(settings)
+    with held(settings.items_file):
+        _check_outputs(settings)
+        with parser.argument_errors():
+            choices, translation = _parts(settings)
+        _evaluate_all(settings, choices, translation)
+
+
+def _evaluate_all(
+    settings: EvaluateSettings,
+    choices: InContextSettings | None,
+    translation: TranslationSettings | None,
+) -> None:
+    """Scores one model or two, and writes what came of it."""
+    assert settings.model is not None and settings.output is not None  # checked with the settings
     from crossalign.cli.quiet import quiet_transformers
     from crossalign.evaluation.summary import compare
 
@@ -172,21 +184,19 @@ def _check_models(
     translation: TranslationSettings | None,
     data: list[TaskData],
 ) -> None:
-    """What is known of the models before the first score: names, and whether items fit into the
-    second one and sentences into both, which without this would come up hours later."""
+    """What is known of the models before the first score: names, files, tokens, and whether items
+    fit into the second one and sentences into both, which would come up hours later."""
     from crossalign.evaluation.in_context import check_items
     from crossalign.evaluation.translation import check_translation
-    from crossalign.models.loading import load_config, load_tokenizer, model_without_weights
+    from crossalign.models.loading import load_without_weights
+    from crossalign.models.model_files import check_weight_files
 
     for name in (settings.model, settings.compare):
-        if name is not None:
-            load_config(name)
-    for name in (settings.model, settings.compare):
-        has_items = bool(choices) and name == settings.compare  # those of the first come up first
-        if name is None or not (has_items or translation):
+        if name is None:
             continue
-        model, tokenizer = model_without_weights(name), load_tokenizer(name)
-        if choices and has_items:
+        check_weight_files(name)
+        model, tokenizer = load_without_weights(name)
+        if choices and name == settings.compare:  # those of the first come up first
             check_items(model, tokenizer, data, choices)
         if translation:
             check_translation(model, tokenizer, Path(settings.data), translation)

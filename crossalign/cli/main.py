@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from crossalign.alignment.stop_request import exit_on_sigterm
 from crossalign.cli import align, analyze, check, data_build, data_check, demo, evaluate, info
 from crossalign.cli.parser import Parser, one_line
 from crossalign.version import __version__
@@ -23,8 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     args = parser.parse_args(argv)
     try:
-        args.run(args.parser, args, argv)
-        sys.stdout.flush()
+        with exit_on_sigterm():
+            args.run(args.parser, args, argv)
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -48,7 +50,7 @@ def _explained(error: Exception) -> str:
 
     if not isinstance(error, OSError) or error.errno not in FULL:
         return str(error)
-    place = error.filename2 or error.filename or "a file"
+    place = error.filename2 or error.filename or "standard output"  # all else has a name
     return (
         f"{place}: cannot be written: {error.strerror}; make room there, or name another folder "
         "(--output, --cache or TMPDIR)"

@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from crossalign.files.output import path_of_full_disk
+
 LOCK_FILE = ".lock"
 
 
@@ -28,43 +30,73 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         InUseError: another process has it, which is named.
         NotADirectoryError: it is something else.
+        PermissionError: it takes no file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: is not a directory; name another")
+    around = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+    if not around.is_dir():
+        raise NotADirectoryError(f"{folder}: {around} is not a directory; name another output")
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = _lock(folder)
     try:
-        yield
+        with _holding(folder / LOCK_FILE, folder):
+            yield
     finally:
-        # Removed while it is held: nobody can have locked this very file in between.
-        with contextlib.suppress(OSError):
-            (folder / LOCK_FILE).unlink()
-        os.close(descriptor)
         with contextlib.suppress(OSError):  # not empty: it has results
             for each in made:
                 each.rmdir()
 
 
-def _lock(folder: Path) -> int:
-    """The descriptor that holds the folder's lock."""
-    path = folder / LOCK_FILE
+@contextlib.contextmanager
+def held(output: Path) -> Iterator[None]:
+    """Keeps other processes off a file or folder that appears when it is finished, by a lock file
+    in the folder around it.
+
+    Raises:
+        InUseError: another process is making it, which is named.
+        PermissionError: the folder takes no file.
+    """
+    around = next(each for each in output.absolute().parents if each.is_dir())
+    name = ".".join(output.absolute().relative_to(around).parts)
+    with _holding(around / f".{name[:100]}{LOCK_FILE}", output):
+        yield
+
+
+@contextlib.contextmanager
+def _holding(path: Path, shown: Path) -> Iterator[None]:
+    try:
+        with path_of_full_disk(path):
+            descriptor = _lock(path, shown)
+    except PermissionError:
+        raise PermissionError(
+            f"{shown}: {path.parent} may not be written to; name another output"
+        ) from None
+    try:
+        yield
+    finally:
+        # Removed while it is held: nobody can have locked this very file in between.
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+
+
+def _lock(path: Path, shown: Path) -> int:
+    """The descriptor that holds the lock of a file, which is that of `shown`."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_current = path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino
+            if is_current:  # else its last holder removed it before it was locked here
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
+                return descriptor
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode(errors="replace").strip()
             os.close(descriptor)
             raise InUseError(
-                f"{folder}: in use by process {holder or 'unknown'}; wait for it, or stop it"
+                f"{shown}: in use by process {holder or 'unknown'}; wait for it, or stop it"
             ) from None
         except OSError:
             os.close(descriptor)
             raise
-        if is_current:  # else its last holder removed it before it was locked here
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()}\n".encode())
-            return descriptor
         os.close(descriptor)

@@ -6,14 +6,21 @@ import contextlib
 import copy
 import functools
 import importlib.util
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from crossalign.files.text import DataError
 from crossalign.models.aligned_as import record_choices_of_adapters
+from crossalign.models.model_files import (
+    adapted_model,
+    can_only_be_a_path,
+    check_weight_files,
+    find_bad_json,
+    is_gguf,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -47,17 +54,8 @@ def check_model_name(name: str, flag: str = "") -> None:
         if importlib.util.find_spec("gguf") is None:
             raise ImportError(f"{flag}{name}: reading it needs gguf; pip install gguf")
         return
-    if _can_only_be_a_path(name) and not Path(name).is_dir():
+    if can_only_be_a_path(name) and not Path(name).is_dir():
         raise FileNotFoundError(f"{flag}{name} is no directory")
-
-
-def _can_only_be_a_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-def is_gguf(name: str) -> bool:
-    """Whether the name is that of a file as llama.cpp reads it."""
-    return name.lower().endswith(".gguf")
 
 
 def load_config(name: str, flag: str = "") -> PreTrainedConfig:
@@ -73,7 +71,7 @@ def load_config(name: str, flag: str = "") -> PreTrainedConfig:
 
     if is_gguf(name):
         return copy.deepcopy(_gguf_config(name, Path(name).stat().st_mtime_ns))
-    base = _adapted_model(name)
+    base = adapted_model(name)
     shown = name if base is None else f"{name}: holds adapters of the model {base}"
     with _errors_named(base or name, flag, shown):
         config: PreTrainedConfig = AutoConfig.from_pretrained(base or name, **_OWN_CODE_ONLY)
@@ -97,7 +95,7 @@ def load_model(
         device: as choose_device takes it.
         flag: where the name was given, in front of the message of an error.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     check_model_name(name, flag)
     if isinstance(device, str):
@@ -105,30 +103,45 @@ def load_model(
     source, options = _source(name)
     if not options:
         load_config(name, flag)
+    check_weight_files(name, flag)
     with _errors_named(name, flag):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), **options, **_OWN_CODE_ONLY
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            **options,
+            **_OWN_CODE_ONLY,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, **options, **_OWN_CODE_ONLY)
-    embedding: Any = model.get_input_embeddings()
-    check_token_ids(f"{flag}{name}", tokenizer, embedding.weight.shape[0])
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):  # transformers draws them at random
+        raise ValueError(
+            f"{flag}{name}: its files lack {len(missing)} weights of a "
+            f"{type(model).__name__}, such as {missing[0]}; take a model that was saved with its "
+            "language-model head"
+        )
+    tokenizer = load_tokenizer(name, flag)
+    check_token_ids(f"{flag}{name}", tokenizer, model)
     if options:  # else transformers would take it for a quantized model and not save it
         quantizer: Any = model.hf_quantizer
         quantizer.remove_quantization_config(model)
-    if _adapted_model(name) is not None:
+    if adapted_model(name) is not None:
         record_choices_of_adapters(model.config, Path(name))
     model.to(device)  # type: ignore[arg-type]
     return model, tokenizer
 
 
-def model_without_weights(name: str, flag: str = "") -> PreTrainedModel:
-    """The model that load_model gives, on the device "meta": its configuration and its modules."""
+def load_without_weights(
+    name: str, flag: str = ""
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """What load_model gives, but the model is on the device "meta": its modules, no weights."""
     from transformers import AutoModelForCausalLM
 
+    config, tokenizer = load_config(name, flag), load_tokenizer(name, flag)
     with _errors_named(name, flag), torch.device("meta"):
         auto: Any = AutoModelForCausalLM
-        model: PreTrainedModel = auto.from_config(load_config(name, flag), **_OWN_CODE_ONLY)
-    return model
+        model: PreTrainedModel = auto.from_config(config, **_OWN_CODE_ONLY)
+    check_token_ids(f"{flag}{name}", tokenizer, model)
+    return model, tokenizer
 
 
 def load_tokenizer(name: str, flag: str = "") -> PreTrainedTokenizerBase:
@@ -141,14 +154,20 @@ def load_tokenizer(name: str, flag: str = "") -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, **options, **_OWN_CODE_ONLY
         )
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise ValueError(  # transformers makes an empty one where there is none
+            f"{flag}{name}: holds no tokenizer (tokenizer.json); save one there"
+        )
     return tokenizer
 
 
-def check_token_ids(name: str, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> None:
+def check_token_ids(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """Raises ValueError where a token of the tokenizer has no row in the model's embedding.
 
     A padding token may lie beyond it: no padding is looked up.
     """
+    embedding: Any = model.get_input_embeddings()
+    num_rows = embedding.weight.shape[0]  # may be more than the vocab_size of the configuration
     beyond = {each: token for token, each in tokenizer.get_vocab().items() if each >= num_rows}
     beyond.pop(tokenizer.pad_token_id, None)
     if beyond:
@@ -170,7 +189,7 @@ def _errors_named(name: str, flag: str = "", shown: str = "") -> Iterator[None]:
     shown = shown or name
     try:
         yield
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of files of another form many kinds
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"{flag}{shown}: needs Python code that comes with the model, which "
@@ -180,12 +199,17 @@ def _errors_named(name: str, flag: str = "", shown: str = "") -> Iterator[None]:
             raise ValueError(
                 f"{flag}{shown}: is no causal language model of those that transformers knows"
             ) from error
+        if path := find_bad_json(name):
+            raise DataError(f"{flag}{path}: damaged: is not JSON") from error
         if isinstance(error, OSError) and not Path(name).is_dir():
             raise FileNotFoundError(
                 f"{flag}{shown}: is no directory, and no model of this name came from the Hugging "
                 "Face hub; check the spelling, the connection (HF_HUB_OFFLINE) and the access"
             ) from error
-        raise
+        if isinstance(error, (OSError, RuntimeError, ImportError, MemoryError)):
+            raise
+        told = error if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{flag}{shown}: cannot be loaded: {told}") from error
 
 
 def _check_architecture(name: str, config: PreTrainedConfig) -> None:
@@ -211,25 +235,3 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
     if not is_gguf(name):
         return name, {}
     return str(Path(name).parent), {"gguf_file": Path(name).name}
-
-
-def _adapted_model(name: str) -> str | None:
-    """The model that the adapters in a directory belong to; None where there are none."""
-    adapters = Path(name) / "adapter_config.json"
-    if not adapters.is_file():
-        return None
-    try:
-        base = json.loads(adapters.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        base = None
-    if not isinstance(base, str) or not base:
-        raise ValueError(
-            f"{adapters}: damaged: does not name the model that the adapters belong to "
-            "(base_model_name_or_path)"
-        )
-    if _can_only_be_a_path(base) and not Path(base).is_dir():
-        raise FileNotFoundError(
-            f"{name}: holds adapters of the model {base}, which is not there; put it back, or set "
-            f"base_model_name_or_path in {adapters}"
-        )
-    return str(base)

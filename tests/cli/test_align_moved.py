@@ -145,3 +145,14 @@ def test_adapters_without_their_base_model_are_named_by_every_command(
     status, _, error = run(*commands[0], "--model", out)
     assert status == 1
     assert_one_line(error, "adapter_config.json: damaged: does not name the model")
+
+
+@pytest.mark.parametrize("local_rank", ["0", "1"])
+def test_one_rank_a_machine_reads_the_base_model_for_its_hash(
+    align: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_rank: str
+) -> None:
+    """Each rank hashed all of it."""
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert align("--lora-rank", 2, "--steps", 1)[0] == 0
+    content = json.loads((tmp_path / "out" / "checkpoints" / "step-1" / "content.json").read_text())
+    assert ("model" in content) == (local_rank == "0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,32 @@ def test_models_of_different_depth_are_not_compared(analyze: Run, tmp_path: Path
     status, _, error = analyze("--compare", tmp_path / "shallow")
     assert status == 2
     assert_one_line(error, "--model has 3 blocks and --compare 2")
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [("token", "its embedding has"), ("cut", "model.safetensors: damaged: ")],
+)
+def test_both_models_are_checked_before_one_is_measured(
+    analyze: Run,
+    models: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+    told: str,
+) -> None:
+    """The one that comes second was looked at when the first had been measured."""
+    bad = Path(shutil.copytree(models[0], tmp_path / "bad"))
+    if damage == "token":
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens(["new"])
+        tokenizer.save_pretrained(bad)
+    else:
+        (bad / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr("crossalign.analysis.run.measure_model", None)
+    status, _, error = analyze("--model", bad, "--compare", models[1])
+    assert status == 1
+    assert_one_line(error, f"{bad}", told)
 
 
 def test_interruption_leaves_nothing(

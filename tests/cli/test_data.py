@@ -120,6 +120,20 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_read(
     assert capsys.readouterr().err == error
 
 
+def test_what_could_not_be_read_again_is_not_written(
+    run: Run, pairs_file: Path, tmp_path: Path
+) -> None:
+    command = ["data", "build", "--mode", "translation", "--languages", "en", "de"]
+    command += ["--input", str(pairs_file), "--output"]
+    status, _, error = run(*command, tmp_path / "items.jsonl.gz")
+    assert status == 2
+    assert_one_line(error, "--output must not end in .gz")
+    status, _, error = run(*command, tmp_path / "items.jsonl", "--cache", pairs_file)
+    assert status == 1
+    assert_one_line(error, f"{pairs_file}: is no directory; name another --cache")
+    assert list(tmp_path.iterdir()) == [pairs_file]
+
+
 def test_ids_that_are_not_everywhere_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +267,6 @@ def test_check_takes_the_rows_of_the_embedding_not_those_that_the_configuration_
     assert model.get_input_embeddings().weight.shape[0] == model.config.vocab_size + 8
     tokenizer.add_tokens(["<|image|>"])
     loading = "crossalign.models.loading"
-    monkeypatch.setattr(f"{loading}.model_without_weights", lambda name, flag: model)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", lambda *_, **__: model)
     monkeypatch.setattr(f"{loading}.load_tokenizer", lambda name, flag: tokenizer)
     assert run("data", "check", "--pairs", pairs_file, "--model", model_dir)[0] == 0

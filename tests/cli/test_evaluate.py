@@ -254,17 +254,24 @@ def test_help_shows_defaults_and_loads_only_torch() -> None:
     [
         ("/no/such/model", "/no/such/model is no directory"),
         ("short", "positions but the model has"),
+        ("token", "its embedding has"),
+        ("cut", "model.safetensors: damaged: "),
     ],
 )
 def test_the_second_model_is_checked_before_the_first_score(
-    evaluate: Any, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compare: str,
+    evaluate: Any, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compare: str,
     told: str,
 ) -> None:  # fmt: skip
     """A misspelled name, and an item too long for it, came up after all scores of the first."""
-    if compare == "short":
-        compare = str(tmp_path / "short")
-        byte_model(max_position_embeddings=8).save_pretrained(compare)
-        byte_tokenizer().save_pretrained(compare)
+    if told.partition(" ")[0] not in compare:
+        path = tmp_path / compare
+        byte_model(max_position_embeddings=8 if compare == "short" else 512).save_pretrained(path)
+        tokenizer = byte_tokenizer()
+        tokenizer.add_tokens([f"new{k}" for k in range(300 if compare == "token" else 0)])
+        tokenizer.save_pretrained(path)
+        if compare == "cut":
+            (path / "model.safetensors").write_bytes(b"")
+        compare = str(path)
     monkeypatch.setattr(ChoiceScorer, "log_probabilities", None)  # nothing is scored
     status, _, err = evaluate("--compare", compare)
     assert status == 1 and told in err, err

@@ -71,13 +71,16 @@ def test_the_error_of_the_body_wins(tmp_path: Path) -> None:
         raise KeyError
 
 
-def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "out").touch()
-    with (
-        pytest.raises(NotADirectoryError, match="out: is not a directory; name another"),
-        locked(tmp_path / "out"),
-    ):
+@pytest.mark.parametrize("name", ["file", "file/out", "link", "link/out"])
+def test_what_is_no_folder_is_named(tmp_path: Path, name: str) -> None:
+    """Below a file and at a link to nothing it was "[Errno 20] Not a directory"."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nothing")
+    bad = tmp_path / name.partition("/")[0]
+    message = f"^{tmp_path / name}: {bad} is not a directory; name another output"
+    with pytest.raises(NotADirectoryError, match=message), locked(tmp_path / name):
         pass
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "link"]
 
 
 def test_a_full_disk_names_folder_and_way_out(tmp_path: Path) -> None:

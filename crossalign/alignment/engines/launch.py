@@ -20,5 +20,10 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_first_on_node() -> bool:
+    """Of the ranks on one machine, which read the same files."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def _is_set(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("true", "1")
