@@ -37,7 +37,8 @@ static int fails_path(const char *path) {
     snprintf(whole + length, sizeof whole - length, "/%s", path);
     path = whole;
   }
-  if (strncmp(path, folder, strlen(folder))) return 0;
+  size_t length = strlen(folder);
+  if (strncmp(path, folder, length) || (path[length] && path[length] != '/')) return 0;
   counted++;
   if (!first || counted < first) return 0;
   if (kills) kill(getpid(), SIGKILL);

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,12 @@ class Checkpoints:
         A damaged checkpoint gets another name, and one line says which file it is.
 
         Raises:
-            DataError: every checkpoint is damaged.
+            DataError: every checkpoint is damaged, or one is of an earlier version.
         """
         reason = ""
         for step in reversed(self.steps()):
             reason = self._damage(step)
+            self._check_version(step, reason)
             if not reason:
                 return step
             earlier = [each for each in self.steps() if each < step]
@@ -128,10 +129,10 @@ class Checkpoints:
         state = run.state(with_weights=False)
         weights = engine.weights(run.language_model)
         self._on_main(run, lambda: check_finite_weights(run.language_model, weights))
-        aside = self._on_main(run, self._make_aside)
+        aside = self._on_main(run, self._aside_to_write)
         if engine.shards_optimizer:
             folder = Path(engine.all_gather_object(aside)[0]) / OPTIMIZER_FOLDER
-            self._on_ranks(run, lambda: engine.save_shards(run.alignment, run.optimizer, folder))
+            self._on_ranks(run, lambda: self._write_shards(run, folder))
         self._on_main(run, lambda: self._write(run, Path(aside), state, weights))
         self._intact.add(run.step)
 
@@ -186,32 +187,38 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(dir=folder, prefix=ASIDE))
 
-    def _write(self, run: AlignmentRun, aside: Path, state: dict[str, Any], weights: Any) -> None:
-        try:
-            self._write_files(run, aside, state, weights)
-        except Exception as error:  # of many kinds; few of them name a file
-            raise OSError(_file_and_reason(error, aside)) from error
-        # The name may be taken: by a run that went on from an earlier step, or saved here before.
-        put_in_place(aside, self.path(run.step), flushed=True)
-        self.remove_abandoned()
+    def _aside_to_write(self) -> Path:
+        with _named(FOLDER):
+            return self._make_aside()
 
-    def _write_files(
-        self, run: AlignmentRun, aside: Path, state: dict[str, Any], weights: Any
-    ) -> None:
-        # Embeddings are none of the adapters' business, and "auto" would ask the Hub about them.
-        options = {} if run.config.lora_rank is None else {"save_embedding_layers": False}
-        run.language_model.save_pretrained(aside, state_dict=weights, **options)
-        run.tokenizer.save_pretrained(aside)
-        with open(aside / STATE_FILE, "wb") as file:  # whose own errors say why, unlike a path's
+    def _write(self, run: AlignmentRun, aside: Path, state: dict[str, Any], weights: Any) -> None:
+        with _named("the files of the model"):
+            # Embeddings are none of the adapters' business; "auto" would ask the Hub about them.
+            options = {} if run.config.lora_rank is None else {"save_embedding_layers": False}
+            run.language_model.save_pretrained(aside, state_dict=weights, **options)
+        with _named("the files of the tokenizer"):
+            run.tokenizer.save_pretrained(aside)
+        # Of an open file, whose own errors say why, unlike a path's.
+        with _named(STATE_FILE), open(aside / STATE_FILE, "wb") as file:
             torch.save(state, file)
         for name in _COPIED:
-            with contextlib.suppress(FileNotFoundError):
+            with _named(name), contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(self.directory / name, aside / name)
-        content = json.dumps({**content_of(run), **self.content}, indent=1)
-        (aside / CONTENT_FILE).write_text(content + "\n", encoding="utf-8")
-        let_others_read(aside)
-        aside.chmod(self.directory.stat().st_mode)  # mkdtemp's are private
-        write_manifest(aside)
+        with _named(CONTENT_FILE):
+            content = json.dumps({**content_of(run), **self.content}, indent=1)
+            (aside / CONTENT_FILE).write_text(content + "\n", encoding="utf-8")
+        with _named(MANIFEST_FILE):
+            let_others_read(aside)
+            aside.chmod(self.directory.stat().st_mode)  # mkdtemp's are private
+            write_manifest(aside)
+        # The name may be taken: by a run that went on from an earlier step, or saved here before.
+        with _named(aside.name):
+            put_in_place(aside, self.path(run.step), flushed=True)
+        self.remove_abandoned()
+
+    def _write_shards(self, run: AlignmentRun, folder: Path) -> None:
+        with _named("the optimizer's moments"):
+            run.engine.save_shards(run.alignment, run.optimizer, folder)
 
     def _on_main(self, run: AlignmentRun, function: Callable[[], Any]) -> Any:
         return self._on_ranks(run, function if run.engine.is_main else lambda: None)
@@ -249,6 +256,17 @@ class Checkpoints:
             self._intact.add(step)
         return ""
 
+    def _check_version(self, step: int, reason: str) -> None:
+        """Earlier versions did not keep what tells whether files and data are as they were."""
+        path = self.path(step)
+        is_listed = reason and (path / MANIFEST_FILE).exists()
+        if not is_listed and not (path / CONTENT_FILE).exists():
+            raise DataError(
+                f"{path}: is a checkpoint of an earlier version of crossalign, which this one "
+                f"cannot check; go on with that version, or start a new run: --model {path} "
+                "--output another directory"
+            )
+
     def _set_aside(self, step: int, reason: str) -> None:
         if not self.is_main:
             return
@@ -259,18 +277,20 @@ class Checkpoints:
             self.path(step).rename(self.path(step).parent / (f"{name}.{taken}" if taken else name))
 
 
-def _file_and_reason(error: BaseException, aside: Path) -> str:
-    """Which file of a checkpoint could not be written, and why. PyTorch's writer hides the reason
-    behind an error of its own."""
-    found: BaseException | None = error
-    while found is not None and not (isinstance(found, OSError) and found.errno):
-        found = found.__cause__ or found.__context__
-    if isinstance(found, OSError) and found.filename:
-        return f"{Path(found.filename2 or found.filename).name}: {found.strerror}"
-    files = [path for path in aside.rglob("*") if path.is_file()]
-    last = max(files, key=lambda path: path.stat().st_mtime_ns, default=aside)
-    name = "the weights" if type(error).__name__ == "SafetensorError" else last.name
-    return f"{name}: {error if found is None else found.strerror}"
+@contextlib.contextmanager
+def _named(written: str) -> Iterator[None]:
+    """An error of the body says what of a checkpoint could not be written, and why: `written` where
+    it names no file. PyTorch's writer hides the reason behind an error of its own."""
+    try:
+        yield
+    except Exception as error:  # of many kinds
+        found: BaseException | None = error
+        while found is not None and not (isinstance(found, OSError) and found.errno):
+            found = found.__cause__ or found.__context__
+        if not isinstance(found, OSError):
+            raise OSError(f"{written}: {error}") from error
+        name = found.filename2 or found.filename
+        raise OSError(f"{Path(name).name if name else written}: {found.strerror}") from error
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -25,6 +25,7 @@ from crossalign.alignment.stop_request import stop_request
 from crossalign.alignment.trackers import Trackers
 from crossalign.alignment.train import AlignmentRun, Record
 from crossalign.build_report import build_info
+from crossalign.distributed.rank_agreement import MISSING, is_of_a_missing_rank, one_line
 from crossalign.files.lock import LOCK_FILE
 from crossalign.files.output import FULL, path_of_full_disk, write_whole
 from crossalign.files.sealed import sealed
@@ -110,17 +111,25 @@ def train_into(
         if run.engine.is_main and not checkpoints.steps():
             _remove_traces(directory)
         if isinstance(error, OSError) and error.errno in FULL:
-            raise OSError(_full_disk(error, checkpoints)) from error
+            place = error.filename2 or error.filename or directory
+            raise OSError(
+                f"{place}: cannot be written: {error.strerror}; {_last_of(checkpoints)}; make "
+                "room, then --resume"
+            ) from error
+        if run.engine.world_size > 1 and is_of_a_missing_rank(error):
+            text = one_line(str(error))
+            if MISSING not in text:
+                text = f"{MISSING} come in time; look for its own error ({text})"
+            raise RuntimeError(
+                f"step {run.step + 1}: {text}; {_last_of(checkpoints)}; --resume goes on from there"
+            ) from error
         raise
 
 
-def _full_disk(error: OSError, checkpoints: Checkpoints) -> str:
+def _last_of(checkpoints: Checkpoints) -> str:
     steps = checkpoints.steps()
     last = f"the last complete one is {checkpoints.path(steps[-1])}" if steps else "none is there"
-    return (
-        f"{error.filename2 or error.filename or checkpoints.directory}: cannot be written: "
-        f"{error.strerror}; of the checkpoints {last}; make room, then --resume"
-    )
+    return f"of the checkpoints {last}"
 
 
 def _check_settings(checkpoints: Checkpoints, step: int, settings: Mapping[str, Any]) -> None:

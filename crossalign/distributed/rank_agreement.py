@@ -93,6 +93,17 @@ def refuse_capture(function: str) -> None:
         )
 
 
+MISSING = "a rank of the group died, or did not"
+
+
+def is_of_a_missing_rank(error: BaseException) -> bool:
+    """Whether a collective failed, of this library's or of any other's: gloo's errors have no
+    class of their own."""
+    text = str(error)
+    is_plain = isinstance(error, RuntimeError) and any(each in text for each in (MISSING, "gloo"))
+    return is_plain or isinstance(error, dist.DistError)
+
+
 @contextlib.contextmanager
 def missing_rank_named(what: str) -> Iterator[None]:
     """The error of a collective as one sentence."""
@@ -100,7 +111,7 @@ def missing_rank_named(what: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RuntimeError(
-            f"{what}: a rank of the group died, or did not come within the group's timeout; look "
+            f"{what}: {MISSING} come within the group's timeout; look "
             f"for its own error ({one_line(str(error))})"
         ) from error
 
@@ -190,7 +201,7 @@ def agree(
         records = exchange_records(sent, group)
     except RuntimeError as error:
         raise problem or RuntimeError(
-            f"{function}: a rank of the group died, or did not call {function} within the group's "
+            f"{function}: {MISSING} call {function} within the group's "
             f"timeout, for {begun}: {one_line(str(error))}"
         ) from error
     # A rank that left a call out is told so once, and is then in step with the others again.

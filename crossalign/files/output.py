@@ -224,7 +224,8 @@ def _flush_one(path: Path) -> None:
         return
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with path_of_full_disk(path):
+            os.fsync(handle)
     except OSError:
         if path.is_file():  # some file systems cannot flush a directory
             raise

@@ -19,8 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 from crossalign.alignment.checkpoint import Checkpoints
+from crossalign.alignment.content import CONTENT_FILE
 from crossalign.alignment.finite import NotFiniteError
 from crossalign.alignment.train import AlignmentRun
+from crossalign.files.manifest import MANIFEST_FILE, write_manifest
 from crossalign.files.text import DataError
 from tests.support.command_cases import Run, assert_one_line, metrics_of
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
@@ -78,8 +80,8 @@ def test_a_full_disk_at_any_write_harms_nothing(two_checkpoints: Path, tmp_path:
                 checkpoints.save(run)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        # What is written before it may be as large. safetensors does not say which file it wrote.
-        named = [*FILES, "the weights"]
+        # What is written before it may be as large. Other writers do not say which file it was.
+        named = [*FILES, "the files of the model", "the files of the tokenizer"]
         assert any(f"cannot be written: {each}: " in str(no.value) for each in named)
         assert f"{checkpoints.path(2)}; make room" in str(no.value)
         assert checkpoints.steps() == [0, 2] and not list(tmp_path.rglob(".saving.*"))
@@ -112,6 +114,23 @@ def test_any_damage_to_any_file_falls_back_to_the_checkpoint_before(
     with pytest.raises(DataError, match="no earlier checkpoint is left, so start a new run"):
         Checkpoints(tmp_path / "run").last()
     assert checkpoints.path(0).is_dir()  # nothing that could be mended is taken away
+
+
+@pytest.mark.parametrize("has_manifest", [False, True])
+def test_a_checkpoint_of_an_earlier_version_is_refused_and_left_as_it_is(
+    two_checkpoints: Path, tmp_path: Path, has_manifest: bool
+) -> None:
+    """It was taken for a damaged one, and renamed."""
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run")
+    for path in map(checkpoints.path, checkpoints.steps()):
+        for name in (CONTENT_FILE, MANIFEST_FILE):
+            (path / name).unlink()
+        if has_manifest:
+            write_manifest(path)
+    with pytest.raises(DataError, match=f"{checkpoints.path(2)}: is a checkpoint of an earlier"):
+        checkpoints.last()
+    assert checkpoints.steps() == [0, 2]
 
 
 def test_a_run_with_a_damaged_checkpoint_ends_as_if_it_had_not_been(

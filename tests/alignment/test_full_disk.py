@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,3 +102,23 @@ def test_every_command_names_the_way_out(
         str(tmp_path),
     )
     assert not output.exists()
+
+
+def test_a_lock_that_cannot_be_written_names_itself(
+    align: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was "a file: cannot be written"."""
+    monkeypatch.setattr("crossalign.files.lock.os.ftruncate", full)
+    status, _, error = align()
+    assert status == 1
+    assert_one_line(error, f"{tmp_path / 'out' / '.lock'}: cannot be written: No space left")
+
+
+def test_standard_output_on_a_full_disk_is_named(
+    pairs_file: Path,
+) -> None:
+    command = [sys.executable, "-m", "crossalign", "data", "check", "--pairs", str(pairs_file)]
+    with open("/dev/full", "w") as disk:
+        done = subprocess.run(command, stdout=disk, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert_one_line(done.stderr, "standard output: cannot be written: No space left on device")
