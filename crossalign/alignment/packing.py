@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crossalign.alignment.padding import LENGTHS
 from crossalign.data.items import LabeledTokens
+from crossalign.models.attention_mask import floating_dtype, mask_dtype, prepared_mask
 from crossalign.models.encode import input_device
 from crossalign.models.hidden_states import eval_mode, hidden_states_at, text_config
 from crossalign.models.next_token_loss import IGNORED_LABEL
@@ -61,8 +62,7 @@ def choose_packing(model: Any) -> Packing:
         return Packing(POSITIONS, "restarting position_ids keep its texts apart")
     if getattr(config, "sliding_window", None) or len(layers) > 1:
         return Packing(PADDING, "a prepared mask would replace that of its sliding windows")
-    # Added to the scores, a mask of booleans would add 1 where it forbids nothing.
-    dtype = torch.bool if attention == "sdpa" else _floating_dtype(model)
+    dtype = mask_dtype(model)
     if _keeps_apart(model, Packing(MASK, "", dtype)):
         return Packing(MASK, "its position_ids do not keep texts apart, a mask does", dtype)
     return Packing(PADDING, "neither position_ids nor a prepared mask keep its texts apart")
@@ -97,7 +97,7 @@ def packed_texts(
             start += len(ids)
     texts = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
     if packing.way == MASK:
-        texts["attention_mask"] = _prepared_mask(text_of, packing.mask_dtype)
+        texts["attention_mask"] = _mask_of_texts(text_of, packing.mask_dtype)
     return {**texts, LENGTHS: lengths}
 
 
@@ -116,13 +116,9 @@ def first_fit(lengths: Sequence[int], block_length: int) -> list[list[int]]:
     return blocks
 
 
-def _prepared_mask(text_of: Tensor, dtype: torch.dtype) -> Tensor:
+def _mask_of_texts(text_of: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, 1, T, T): a position looks at itself and at earlier ones of its own text."""
-    is_seen = (text_of[:, :, None] == text_of[:, None, :]).tril()
-    if dtype == torch.bool:
-        return is_seen[:, None]
-    mask = torch.zeros(is_seen.shape, dtype=dtype)
-    return mask.masked_fill_(~is_seen, torch.finfo(dtype).min)[:, None]
+    return prepared_mask((text_of[:, :, None] == text_of[:, None, :]).tril(), dtype)
 
 
 def _keeps_apart(model: Any, packing: Packing) -> bool:
@@ -156,9 +152,5 @@ def _keeps_apart(model: Any, packing: Packing) -> bool:
             raise
     error, leak = (states - expected).abs().max(), (leaking - expected).abs().max()
     # Far above the noise of the dtype, far below what a single layer's leak makes.
-    tolerance = 1e-3 if _floating_dtype(model).itemsize >= 4 else 0.1
+    tolerance = 1e-3 if floating_dtype(model).itemsize >= 4 else 0.1
     return bool(error <= tolerance * leak)
-
-
-def _floating_dtype(model: nn.Module) -> torch.dtype:
-    return next(each.dtype for each in model.parameters() if each.is_floating_point())

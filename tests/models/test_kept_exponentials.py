@@ -56,9 +56,9 @@ def test_exponentials_that_are_kept_give_the_same_gradient(
     weight[:, 0] = torch.linspace(-8.0, 8.0, 403)
     tensors = [each.bfloat16().requires_grad_() for each in (hidden, weight)]
     labels = torch.randint(0, 403, (2, 9))
-    kept = language_model_loss(*tensors, labels)
+    kept = language_model_loss(tensors[0], tensors[1], labels)
     monkeypatch.setattr(lm, "_KEPT_IN_BFLOAT16", 0)
-    again = language_model_loss(*tensors, labels)
+    again = language_model_loss(tensors[0], tensors[1], labels)
     assert torch.equal(kept, again)
     gradients = (torch.autograd.grad(loss, tensors) for loss in (kept, again))
     for mine, other in zip(*gradients, strict=True):
