@@ -44,7 +44,7 @@ ORDER_INSIDE = {
         *("shards", "agreement", "all_gather", "ring_pass", "ring", "loss"),
     ),
     "evaluation": (
-        *("statistics", "token_scores", "choice_scoring", "tasks", "vectors"),
+        *("statistics", "joined_texts", "token_scores", "choice_scoring", "tasks", "vectors"),
         *(
             "finished_parts",
             "in_context_records",
