@@ -31,7 +31,7 @@ ORDER_INSIDE = {
             "pair_loss",
         ),
         *("small_batch", "across_ranks", "sigmoid", "one_process", "loss", "module"),
-        *("matryoshka", "negative_queue", "gradient_cache"),
+        *("prefix_walk", "matryoshka", "negative_queue", "gradient_cache"),
     ),
     "contrastive.chunked": (
         *("norms", "chunk", "equal_ids", "torch_logits", "gradient_sums", "exponentials"),

@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from torch import Tensor, nn
 
 from crossalign.argument_checks import check_finite, check_integer_number, check_tensor
+from crossalign.contrastive.arguments import checked
+from crossalign.contrastive.loss import fused_contrastive_loss
+from crossalign.contrastive.module import ContrastiveLoss
+from crossalign.contrastive.options import LossArguments, LossOptions
+from crossalign.contrastive.prefix_walk import prefix_walk_loss, prefix_walk_takes
 
 if TYPE_CHECKING:
     from crossalign.contrastive.module import called_as
@@ -21,7 +26,8 @@ class MatryoshkaLoss(nn.Module, Generic[_Result]):
 
     loss = sum over d of weight_d * loss(query[:, :d], key[:, :d], negatives[:, :d]). Our losses
     scale every prefix to unit length again (normalize=True). Each prefix takes a pass of its own:
-    their sizes mostly halve, so all together cost at most twice the whole.
+    their sizes mostly halve, so all together cost at most twice the whole. A plain loss of one
+    direction on a CPU shares one walk over the features where that is shorter, as at D = 768.
 
     Args:
         loss: a loss of (query, key) or (query, key, negatives): ContrastiveLoss,
@@ -88,6 +94,11 @@ class MatryoshkaLoss(nn.Module, Generic[_Result]):
                 f"{_NAME}: dims must be at most the {query.shape[-1]} features of query, "
                 f"got {longest}"
             )
+        arguments = _contrastive_arguments(
+            self.loss, [side[..., :longest] for side in sides], options
+        )
+        if arguments is not None and prefix_walk_takes(arguments, self.dims):
+            return cast(_Result, prefix_walk_loss(arguments, self.dims, self.weights))
         total: Any = 0
         stats: Any = None
         for dim, weight in zip(self.dims, self.weights, strict=True):
@@ -106,6 +117,34 @@ class MatryoshkaLoss(nn.Module, Generic[_Result]):
 
     def extra_repr(self) -> str:
         return f"dims={list(self.dims)}, weights={list(self.weights)}"
+
+
+def _contrastive_arguments(
+    loss: Any, sides: Sequence[Tensor], options: dict[str, Any]
+) -> LossArguments | None:
+    """What fused_contrastive_loss would be given, checked, if it is the loss, and nothing that has
+    to see the call stands before it."""
+    if type(loss) is ContrastiveLoss:
+        if loss.logit_scale is not None or loss.group is not None or _has_hooks(loss):
+            return None
+        given = loss.options._asdict() | {"temperature": loss.fixed_temperature}
+        options = given | options
+    elif loss is not fused_contrastive_loss:
+        return None
+    if not options.keys() <= {"temperature", *LossOptions._fields}:
+        return None
+    options = {"temperature": 0.05} | options
+    named: dict[str, Any] = dict.fromkeys(LossArguments._fields)
+    named |= zip(("query", "key", "negatives"), sides, strict=False)
+    named["temperature"] = options.pop("temperature")
+    if options.get("group") is not None:
+        return None
+    return checked(LossArguments(**named | {"options": LossOptions(**options)}))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return any(hooks) or bool(module._backward_pre_hooks)
 
 
 def _numbers(
