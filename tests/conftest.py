@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministi
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
+# Tests hold with any seed; CROSSALIGN_TEST_SEED=1 finds those that hold with one only.
+SEED = int(os.environ.get("CROSSALIGN_TEST_SEED", "0"))
+
 
 # A worker runs whole files (--dist loadfile), so a fixture of a module is made once. The longest
 # files start first, so that no worker is left alone with one at the end.
@@ -43,11 +47,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+def pytest_collection_finish() -> None:
+    """What was imported until here stays: the garbage collector would look through all of it, again
+    and again, for half of the time of these tests."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seed_and_poison() -> Iterator[None]:
     """Fixed seed; deterministic mode, in which torch.empty holds NaN: an element that a kernel
     leaves unwritten fails its comparison, and an operation that is not repeatable raises."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

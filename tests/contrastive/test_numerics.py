@@ -72,7 +72,10 @@ def test_rows_below_the_floor_of_the_norm(backend: str) -> None:
     inputs.leaves["query"][1] *= 1e-13
     inputs.leaves["key"][2] *= 1e-14
     got, truth = fused(inputs, backend, ONE), dense(inputs, torch.float64, ONE)
-    torch.testing.assert_close(got.grads, truth.grads, rtol=1e-9, atol=0)
+    for name, grad in truth.grads.items():
+        # Where p is near 1, the truth's p - 1 is known to float64's last digit of 1.
+        largest = grad.abs().amax(dim=1, keepdim=True).clamp(min=1.0)
+        assert ((got.grads[name] - grad).abs() <= 1e-12 * largest).all(), name
 
 
 @EACH_BACKEND

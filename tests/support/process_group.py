@@ -9,6 +9,7 @@ fork from a server that has imported PyTorch, so a run costs a fraction of a sec
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import multiprocessing
 import os
@@ -113,6 +114,7 @@ def _run(
     arguments: tuple[Any, ...],
 ) -> None:
     rank, world_size, port, group_timeout_s = place
+    gc.freeze()  # what the server imported stays, and need not be looked through
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # accelerate warns where it is not set
     warnings.simplefilter("error")

@@ -158,8 +158,7 @@ class Engine:
 
     def load_optimizer_state(self, alignment: nn.Module, optimizer: Any, state: Any) -> None:
         optimizer.load_state_dict(state)
-        for group in optimizer.param_groups:  # as here, not as where the state comes from
-            group["fused"] = optimizer.defaults["fused"]
+        _update_as_here(optimizer)
 
     def save_shards(self, alignment: nn.Module, optimizer: Any, folder: Path) -> None:
         """Where shards_optimizer is set: this rank's part of the moments, into the folder."""
@@ -168,6 +167,13 @@ class Engine:
     def load_shards(self, alignment: nn.Module, optimizer: Any, folder: Path) -> None:
         """What any number of ranks saved with save_shards, as this rank needs it."""
         load_shards(alignment, optimizer, folder)
+        _update_as_here(optimizer)
+
+
+def _update_as_here(optimizer: Any) -> None:
+    """In one pass or in several: not as where its state comes from, on another device maybe."""
+    for group in optimizer.param_groups:
+        group["fused"] = optimizer.defaults["fused"]
 
 
 def _has_plain_embedding(alignment: AlignmentModel) -> bool:

@@ -123,48 +123,60 @@ def whole_run() -> TrainingConfig:
     return make_config(steps=4, batch_size=5, lm_batch_size=3, hard_negative_weight=0.5)
 
 
-def start_in_float64(place: Path | None) -> AlignmentRun:
+def start_whole(place: Path | None, dtype: torch.dtype = torch.float64) -> AlignmentRun:
     """A fresh run, or one with the weights of the checkpoint of two steps."""
     if place is None:
         model: Any = tiny_model("gpt2", **_NO_DROPOUT["gpt2"])
     else:
         saved = place / "checkpoints" / "step-2"
-        model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float64)
-    return AlignmentRun(model.double(), tiny_tokenizer(), PAIRS, whole_run())
+        model = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype)
+    return AlignmentRun(model.to(dtype), tiny_tokenizer(), PAIRS, whole_run())
 
 
-def save_sharded(rank: int, place: Path) -> None:
+def save_sharded(rank: int, place: Path, dtype: torch.dtype) -> None:
     """Two steps under FSDP2."""
     launch(rank, 2, "fsdp2")
-    run = start_in_float64(None)
+    run = start_whole(None, dtype)
     some_steps(run, 2)
     Checkpoints(place, is_main=rank == 0).save(run)
 
 
 def go_on_from(rank: int, world_size: int, place: Path) -> Result:
     launch(rank, world_size, "fsdp2")
-    run = start_in_float64(place)
+    run = start_whole(place)
     load_last(place, run)
     return some_steps(run, 2)
 
 
 def test_moments_of_two_ranks_go_on_with_three_and_with_one(tmp_path: Path) -> None:
     """Each rank saves its own part, and whoever goes on makes the steps of an unbroken run."""
-    straight = some_steps(start_in_float64(None), 4)
+    straight = some_steps(start_whole(None), 4)
     expected = (straight[0][2:], straight[1])
-    run_ranks(save_sharded, 2, tmp_path)
+    run_ranks(save_sharded, 2, tmp_path, torch.float64)
     saved = tmp_path / "checkpoints" / "step-2"
     stored = FileSystemReader(saved / "optimizer").read_metadata().state_dict_metadata
     moments = {name: each for name, each in stored.items() if "exp_avg" in name}
-    assert len(moments) == 2 * len(start_in_float64(None).parameters)
+    assert len(moments) == 2 * len(start_whole(None).parameters)
     for name, moment in moments.items():  # two halves, by rows
         rows = moment.size[0]
         assert [chunk.sizes[0] for chunk in moment.chunks] == [rows - rows // 2, rows // 2], name
     assert not torch.load(saved / STATE_FILE)["optimizer"]
     assert_same_run(run_ranks(go_on_from, 3, 3, tmp_path)[0], expected)
-    alone = start_in_float64(tmp_path)
+    alone = start_whole(tmp_path)
     load_last(tmp_path, alone)
     assert_same_run(some_steps(alone, 2), expected)
+
+
+def test_one_process_updates_what_two_ranks_saved_as_it_always_does(tmp_path: Path) -> None:
+    """In float32 it updates in one pass, which sharded moments do not: that setting is its own."""
+    straight = some_steps(start_whole(None, torch.float32), 4)[0]
+    run_ranks(save_sharded, 2, tmp_path, torch.float32)
+    alone = start_whole(tmp_path, torch.float32)
+    load_last(tmp_path, alone)
+    assert [group["fused"] for group in alone.optimizer.param_groups] == [True]
+    for mine, other in zip(some_steps(alone, 2)[0], straight[2:], strict=True):
+        assert (mine["step"], mine["pairs"]) == (other["step"], other["pairs"])
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
 
 def share_what_the_paper_does(rank: int) -> list[Tensor]:
