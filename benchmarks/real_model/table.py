@@ -1,24 +1,31 @@
-"""Writes the table of docs/real-model.md from a result file of align_real_model.
+"""Writes the tables of docs/real-model.md from result files of align_real_model.
 
-python -m benchmarks.real_model.table benchmarks/results/real_model_*.jsonl
+python -m benchmarks.real_model.table RESULT.jsonl [RESULT.jsonl ...]
+
+Several files are of one experiment: what was measured later, of the weights that the first trained.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import ROOT
 from benchmarks.real_model.plot import accuracies
 from benchmarks.report import with_tables
+from crossalign.evaluation.statistics import holm, mcnemar_exact
 from crossalign.files.text import read_lines
 
 PAGE = ROOT / "docs" / "real-model.md"
 BEGIN, END = "<!-- real model: begin -->", "<!-- real model: end -->"
+TASKS_BEGIN, TASKS_END = "<!-- tasks: begin -->", "<!-- tasks: end -->"
 ARMS = {"nothing": "before", "paper": "the paper's setting", "best": "best setting found"}
 ARMS |= {"joint": "the same with the paper's next-token loss"}
+ARMS |= {"instructions": "the paper's, instructions only (CIF)"}
+ARMS |= {"contrast": "the paper's, contrastive loss only (MCL)"}
 # layer, tokens, mean that is taken out before the comparison
 COLUMNS = {
     "layer 4, all tokens": (4, "all", "none"),
@@ -31,7 +38,7 @@ COLUMNS = {
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Of every arm: accuracies in percent and bits per byte, smallest and largest of its seeds."""
-    head = ["", *COLUMNS, "worst bits per byte", "XWinograd, English"]
+    head = ["", *COLUMNS, "worst bits per byte"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     before = bits(rows, "nothing")[0]
     for arm, label in ARMS.items():
@@ -44,7 +51,6 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells.append(span([f"{value:.1f}" for value in sorted(found[layer])]))
         worst = sorted(max(seed[code] / before[code] - 1 for code in before) for seed in seeds)
         cells.append("" if arm == "nothing" else span([f"{100 * each:+.1f} %" for each in worst]))
-        cells.append(choices(rows, arm))
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -58,16 +64,53 @@ def bits(rows: list[dict[str, Any]], arm: str) -> list[dict[str, float]]:
     return list(found.values())
 
 
-def choices(rows: list[dict[str, Any]], arm: str) -> str:
-    found = [
-        row
-        for row in rows
-        if row.get("task") == "xwinograd"
-        and row.get("language") == "en"
-        and "accuracy" in row
-        and row["part"].endswith(f" {arm} 0")
+def tasks_table(rows: list[dict[str, Any]]) -> str:
+    """Of every task and language: right answers before and after, and p of the paired test, exact
+    and corrected over all of an arm; then answers in the language that was asked in."""
+    lines = ["| | chance | before | best setting | p | paper's setting | p |", "|---" * 7 + "|"]
+    keys = list(dict.fromkeys((r["task"], r["language"]) for r in rows if "chance" in r))
+    tests = {arm: [_paired(rows, arm, *key) for key in keys] for arm in ("best", "paper")}
+    corrected = {arm: holm([each[0] for each in found]) for arm, found in tests.items()}
+    for number, (task, language) in enumerate(keys):
+        before = _record(rows, "nothing", task, language)
+        cells = [f"{task}, {language}", f"{before['chance']:.0%}"]
+        cells.append(f"{before['correct']} of {before['items']}")
+        for arm in ("best", "paper"):
+            p, correct = tests[arm][number]
+            cells += [str(correct), f"{p:.2g} ({corrected[arm][number]:.2g})"]
+        lines.append(f"| {' | '.join(cells)} |")
+    written = {arm: _in_asked_language(rows, arm) for arm in ("nothing", "best", "paper")}
+    if all(written.values()):
+        cells = [written["nothing"], written["best"], "", written["paper"], ""]
+        lines.append(f"| answers in the language asked in | | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _record(rows: list[dict[str, Any]], arm: str, task: str, language: str) -> dict[str, Any]:
+    return next(r for r in _of(rows, arm, task, language) if "chance" in r)
+
+
+def _paired(rows: list[dict[str, Any]], arm: str, task: str, language: str) -> tuple[float, int]:
+    """p of McNemar's exact test against the model before, and the right answers."""
+    right = [
+        {r["id"]: r["correct"] for r in _of(rows, each, task, language) if "id" in r}
+        for each in ("nothing", arm)
     ]
-    return f"{found[0]['correct']} of {found[0]['items']}" if found else ""
+    before, after = ([bool(items[key]) for key in right[0]] for items in right)
+    return mcnemar_exact(before, after)[2], sum(after)
+
+
+def _of(rows: list[dict[str, Any]], arm: str, task: str, language: str) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        is_here = (row.get("task"), row.get("language")) == (task, language)
+        if is_here and row["part"].endswith(f" {arm} 0"):
+            yield row
+
+
+def _in_asked_language(rows: list[dict[str, Any]], arm: str) -> str:
+    answers = [row for row in rows if row["part"] == f"generation {arm} 0" and "asked" in row]
+    same = sum(row["asked"] == row["written"] for row in answers)
+    return f"{same} of {len(answers)}" if answers else ""
 
 
 def span(values: list[str]) -> str:
@@ -76,10 +119,12 @@ def span(values: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("result", type=Path)
-    rows = [json.loads(line) for line in read_lines(parser.parse_args().result)][1:]
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(with_tables(page, table(rows), BEGIN, END), encoding="utf-8")
+    parser.add_argument("results", type=Path, nargs="+")
+    files = parser.parse_args().results
+    rows = [json.loads(line) for path in files for line in read_lines(path)[1:]]
+    page = with_tables(PAGE.read_text(encoding="utf-8"), table(rows), BEGIN, END)
+    page = with_tables(page, tasks_table(rows), TASKS_BEGIN, TASKS_END)
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from benchmarks.align_real_model import main
 from benchmarks.real_model.arguments import named_values
 from benchmarks.real_model.data import LANGUAGES, load_data
 from benchmarks.real_model.plot import draw_layers, draw_planes
-from benchmarks.real_model.table import ARMS, table
+from benchmarks.real_model.table import ARMS, table, tasks_table
 from crossalign.demo.corpus import make_corpus
 from crossalign.demo.language_model import new_model, train_tokenizer
 
@@ -36,6 +36,27 @@ def test_rehearsed_texts_take_languages_in_turn_and_none_is_tested(data_root: Pa
     assert len(texts) > 5000
     for lines in (*data.choosing.values(), *data.test.values()):
         assert not texts & set(lines)
+
+
+def test_tasks_are_compared_item_by_item_and_corrected() -> None:
+    """Twelve of twelve items gained: p = 2 / 2^12, of two tests; the other changes nothing."""
+    rows: list[dict[str, object]] = []
+    for language, arm, right in [
+        *[("de", "nothing", 0), ("de", "best", 12), ("de", "paper", 0)],
+        *[("en", "nothing", 7), ("en", "best", 7), ("en", "paper", 7)],
+    ]:
+        place = {"part": f"tasks xnli {arm} 0", "task": "xnli", "language": language}
+        rows.append(
+            {**place, "accuracy": right / 12, "correct": right, "items": 12, "chance": 1 / 3}
+        )
+        rows += [{**place, "id": str(item), "correct": item < right} for item in range(12)]
+    for arm, found in (("nothing", "en"), ("best", "de"), ("paper", "en")):
+        rows.append({"part": f"generation {arm} 0", "asked": "de", "written": found})
+    assert tasks_table(rows).splitlines()[2:] == [
+        "| xnli, de | 33% | 0 of 12 | 12 | 0.00049 (0.00098) | 0 | 1 (1) |",
+        "| xnli, en | 33% | 7 of 12 | 7 | 1 (1) | 7 | 1 (1) |",
+        "| answers in the language asked in | | 0 of 1 | 1 of 1 |  | 0 of 1 |  |",
+    ]
 
 
 def test_experiment_is_done_part_by_part(
@@ -70,8 +91,10 @@ def test_experiment_is_done_part_by_part(
     draw_layers(rows, tmp_path / "layers.png")
     draw_planes(rows, tmp_path / "plane.png")
     assert [line.split(" | ")[0] for line in table(rows).splitlines()[2:]] == [
-        f"| {label}" for label in ARMS.values()
+        f"| {label}" for arm, label in ARMS.items() if arm in ("nothing", "paper", "best", "joint")
     ]
+    (line,) = tasks_table(rows).splitlines()[2:]
+    assert line.startswith("| xwinograd, zh | 50% | ")
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("layers.png", "plane.png"))
     main(flags)
     assert "test" not in capsys.readouterr().out.replace(str(output), "")
