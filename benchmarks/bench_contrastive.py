@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.accuracy import Verdict, allowed_error, relative_error
 from benchmarks.command_line import arguments_of, harness_of
 from benchmarks.contrastive_cases import (
+    EQUAL_WORK,
     OURS,
     PLAIN,
     PRESETS,
@@ -70,7 +71,7 @@ def check(name: str, loss: Loss, case: Case, inputs: Inputs) -> Verdict:
 
 
 def truth(name: str, inputs: Inputs) -> list[Tensor]:
-    """float64 loss and gradients; crossalign's own include the normalization, its peers' do not."""
+    """float64 loss and gradients; those of losses that normalize include it."""
 
     def double(tensor: Tensor) -> Tensor:
         return tensor.detach().double().requires_grad_(tensor.requires_grad)
@@ -79,7 +80,8 @@ def truth(name: str, inputs: Inputs) -> list[Tensor]:
     options = {
         **inputs.options,
         "temperature": double(temperature) if isinstance(temperature, Tensor) else temperature,
-        "normalize": name.startswith("crossalign") and inputs.options.get("normalize", True),
+        "normalize": (name.startswith("crossalign") or name in EQUAL_WORK)
+        and inputs.options.get("normalize", True),
     }
     options.pop("return_stats", None)
     negatives = None if inputs.negatives is None else double(inputs.negatives)

@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.contrastive_cases import COMPILED, OURS, PLAIN, SIGMOID, TEMPERATURE, Inputs
+from benchmarks.contrastive_cases import (
+    COMPILED,
+    EQUAL_WORK,
+    OURS,
+    PLAIN,
+    SIGMOID,
+    TEMPERATURE,
+    Inputs,
+)
 from crossalign.contrastive.loss import fused_contrastive_loss
 
 Loss = Callable[[Inputs], Tensor]
@@ -37,9 +45,12 @@ def implementation(name: str, symmetric: bool) -> Loss:
         return lambda inputs: _crossalign(inputs, "torch")
     if name == PLAIN:
         return lambda inputs: eager(inputs.query, inputs.key, symmetric)
-    if name == COMPILED:
+    if name == EQUAL_WORK[0]:
+        return lambda inputs: normalizing_eager(inputs.query, inputs.key, symmetric)
+    if name in (COMPILED, EQUAL_WORK[1]):
         torch.compiler.reset()
-        compiled = torch.compile(eager, dynamic=False)
+        plain = eager if name == COMPILED else normalizing_eager
+        compiled = torch.compile(plain, dynamic=False)
         return lambda inputs: compiled(inputs.query, inputs.key, symmetric)
     if name == SIGMOID:
         return _siglip_kernel
@@ -63,6 +74,10 @@ def eager(query: Tensor, key: Tensor, symmetric: bool) -> Tensor:
     labels = torch.arange(len(query), device=query.device)
     loss = F.cross_entropy(logits, labels)
     return (loss + F.cross_entropy(logits.T, labels)) / 2 if symmetric else loss
+
+
+def normalizing_eager(query: Tensor, key: Tensor, symmetric: bool) -> Tensor:
+    return eager(F.normalize(query, dim=1), F.normalize(key, dim=1), symmetric)
 
 
 def eager_sigmoid(query: Tensor, key: Tensor) -> Tensor:

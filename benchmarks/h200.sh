@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
-# The first minutes on a machine with one NVIDIA GPU, in one call of under ten minutes: is it right, how
-# fast is it, which tiles are best; tests and the other benchmarks with what is left.
+# The first minutes on a machine with one NVIDIA GPU: is it right, how fast is it, which tiles are best;
+# then tests and the other benchmarks. Arguments: the stages to run, by name; none: all, in the order
+# below, with what is left for the last ones. Thirty minutes in three calls of under ten each:
+#   h200.sh environment check headline peers-install peers tile-sweep counters
+#   h200.sh tests memcheck racecheck
+#   h200.sh sizes pooling extension gather train_step
 #
 # Needs python3 with torch, triton, transformers, pytest, pytest-benchmark and pytest-xdist; installs
 # nothing for good and reaches no network. Results and the log go to $OUT (default:
@@ -25,6 +29,16 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     exit 1
 fi
 
+known=" environment check headline peers-install peers tile-sweep counters memcheck racecheck sizes tests"
+known+=" pooling extension gather train_step "
+for name in "$@"; do
+    if [[ $known != *" $name "* ]]; then
+        echo "h200.sh: no stage is called $name; the stages are:$known" >&2
+        exit 2
+    fi
+done
+chosen=" $* "
+
 mkdir -p "$OUT"
 exec > >(tee -a "$OUT/h200.log") 2>&1
 failed=()
@@ -35,6 +49,7 @@ failed=()
 stage() {
     local name=$1 seconds=$2 left=$((limit - SECONDS)) code=0
     shift 2
+    if [[ $chosen != "  " && $chosen != *" $name "* ]]; then return; fi
     if ((left < shortest)); then
         echo "== $name is left out: $left s are left"
         return
@@ -58,7 +73,7 @@ export python
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit --format=csv
 stage environment 40 "$python" -c 'import sys, torch, triton
 print(sys.version, torch.__version__, triton.__version__, torch.cuda.get_device_name())'
-stage check 150 "$python" -m crossalign check --json
+stage check 150 bash -c 'set -o pipefail; "$python" -m crossalign check --json | tee "$OUT/check.json"'
 stage headline 60 bash -c 'contrastive headline --budget-seconds 45'
 if compgen -G '.whl/*.whl' >/dev/null; then
     site=$(mktemp -d)

@@ -274,17 +274,6 @@ def test_plots_are_drawn_from_a_result_file(tmp_path: Path) -> None:
     assert names == {f"contrastive_some-cpu_{kind}.png" for kind in ("n", "d", "ratio")}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_the_gpu_script_says_that_there_is_no_gpu(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
-    done = subprocess.run(
-        ["bash", ROOT / "benchmarks" / "h200.sh"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "finds no NVIDIA GPU here; nothing was measured" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
 def test_passes_are_those_of_the_presets() -> None:
     used = {name for cases in PRESETS.values() for case in cases() for name in case.passes}
     assert used == set(PASSES)

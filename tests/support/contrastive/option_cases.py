@@ -181,10 +181,12 @@ def name_of(options: Options) -> str:
     return "-".join(f"{name}={value}" for name, value in options.items())
 
 
-def assert_equals_reference(options: Options, run: Run) -> None:
+def assert_equals_reference(
+    options: Options, run: Run, num_pairs: int = 21, num_features: int = 6
+) -> None:
     """Loss, statistics and every gradient, under an upstream gradient that is not 1."""
-    inputs = make_inputs(options, run)
-    size = (21,) if options.get("reduction") == "none" else ()
+    inputs = make_inputs(options, run, num_pairs, num_features)
+    size = (num_pairs,) if options.get("reduction") == "none" else ()
     upstream = torch.rand(size, dtype=torch.float64) * 2 + 0.1
     got = fused(inputs, run.backend, upstream)
     negatives = got.grads.get("negatives")
