@@ -69,7 +69,7 @@ def draw(path: Path) -> None:
         panel.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(
-        f"MODELLED, NOT MEASURED: {NUM_PAIRS:,} pairs in all, D = {NUM_FEATURES}, bfloat16, "
+        f"MODELED, NOT MEASURED: {NUM_PAIRS:,} pairs in all, D = {NUM_FEATURES}, bfloat16, "
         f"symmetric loss, forward and backward; {machine.matrix_tflops:g} Tflop/s, "
         f"{machine.link_gbps:g} GB/s and {machine.latency_us:g} µs assumed"
     )
