@@ -38,7 +38,16 @@ else:
         def load(name):
             if name not in homes:
                 raise AttributeError(f"module {package!r} has no attribute {name!r}")
-            value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+            try:
+                module = importlib.import_module(f"{package}.{homes[name]}")
+            except ModuleNotFoundError as error:
+                from crossalign.optional_modules import named_extra
+
+                explained = named_extra(error, f"{package}.{name}")
+                if explained is None:
+                    raise
+                raise explained from error
+            value = getattr(module, name)
             vars(sys.modules[package])[name] = value
             return value
 

@@ -24,7 +24,7 @@ from benchmarks.architecture.order import ORDER, ORDER_INSIDE, place, points_up
 # Lie flat in crossalign/; everything else is in a room.
 FLAT = {
     *("", "__main__", "version", "build_report", "reference", "precision", "backends"),
-    *("argument_checks", "settings"),
+    *("argument_checks", "optional_modules", "settings"),
 }
 TORCH_ONLY = ("precision", "argument_checks", "backends", "contrastive.problem", "reference")
 

@@ -14,7 +14,7 @@ FIGURE = ROOT / "docs" / "architecture.svg"
 FOUNDATIONS = "foundations"
 # Modules that every room may use: what lies flat below the rooms, and the records of the loss.
 BELOW = (
-    *("version", "precision", "settings", "argument_checks", "backends"),
+    *("version", "optional_modules", "precision", "settings", "argument_checks", "backends"),
     *("contrastive.problem", "contrastive.sigmoid.problem"),
 )
 # Room -> what it is for, and its column in the figure: by hand, so that arrows pass beside boxes.

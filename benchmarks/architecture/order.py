@@ -5,7 +5,8 @@ from __future__ import annotations
 # The rooms and the modules that lie flat, bottom to top: a module may import from lower entries and
 # from its own. The records that ops and kernels share are below both.
 ORDER = (
-    *("version", "precision", "files", "settings", "operators", "argument_checks", "backends"),
+    *("version", "optional_modules", "precision", "files", "settings", "operators"),
+    *("argument_checks", "backends"),
     *("contrastive.problem", "contrastive.sigmoid.problem", "reference"),
     *("kernels", "distributed", "pooling", "contrastive", "build_report"),
     *("models", "data", "evaluation", "alignment", "analysis", "integrations"),

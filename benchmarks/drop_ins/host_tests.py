@@ -118,6 +118,9 @@ def compare(name: str, sources: Path) -> dict[str, Any]:
         return {"skipped": f"no {sources / host.repository / 'tests'}"}
     theirs, ours = (run_tests(name, sources, whose) for whose in ("host", "crossalign"))
     applies = sorted(test for test, outcome in theirs.items() if outcome == "passed")
+    if not applies:
+        first = next(iter(theirs.items()), "no test was found")
+        raise RuntimeError(f"no test of {host.repository} passes with its own losses: {first}")
     return {
         "commit": _commit(sources / host.repository),
         "tests": len(theirs),

@@ -12,6 +12,7 @@ from typing import Any
 from crossalign.alignment.stop_request import exit_on_sigterm
 from crossalign.cli import align, analyze, check, data_build, data_check, demo, evaluate, info
 from crossalign.cli.parser import Parser, one_line
+from crossalign.optional_modules import EXTRA_OF
 from crossalign.version import __version__
 
 
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         message = one_line(_explained(error)) or type(error).__name__
         if isinstance(error, ImportError) and "pip install" not in message:
-            message += "; pip install 'crossalign[train]' brings what this command needs"
+            extra = EXTRA_OF.get((error.name or "").partition(".")[0], "train")
+            message += f"; pip install 'crossalign[{extra}]' brings what this command needs"
         print(f"crossalign: error: {message}", file=sys.stderr)
         return 1
     return 0

@@ -160,6 +160,8 @@ def test_lightnings_automatic_optimization(tmp_path: Path) -> None:
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    loader: Any = batches(4 * STEPS)
+    # Of a plain list of batches Lightning would make one loader each.
+    data: Any = batches(4 * STEPS)
+    loader: Any = torch.utils.data.DataLoader(data, batch_size=None)
     trainer.fit(module, loader)
     torch.testing.assert_close(module.towers.weights(), expected_weights(4))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.drop_ins import host_tests
 from benchmarks.drop_ins.host_tests import HOSTS, compare
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,17 @@ def test_a_library_whose_tests_are_not_there_is_skipped_by_name(tmp_path: Path) 
     if importlib.util.find_spec("open_clip") is None:
         pytest.skip("open_clip is not installed")
     assert compare("open_clip", tmp_path) == {"skipped": f"no {tmp_path / 'open_clip' / 'tests'}"}
+
+
+def test_a_suite_that_does_not_run_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a package of the tests was missing, 0 of 0 passed."""
+    (tmp_path / "lightly" / "tests").mkdir(parents=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(host_tests, "run_tests", lambda *_: {"test": "collection failure"})
+    with pytest.raises(RuntimeError, match=r"no test of lightly passes .*collection failure"):
+        compare("lightly", tmp_path)
 
 
 @pytest.mark.slow
