@@ -31,10 +31,13 @@ SEED = int(os.environ.get("CROSSALIGN_TEST_SEED", "0"))
 # A worker runs whole files (--dist loadfile), so a fixture of a module is made once. The longest
 # files start first, so that no worker is left alone with one at the end.
 LONGEST = (
-    *("test_options.py", "test_needs.py", "test_numerics.py", "test_resume.py", "test_analyze.py"),
-    *("test_train_step.py", "test_registration.py", "test_contrastive.py", "test_ranks.py"),
-    *("test_indexed_lines.py", "test_engine.py", "test_train_end_to_end.py", "test_deepspeed.py"),
-    *("test_loss.py", "test_benchmarks_run.py", "test_reproduce_afp.py", "test_one_pass.py"),
+    *("test_registration.py", "test_deepspeed.py", "test_ranks.py", "test_benchmarks_run.py"),
+    *("test_resources.py", "test_options.py", "test_reproduce_afp.py", "test_extension_build.py"),
+    *("test_resume.py", "test_recipes.py", "test_align_real_model.py", "test_needs.py"),
+    *("test_analyze.py", "test_gather_errors.py", "test_train_step.py", "test_numerics.py"),
+    *("test_analyze_choices.py", "test_loss.py", "test_engine.py", "test_train_end_to_end.py"),
+    *("test_examples.py", "test_at_size.py", "test_layouts.py", "test_contrastive.py"),
+    *("test_one_pass.py", "test_cost_model.py", "test_indexed_lines.py"),
 )
 
 
