@@ -104,7 +104,7 @@ def losses_of(cls: Any, encoder: Encoder, kind: str, folder: Path) -> list[float
 def beside(host: Any, ours: Any, found: list[float]) -> Any:
     """The host's loss, which also writes down what ours makes of its embeddings."""
 
-    class Beside(host):  # type: ignore[misc]
+    class Beside(host):
         def compute_loss_from_embeddings(self, embeddings: Any, labels: Any = None) -> Any:
             found.append(float(ours.compute_loss_from_embeddings(self, embeddings, labels)))
             return super().compute_loss_from_embeddings(embeddings, labels)
