@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -71,7 +73,7 @@ def test_a_learned_temperature_under_fsdp_is_refused_by_name() -> None:
         check_combination(config, "fsdp2", "cpu")
 
 
-def test_modules_with_a_group_can_be_copied() -> None:
+def test_modules_with_a_group_can_be_copied_pickled_and_saved() -> None:
     """Kind: deepcopy, as for a moving average of weights. Source: pytorch#76927, Tutel#177."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -81,5 +83,13 @@ def test_modules_with_a_group_can_be_copied() -> None:
         queue = NegativeQueue(3, group=dist.group.WORLD)
         queue.push(key)
         assert torch.equal(copy.deepcopy(queue).keys, queue.keys)
+        stored = io.BytesIO()
+        torch.save(loss, stored)
+        stored.seek(0)
+        for read in (lambda: pickle.loads(pickle.dumps(loss)),
+                     lambda: torch.load(stored, weights_only=False)):  # fmt: skip
+            with pytest.warns(UserWarning, match="its process group was not saved"):
+                again = read()
+            assert torch.equal(again(query, key), loss(query, key)) and again.group is None
     finally:
         dist.destroy_process_group()

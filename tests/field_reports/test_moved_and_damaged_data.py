@@ -11,6 +11,7 @@ import pytest
 
 from crossalign.data.check import check_pairs
 from tests.support.command_cases import Run, assert_one_line
+from tests.support.evaluation_cases import write_pawsx
 
 
 def test_data_that_moved_goes_on_and_other_data_does_not(
@@ -114,3 +115,15 @@ def test_a_stray_tab_is_reported(tmp_path: Path) -> None:
     path.write_text("a\tb\nc\td\te\nf\tg\n")
     doubtful = check_pairs([path], max_ratio=5)["doubtful"]
     assert doubtful["3 columns, where most lines have 2"]["first"] == [f"{path}:2"]
+
+
+def test_a_row_without_a_sentence_is_named(run: Run, tmp_path: Path) -> None:
+    """Kind: empty texts. Source: google-research-datasets/paws#4, mteb#1043."""
+    write_pawsx(tmp_path / "pawsx", "en")
+    path = tmp_path / "pawsx" / "en" / "test_2k.tsv"
+    path.write_text(path.read_text().replace("The bridge is old.", ""))
+    status, _, error = run(
+        *("evaluate", "--check-data", "--data", tmp_path, "--tasks", "pawsx", "--languages", "en")
+    )
+    assert status == 1
+    assert_one_line(error, f"{path}:4: ")
