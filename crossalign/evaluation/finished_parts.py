@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from crossalign.files.output import path_of_full_disk
 from crossalign.files.text import DataError
 
 Row = dict[str, Any]
@@ -61,7 +62,7 @@ class FinishedParts:
 
     def _append(self, row: Row) -> None:
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        with open(self.path, "ab") as file:
+        with path_of_full_disk(self.path), open(self.path, "ab") as file:
             file.truncate(self._size)  # less a line that a killed process left half
             file.write(line)
             file.flush()

@@ -14,6 +14,7 @@ import torch
 
 from crossalign.alignment.checkpoint import Checkpoints
 from crossalign.alignment.train import AlignmentRun
+from crossalign.evaluation.finished_parts import FinishedParts
 from crossalign.files.output import atomic_directory, write_whole
 from tests.support.command_cases import Run, assert_one_line
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
@@ -112,6 +113,16 @@ def test_a_lock_that_cannot_be_written_names_itself(
     status, _, error = align()
     assert status == 1
     assert_one_line(error, f"{tmp_path / 'out' / '.lock'}: cannot be written: No space left")
+
+
+def test_finished_parts_that_do_not_fit_name_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was said of standard output."""
+    monkeypatch.setattr("crossalign.evaluation.finished_parts.os.fsync", full)
+    parts = FinishedParts(tmp_path / "r.parts.jsonl", {}, resume=False)
+    with pytest.raises(OSError, match=f"No space left on device: '{parts.path}'"):
+        parts.add({"part": 1}, {}, [])
 
 
 def test_standard_output_on_a_full_disk_is_named(
