@@ -8,8 +8,8 @@ _EXTRAS = {
     "hub": ("datasets",),
     "liger": ("liger_kernel",),
     "train": (
-        *("accelerate", "jinja2", "matplotlib", "numpy", "peft", "tokenizers", "tqdm"),
-        *("transformers", "yaml"),
+        *("accelerate", "jinja2", "matplotlib", "numpy", "peft", "safetensors", "tokenizers"),
+        *("tqdm", "transformers", "yaml"),
     ),
     "triton": ("triton",),
 }

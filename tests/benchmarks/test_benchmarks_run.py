@@ -66,7 +66,9 @@ def test_every_preset_names_known_options_and_implementations() -> None:
     for cases in PRESETS.values():
         for case in cases():
             make_inputs(case.resized(8), CPU)
-            for name in {*case.implementations} - {COMPILED}:  # making that one starts compiling
+            for name in case.implementations:
+                if name.startswith(COMPILED):  # making it starts compiling
+                    continue
                 assert callable(implementation(name, case.symmetric))
 
 
