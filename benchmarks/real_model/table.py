@@ -123,7 +123,8 @@ def main() -> None:
     files = parser.parse_args().results
     rows = [json.loads(line) for path in files for line in read_lines(path)[1:]]
     page = with_tables(PAGE.read_text(encoding="utf-8"), table(rows), BEGIN, END)
-    page = with_tables(page, tasks_table(rows), TASKS_BEGIN, TASKS_END)
+    if any("chance" in row for row in rows):
+        page = with_tables(page, tasks_table(rows), TASKS_BEGIN, TASKS_END)
     PAGE.write_text(page, encoding="utf-8")
 
 
