@@ -25,7 +25,7 @@ from torch import Tensor
 
 from crossalign.alignment.padding import LENGTHS
 from crossalign.data.items import LabeledTokens
-from crossalign.models.attention_mask import floating_dtype, mask_dtype, prepared_mask
+from crossalign.models.attention_mask import hides_others, mask_dtype, prepared_mask
 from crossalign.models.encode import input_device
 from crossalign.models.hidden_states import eval_mode, hidden_states_at, text_config
 from crossalign.models.next_token_loss import IGNORED_LABEL
@@ -150,7 +150,4 @@ def _keeps_apart(model: Any, packing: Packing) -> bool:
             if packing.way == MASK:
                 return False
             raise
-    error, leak = (states - expected).abs().max(), (leaking - expected).abs().max()
-    # Far above the noise of the dtype, far below what a single layer's leak makes.
-    tolerance = 1e-3 if floating_dtype(model).itemsize >= 4 else 0.1
-    return bool(error <= tolerance * leak)
+    return hides_others(model, states, expected, leaking)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crossalign.models.attention_mask import floating_dtype, mask_dtype, prepared_mask
+from crossalign.models.attention_mask import hides_others, mask_dtype, prepared_mask
 from crossalign.models.encode import input_device, pad_right
 from crossalign.models.hidden_states import eval_mode, hidden_states_at, text_config
 
@@ -127,7 +127,4 @@ def can_join(model: Any) -> bool:
             states = hidden_states_at(model, -1, **inputs).float()[0, row.paths[1]]
         except (ValueError, RuntimeError, IndexError, TypeError):
             return False
-    error, leak = (states - expected).abs().max(), (leaking - expected).abs().max()
-    # Far above the noise of the dtype, far below what a single layer's leak makes.
-    tolerance = 1e-3 if floating_dtype(model).itemsize >= 4 else 0.1
-    return bool(error <= tolerance * leak)
+    return hides_others(model, states, expected, leaking)
